@@ -1,0 +1,143 @@
+"""The conditional energy-based model: log prior plus a learned log-ratio."""
+
+import warnings
+from typing import Any
+
+import torch
+from sbi.utils.sbiutils import ImproperEmpirical
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, Normal
+from torch.nn.functional import silu
+
+from sbi_jeffreys.support import location_and_scale
+
+
+class ResidualMLP(nn.Module):
+    r"""The default log-ratio network $r(\theta, x)$, zero at initialisation."""
+
+    def __init__(
+        self,
+        input_features: int,
+        condition_features: int,
+        hidden_features: int = 128,
+        num_blocks: int = 2,
+    ) -> None:
+        super().__init__()
+        self.from_input = nn.Linear(input_features, hidden_features)
+        self.from_condition = nn.Linear(condition_features, hidden_features, bias=False)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.SiLU(),
+                nn.Linear(hidden_features, hidden_features),
+                nn.SiLU(),
+                nn.Linear(hidden_features, hidden_features),
+            )
+            for _ in range(num_blocks)
+        )
+        self.head = nn.Linear(hidden_features, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, input: Tensor, condition: Tensor) -> Tensor:
+        """Return r of shape `(sample, batch)`.
+
+        Args:
+            input: Standardised parameters, shape `(sample, batch, input_features)`.
+            condition: Embedded conditions, shape `(batch, condition_features)`.
+        """
+        hidden = self.from_input(input) + self.from_condition(condition)
+        for block in self.blocks:
+            hidden = hidden + block(hidden)
+        return self.head(silu(hidden)).squeeze(-1)
+
+
+class ConditionalEnergy(nn.Module):
+    r"""$f(\theta, x) = \log p(\theta) + r(\theta, x)$, an unnormalised log posterior.
+
+    The model is $q(\theta | x) = e^{f(\theta, x)} / Z(x)$; its energy, in the sense of
+    physics, is $-f$. With p the prior, r learns the log-ratio $\log p(x | \theta) / p(x)$,
+    and $Z = 1$ where it has. The network sees $\theta$ standardised in its own space: a
+    function that is smooth there, whatever the edges of the prior.
+    """
+
+    loc: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        net: nn.Module,
+        base: Distribution,
+        theta: Tensor,
+        embedding_net: nn.Module,
+        condition_shape: torch.Size,
+    ) -> None:
+        """
+        Args:
+            net: r, called with standardised parameters, `(sample, batch, D)`, and
+                embedded conditions, `(batch, features)`; returns `(sample, batch)`.
+            base: p, with a `log_prob` that is differentiable to its argument.
+            theta: Parameters that give the standardisation, shape `(N, D)`.
+            embedding_net: Embeds conditions, `(batch, *condition_shape)`.
+            condition_shape: Shape of one x.
+        """
+        super().__init__()
+        self.net = net
+        self.base = base
+        self.embedding_net = embedding_net
+        self.input_shape = theta.shape[1:]
+        self.condition_shape = condition_shape
+        loc, scale = location_and_scale(theta)
+        self.register_buffer("loc", loc)
+        self.register_buffer("scale", scale)
+
+    def forward(self, input: Tensor, condition: Tensor) -> Tensor:
+        """Return f in nats, shape `(sample, batch)`; not a normalised log density.
+
+        Args:
+            input: Parameters, shape `(sample, batch, D)`.
+            condition: Data, shape `(batch, *condition_shape)`.
+        """
+        log_base = self.base.log_prob(input.flatten(0, -2)).reshape(input.shape[:-1])
+        standardized = (input - self.loc) / self.scale
+        return log_base + self.net(standardized, self.embedding_net(condition))
+
+
+def base_density(prior: Any, theta: Tensor) -> Distribution:
+    """Return the prior if its density can be used, else a Gaussian fitted to `theta`.
+
+    The reverse KL divergence needs the gradient of the log density at any point of the
+    support. A prior that has none (improper, empirical, or computed outside of torch)
+    is replaced; all but the first two with a warning.
+
+    Args:
+        prior: A distribution over `(D,)`, or None.
+        theta: Parameters, shape `(N, D)`.
+
+    Raises:
+        ValueError: If some of `theta` have no density under the prior.
+    """
+    if prior is None or isinstance(prior, ImproperEmpirical):
+        return _gaussian(theta)
+    points = theta.detach().clone().requires_grad_()
+    log_prob = prior.log_prob(points)
+    outside = int((~log_prob.isfinite()).sum())
+    if outside:
+        raise ValueError(
+            f"Expected parameters inside the support of the prior, but {outside} of "
+            f"{len(theta)} `theta` have the prior density zero. Pass the prior that the "
+            "simulations were drawn from."
+        )
+    flat = bool((log_prob == log_prob[0]).all())
+    if not (log_prob.requires_grad or flat):
+        warnings.warn(
+            f"The density of the prior ({type(prior).__name__}) is not differentiable "
+            "by torch; the energy starts from a Gaussian instead.",
+            stacklevel=2,
+        )
+        return _gaussian(theta)
+    return prior
+
+
+def _gaussian(theta: Tensor) -> Distribution:
+    loc, scale = location_and_scale(theta)
+    return Independent(Normal(loc, scale, validate_args=False), 1, validate_args=False)

@@ -1,0 +1,213 @@
+r"""The conditional flow $p_\phi(\theta | x)$: evaluated, and sampled differentiably."""
+
+from functools import singledispatch
+from typing import Any
+
+import torch
+from nflows.distributions import StandardNormal
+from nflows.flows import Flow
+from nflows.transforms import CompositeTransform
+from sbi.neural_nets.estimators import NFlowsFlow, ZukoFlow
+from sbi.neural_nets.estimators.base import ConditionalDensityEstimator
+from sbi.utils.sbiutils import standardizing_net
+from torch import Tensor, nn
+
+from sbi_jeffreys.support import Support
+from sbi_jeffreys.transforms import ConditionalAffine, Mixing, SplineCoupling
+
+Shape = torch.Size | tuple[int, ...]
+
+
+class ConditionalFlow(ConditionalDensityEstimator):
+    r"""A density estimator in standardised, unconstrained space, seen in $\theta$'s own.
+
+    With $u(\theta)$ the map of the support and $p_u$ the estimator,
+
+    .. math:: \log p(\theta | x) = \log p_u(u(\theta) | x) + \log |du / d\theta|,
+
+    so no sample leaves the support. Densities are in nats.
+    """
+
+    net: ConditionalDensityEstimator
+
+    def __init__(self, net: ConditionalDensityEstimator, support: Support) -> None:
+        r"""
+        Args:
+            net: Estimator of u given x, one that `rsample_and_log_prob` knows.
+            support: The map from $\theta$ to u.
+        """
+        super().__init__(net, net.input_shape, net.condition_shape)
+        self.support = support
+
+    @property
+    def embedding_net(self) -> nn.Module | None:
+        """The network that embeds (and standardises) the condition."""
+        return self.net.embedding_net
+
+    def log_prob(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
+        """Return log densities in nats, shape `(sample, batch)`.
+
+        Args:
+            input: Parameters, `(sample, batch, *input_shape)` or `(batch, ...)`.
+            condition: Data, `(batch, *condition_shape)` or `(sample, batch, ...)`.
+        """
+        u, log_det = self.support(input)
+        return self.net.log_prob(u, condition) + log_det
+
+    def loss(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
+        """Return minus the log densities, shape `(batch,)`."""
+        return -self.log_prob(input.unsqueeze(0), condition)[0]
+
+    def sample(self, sample_shape: Shape, condition: Tensor, **kwargs: Any) -> Tensor:
+        """Return samples of shape `(*sample_shape, batch, *input_shape)`."""
+        return self.sample_and_log_prob(sample_shape, condition)[0]
+
+    def sample_and_log_prob(
+        self, sample_shape: Shape, condition: Tensor, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        r"""Return samples and their log densities, differentiable to $\phi$.
+
+        Args:
+            sample_shape: Shape of the draws for each condition.
+            condition: Data, shape `(batch, *condition_shape)`.
+
+        Returns:
+            Samples, `(*sample_shape, batch, *input_shape)`, reparameterised, and log
+            densities, `(*sample_shape, batch)`, in nats.
+        """
+        num = torch.Size(sample_shape).numel()
+        u, log_prob = rsample_and_log_prob(self.net, num, condition)
+        theta, log_det = self.support.inverse(u)
+        shape = (*sample_shape, len(condition))
+        return (
+            theta.reshape(*shape, *self.input_shape),
+            (log_prob + log_det).reshape(shape),
+        )
+
+    def inverse_transform(self, input: Tensor, condition: Tensor) -> Tensor:
+        r"""Return the base noise, `(..., *input_shape)`, that is mapped to `input`."""
+        return self.net.inverse_transform(self.support(input)[0], condition)
+
+
+@singledispatch
+def rsample_and_log_prob(
+    estimator: ConditionalDensityEstimator, num: int, condition: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return `num` reparameterised draws per condition, and their log densities.
+
+    Register another estimator's type with `@rsample_and_log_prob.register` to train it.
+
+    Args:
+        estimator: A conditional density estimator.
+        num: Number S of draws for each condition.
+        condition: Data, shape `(batch, *condition_shape)`.
+
+    Returns:
+        Draws, shape `(S, batch, *input_shape)`, and log densities, `(S, batch)`, both
+        differentiable to the estimator's parameters.
+
+    Raises:
+        TypeError: If this type of estimator is not known to sample differentiably.
+    """
+    raise TypeError(
+        f"`density_estimator` builds a {type(estimator).__name__}, which can't be "
+        "sampled differentiably; the reverse KL divergence needs that. Use 'nsf', 'maf' "
+        "or another nflows or zuko flow."
+    )
+
+
+@rsample_and_log_prob.register
+def _(estimator: NFlowsFlow, num: int, condition: Tensor) -> tuple[Tensor, Tensor]:
+    flow = estimator.net
+    if not isinstance(flow._distribution, StandardNormal):
+        raise TypeError(
+            "`density_estimator` builds an nflows flow with a base distribution "
+            f"{type(flow._distribution).__name__}, as 'made' does, which can't be "
+            "sampled differentiably. Use 'nsf' or 'maf'."
+        )
+    context = flow._embedding_net(condition)
+    if not isinstance(estimator, SplineFlow):
+        context = context.repeat(num, *[1] * (context.ndim - 1))
+    features = estimator.input_shape.numel()
+    shape = (num * len(condition), features)
+    noise = torch.randn(shape, dtype=context.dtype, device=context.device)
+    u, log_det = flow._transform.inverse(noise, context=context)
+    log_prob = flow._distribution.log_prob(noise) - log_det
+    return (
+        u.reshape(num, len(condition), *estimator.input_shape),
+        log_prob.reshape(num, len(condition)),
+    )
+
+
+@rsample_and_log_prob.register
+def _(estimator: ZukoFlow, num: int, condition: Tensor) -> tuple[Tensor, Tensor]:
+    return estimator.sample_and_log_prob(torch.Size((num,)), condition)
+
+
+class SplineFlow(NFlowsFlow):
+    """A neural spline flow that embeds each condition once for all its samples."""
+
+    def log_prob(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
+        """Return log densities in nats, shape `(sample, batch)`; see `sbi`'s base."""
+        expanded, conditions, batch = self._broadcast_and_align(input, condition)
+        if condition.dim() == len(self.condition_shape) + 1:
+            conditions = conditions[0]
+        else:
+            conditions = conditions.reshape(-1, *self.condition_shape)
+        context = self.net._embedding_net(conditions)
+        rows = expanded.reshape(-1, self.input_shape.numel())
+        noise, log_det = self.net._transform(rows, context=context)
+        return (self.net._distribution.log_prob(noise) + log_det).reshape(-1, batch)
+
+
+def build_spline_flow(
+    theta: Tensor,
+    x: Tensor,
+    embedding_net: nn.Module | None = None,
+    hidden_features: int = 50,
+    num_transforms: int = 5,
+    num_bins: int = 10,
+    num_blocks: int = 2,
+    tail_bound: float = 3.0,
+) -> SplineFlow:
+    """Build the default flow, "nsf": an affine layer, then coupling spline layers.
+
+    Args:
+        theta: Standardised, unconstrained parameters, shape `(N, D)`.
+        x: Simulations, shape `(N, *condition_shape)`, from which it is standardised.
+        embedding_net: Network applied to the standardised x; none by default.
+        hidden_features: Width of each layer's network.
+        num_transforms: Number of coupling layers.
+        num_bins: Number of bins of each spline.
+        num_blocks: Residual blocks of each layer's network.
+        tail_bound: Splines act on [-tail_bound, tail_bound].
+
+    Returns:
+        The identity flow (a standard normal) at initialisation.
+    """
+    embed: nn.Module = standardizing_net(x)
+    if embedding_net is not None:
+        embed = nn.Sequential(embed, embedding_net)
+    with torch.no_grad():
+        context_features = embed(x[:2]).shape[-1]
+    features = theta.shape[-1]
+    layers: list[nn.Module] = [
+        ConditionalAffine(features, context_features, hidden_features, num_blocks)
+    ]
+    for i in range(num_transforms):
+        moved = torch.arange(features) % 2 == i % 2
+        if features == 1:
+            moved = torch.tensor([True])
+        layers += [
+            SplineCoupling(
+                moved,
+                context_features,
+                hidden_features,
+                num_blocks,
+                num_bins,
+                tail_bound,
+            ),
+            Mixing(features),
+        ]
+    flow = Flow(CompositeTransform(layers), StandardNormal((features,)), embed)
+    return SplineFlow(flow, theta[0].shape, x[0].shape)

@@ -1,0 +1,464 @@
+"""JNPE: the constrained Jeffreys method behind sbi's trainer interface."""
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import sbi.inference
+import torch
+from sbi.inference import NPE_C
+from sbi.inference.trainers._contracts import LossArgs, LossArgsNPE, TrainConfig
+from sbi.neural_nets import posterior_nn
+from sbi.neural_nets.estimators.base import ConditionalDensityEstimator
+from sbi.sbi_types import Tracker
+from sbi.utils import RestrictedPrior
+from sbi.utils.sbiutils import ImproperEmpirical, standardizing_net
+from torch import Tensor, nn
+from torch.distributions import Distribution
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from sbi_jeffreys.batches import batches_from
+from sbi_jeffreys.energy import ConditionalEnergy, ResidualMLP, base_density
+from sbi_jeffreys.flow import ConditionalFlow, build_spline_flow, rsample_and_log_prob
+from sbi_jeffreys.multipliers import FixedMultipliers, ResilientMultipliers
+from sbi_jeffreys.objective import NORMALIZERS, Normalizer
+from sbi_jeffreys.support import support_of
+from sbi_jeffreys.training import TERMS, JeffreysTraining, TrainingOptions
+
+FlowBuilder = Callable[[Tensor, Tensor], ConditionalDensityEstimator]
+EnergyBuilder = Callable[[int, int], nn.Module]
+
+LEARNING_RATE = 2e-3
+
+
+class JNPE(NPE_C):
+    r"""Jeffreys neural posterior estimation: `sbi`'s NPE, trained to resist overfitting.
+
+    Trains a conditional flow $p_\phi(\theta | x)$, which becomes the posterior, together
+    with a conditional energy-based model $q_\psi(\theta | x)$, by the constrained
+    Jeffreys objective: both fit the simulations by maximum likelihood, and the flow is
+    drawn to the energy by the reverse KL divergence on its own samples, of which there
+    is no end. Weights of the three divergences adapt as multipliers of a resilient
+    constrained problem. (Ben-Dov & Chamon, arXiv:2511.11159; Hounie, Ribeiro & Chamon,
+    arXiv:2306.02426.)
+
+    Arguments of `sbi`'s NPE come in its order and mean the same. One round of
+    simulations is amortised over x; truncated proposals (`RestrictedPrior`) work too.
+
+    Example:
+        trainer = JNPE(prior)
+        trainer.append_simulations(theta, x).train()
+        posterior = trainer.build_posterior()
+        samples = posterior.sample((1000,), x=x_o)
+    """
+
+    def __init__(
+        self,
+        prior: Distribution | None = None,
+        density_estimator: str | FlowBuilder = "nsf",
+        device: str = "cpu",
+        logging_level: int | str = "WARNING",
+        summary_writer: SummaryWriter | None = None,
+        tracker: Tracker | None = None,
+        show_progress_bars: bool = True,
+        *,
+        embedding_net: nn.Module | None = None,
+        energy_net: nn.Module | EnergyBuilder = ResidualMLP,
+        energy_embedding_net: nn.Module | None = None,
+        num_particles: int = 4,
+        normalizer: Normalizer = "generalized",
+        weighting: Literal["resilient", "fixed"] = "resilient",
+        weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
+        slack: float = 1.0,
+        relaxation_cost: float = 1.0,
+        multiplier_step_size: float = 0.02,
+        multiplier_bounds: tuple[float, float] = (0.05, 3.0),
+        energy_learning_rate: float | None = None,
+    ) -> None:
+        r"""
+        Args:
+            prior: The distribution of the parameters. Where its support is a product of
+                intervals, half lines and lines, no sample leaves it.
+            density_estimator: "nsf", the neural spline flow of this package; the name
+                of another flow of `sbi` ("maf", "zuko_nsf", ...); or a builder, called
+                with standardised, unconstrained parameters `(N, D)` and simulations
+                `(N, ...)`, that returns an nflows or zuko estimator.
+            device: Where to train, e.g. "cpu" or "cuda".
+            logging_level: As in `sbi`.
+            summary_writer: Deprecated in `sbi`; use `tracker`.
+            tracker: Receives losses, multipliers, divergences and ESS; a TensorBoard
+                tracker by default.
+            show_progress_bars: Whether to show progress while training and sampling.
+            embedding_net: Embeds x, for the flow and the energy. Where
+                `density_estimator` is a builder, give it to that instead.
+            energy_net: The log-ratio network: a builder, called with the number of
+                parameters and of embedded features of x, for example
+                `partial(ResidualMLP, hidden_features=256)`; or a module. It is called
+                with standardised parameters `(sample, batch, D)` and embedded x
+                `(batch, features)` and returns `(sample, batch)`. It should start
+                at zero.
+            energy_embedding_net: Embeds x for the energy, instead of the flow's.
+            num_particles: Draws from the flow for each x of a batch.
+            normalizer: Estimate of the energy model's normaliser: "generalized",
+                "importance" or "ranking" (see `objective.log_normalizer`).
+            weighting: "resilient" adapts the weights of the divergences; "fixed" is the
+                penalty problem.
+            weights: The three weights, for "fixed": of the flow's fit to the data, of
+                the flow's reverse KL to the energy, of the energy's fit to the data.
+            slack: $\kappa$ in nats. A divergence of zero keeps the weight `slack *
+                relaxation_cost`; one of `-slack`, memorisation, loses it.
+            relaxation_cost: $\alpha$, weight per nat of divergence.
+            multiplier_step_size: Step of the dual ascent.
+            multiplier_bounds: Least and largest multiplier.
+            energy_learning_rate: Of the energy; by default the flow's.
+
+        Raises:
+            ValueError: If an option has a value it can't have.
+        """
+        _check_options(
+            num_particles=num_particles,
+            normalizer=normalizer,
+            weighting=weighting,
+            weights=weights,
+            relaxation_cost=relaxation_cost,
+            multiplier_step_size=multiplier_step_size,
+            multiplier_bounds=multiplier_bounds,
+            energy_learning_rate=energy_learning_rate,
+        )
+        self._density_estimator = _flow_builder(density_estimator, embedding_net)
+        super().__init__(
+            prior=prior,
+            density_estimator=self._build_estimators,
+            device=device,
+            logging_level=logging_level,
+            summary_writer=summary_writer,
+            tracker=tracker,
+            show_progress_bars=show_progress_bars,
+        )
+        self._energy_net = energy_net
+        self._energy_embedding_net = energy_embedding_net
+        self._energy_learning_rate = energy_learning_rate
+        self._options = TrainingOptions(
+            num_particles=num_particles, normalizer=normalizer
+        )
+        self._weighting = weighting
+        self._weights = weights
+        self._resilience: dict[str, Any] = {
+            "slack": slack,
+            "relaxation_cost": relaxation_cost,
+            "step_size": multiplier_step_size,
+            "bounds": multiplier_bounds,
+        }
+        self._energy: ConditionalEnergy | None = None
+        self._training: JeffreysTraining | None = None
+
+    @property
+    def energy(self) -> ConditionalEnergy:
+        r"""The trained energy $f_\psi(\theta, x)$, an unnormalised log posterior.
+
+        Raises:
+            RuntimeError: Before training.
+        """
+        if self._energy is None:
+            raise RuntimeError("There is no energy yet: call `.train()` first.")
+        return self._energy
+
+    def append_simulations(
+        self,
+        theta: Tensor,
+        x: Tensor,
+        proposal: Any = None,
+        exclude_invalid_x: bool | None = None,
+        data_device: str | None = None,
+    ) -> "JNPE":
+        """Store simulations; as in `sbi`, those with NaN or infinite x are left out.
+
+        Args:
+            theta: Parameters, shape `(N, D)`, float32.
+            x: Simulations, shape `(N, ...)`, float32.
+            proposal: None, the prior, or a `RestrictedPrior` made from the prior, from
+                which `theta` were drawn.
+            exclude_invalid_x: Whether to drop simulations with NaN or infinite x (the
+                default) or to raise.
+            data_device: Where to keep the data; by default where training takes place.
+
+        Raises:
+            NotImplementedError: For another proposal: multi-round corrections of the
+                loss are not known for the Jeffreys objective.
+            ValueError: If some `theta` are not finite, or outside of the prior.
+        """
+        restricted = isinstance(proposal, RestrictedPrior)
+        if not (
+            proposal is None
+            or proposal is self._prior
+            or (restricted and proposal._prior is self._prior)
+        ):
+            raise NotImplementedError(
+                "JNPE trains on simulations from the prior, or from a `RestrictedPrior` "
+                f"made from it, but `proposal` is a {type(proposal).__name__}. To focus "
+                "on one x_o, truncate: `RestrictedPrior(prior, "
+                "get_density_thresholder(posterior), sample_with='rejection')`."
+            )
+        if isinstance(theta, Tensor):
+            self._check_parameters(theta)
+        super().append_simulations(
+            theta,
+            x,
+            proposal=proposal,
+            exclude_invalid_x=exclude_invalid_x,
+            data_device=data_device,
+        )
+        return self
+
+    def train(
+        self,
+        num_atoms: int = 10,
+        training_batch_size: int = 200,
+        learning_rate: float = LEARNING_RATE,
+        validation_fraction: float = 0.1,
+        stop_after_epochs: int = 20,
+        max_num_epochs: int = 2**31 - 1,
+        clip_max_norm: float | None = 5.0,
+        calibration_kernel: Callable[[Tensor], Tensor] | None = None,
+        resume_training: bool = False,
+        force_first_round_loss: bool = False,
+        discard_prior_samples: bool = False,
+        use_combined_loss: bool = False,
+        retrain_from_scratch: bool = False,
+        show_train_summary: bool = False,
+        dataloader_kwargs: dict[str, Any] | None = None,
+    ) -> ConditionalDensityEstimator:
+        """Train the flow and the energy, and return the flow.
+
+        The weights kept are moving averages over steps, of the epoch with the lowest
+        held-out negative log-likelihood of the flow. The learning rates halve whenever
+        that has not fallen for half of `stop_after_epochs`.
+
+        Args:
+            num_atoms: Without effect; `sbi` uses it in later rounds.
+            training_batch_size: Pairs in a batch, at most the training set.
+            learning_rate: Of Adam, for the flow (and the energy, if not set apart).
+            validation_fraction: Fraction of simulations held out.
+            stop_after_epochs: Epochs without a better held-out loss before stopping.
+            max_num_epochs: Most epochs, over all calls that resume.
+            clip_max_norm: Bound on the gradient norm of each model; None for no bound.
+            calibration_kernel: Weights of simulations, from x to `(batch,)`.
+            resume_training: Continue where the last call stopped or was interrupted:
+                the same split, optimisers, multipliers, entropy reference and random
+                numbers.
+            force_first_round_loss: Train again though trained before, for example on
+                more simulations, from the present weights.
+            discard_prior_samples: Without effect; `sbi` uses it in later rounds.
+            use_combined_loss: Without effect; `sbi` uses it in later rounds.
+            retrain_from_scratch: Whether to build new networks.
+            show_train_summary: Whether to print epochs and loss at the end.
+            dataloader_kwargs: As in `sbi`. A sampler or collation of your own delivers
+                the batches; otherwise they are sliced by index, which is faster.
+
+        Returns:
+            The flow, with all gradients None.
+
+        Raises:
+            RuntimeError: If there are no simulations.
+            ValueError: If there are too few to train and to validate on, or if the
+                network was trained before and no argument says how to go on.
+            TypeError: If `density_estimator` can't be sampled differentiably.
+            FloatingPointError: If the loss is not finite in the very first epoch.
+        """
+        self._check_split(validation_fraction)
+        return super().train(
+            num_atoms=num_atoms,
+            training_batch_size=training_batch_size,
+            learning_rate=learning_rate,
+            validation_fraction=validation_fraction,
+            stop_after_epochs=stop_after_epochs,
+            max_num_epochs=max_num_epochs,
+            clip_max_norm=clip_max_norm,
+            calibration_kernel=calibration_kernel,
+            resume_training=resume_training,
+            force_first_round_loss=force_first_round_loss,
+            discard_prior_samples=discard_prior_samples,
+            use_combined_loss=use_combined_loss,
+            retrain_from_scratch=retrain_from_scratch,
+            show_train_summary=show_train_summary,
+            dataloader_kwargs=dataloader_kwargs,
+        )
+
+    def _build_estimators(self, theta: Tensor, x: Tensor) -> ConditionalFlow:
+        """Build flow and energy from training pairs on the CPU; return the flow."""
+        prior = None if isinstance(self._prior, ImproperEmpirical) else self._prior
+        support = support_of(prior, theta)
+        net = self._density_estimator(support(theta)[0], x)
+        with torch.no_grad():
+            rsample_and_log_prob(net, 1, x[:2])
+        flow = ConditionalFlow(net, support)
+
+        embedding_net = flow.embedding_net
+        if self._energy_embedding_net is not None:
+            embedding_net = nn.Sequential(
+                standardizing_net(x), self._energy_embedding_net
+            )
+        elif embedding_net is None:
+            embedding_net = nn.Sequential(standardizing_net(x), nn.Flatten())
+        energy_net = self._energy_net
+        if not isinstance(energy_net, nn.Module):
+            with torch.no_grad():
+                features = embedding_net(x[:2]).shape[-1]
+            energy_net = energy_net(theta.shape[-1], features)
+        self._energy = ConditionalEnergy(
+            energy_net,
+            base_density(prior, theta.to(self._device)),
+            theta,
+            embedding_net,
+            x.shape[1:],
+        )
+        return flow
+
+    def _run_training_loop(
+        self,
+        train_loader: DataLoader[Any],
+        val_loader: DataLoader[Any],
+        train_config: TrainConfig,
+        loss_args: LossArgs | None = None,
+        summarization_kwargs: dict[str, Any] | None = None,
+    ) -> ConditionalDensityEstimator:
+        """Replace sbi's loop, which has one loss and one model, by `JeffreysTraining`."""
+        assert isinstance(loss_args, LossArgsNPE)
+        kernel = loss_args.calibration_kernel
+        training, validation = (
+            batches_from(loader, kernel, self._device)
+            for loader in (train_loader, val_loader)
+        )
+        if not (train_config.resume_training and self._training):
+            self._training = self._new_training(train_config)
+        state = self._training
+        first_epoch = state.epoch
+        converged = state.run(
+            training,
+            validation,
+            max_num_epochs=train_config.max_num_epochs,
+            stop_after_epochs=train_config.stop_after_epochs,
+            clip_max_norm=train_config.clip_max_norm,
+            show_progress=self._show_progress_bars,
+        )
+
+        self.epoch, self._best_val_loss = state.epoch, state.best_loss
+        if not converged:
+            warnings.warn(
+                f"Training stopped at `max_num_epochs={train_config.max_num_epochs}`, "
+                "before the held-out loss stalled. Consider increasing it.",
+                stacklevel=2,
+            )
+        self._summary["epochs_trained"].append(state.epoch)
+        self._summary["best_validation_loss"].append(state.best_loss)
+        for name, values in state.history.items():
+            self._summary.setdefault(name, []).extend(values[first_epoch:])
+        self._summarize(round_=self._round)
+        self._track(state.history, first_epoch)
+        if train_config.show_train_summary:
+            print(self._describe_round(self._round, self._summary))
+        return self._neural_net
+
+    def _new_training(self, train_config: TrainConfig) -> JeffreysTraining:
+        flow, energy = self._neural_net.to(self._device), self.energy.to(self._device)
+        multipliers: ResilientMultipliers | FixedMultipliers
+        if self._weighting == "resilient":
+            multipliers = ResilientMultipliers(**self._resilience, device=self._device)
+        else:
+            multipliers = FixedMultipliers(self._weights, device=self._device)
+        learning_rate = train_config.learning_rate
+        return JeffreysTraining(
+            flow,
+            energy,
+            multipliers,
+            self._options,
+            learning_rate=learning_rate,
+            energy_learning_rate=self._energy_learning_rate or learning_rate,
+            patience=train_config.stop_after_epochs // 2,
+        )
+
+    def _track(self, history: dict[str, list[Any]], first_epoch: int) -> None:
+        """Log, epoch by epoch, what sbi's `_summarize` does not know of."""
+        for name, values in history.items():
+            if name in ("training_loss", "validation_loss", "epoch_durations_sec"):
+                continue
+            for epoch, value in enumerate(values[first_epoch:], first_epoch):
+                if isinstance(value, list):
+                    for term, part in zip(TERMS, value, strict=True):
+                        self._tracker.log_metric(f"{name}/{term}", part, step=epoch)
+                else:
+                    self._tracker.log_metric(name, value, step=epoch)
+        self._tracker.flush()
+
+    def _check_parameters(self, theta: Tensor) -> None:
+        if not theta.isfinite().all():
+            bad = int((~theta.isfinite().flatten(1).all(-1)).sum())
+            raise ValueError(
+                f"Expected finite `theta`, but {bad} of {len(theta)} have NaN or "
+                "infinite entries."
+            )
+
+    def _check_split(self, validation_fraction: float) -> None:
+        num = sum(map(len, self._theta_roundwise))
+        training = int((1 - validation_fraction) * num)
+        if num and not 0 < training < num:
+            raise ValueError(
+                f"Expected simulations enough to train and to validate on, but {num} with "
+                f"`validation_fraction={validation_fraction}` leave {training} and "
+                f"{num - training}."
+            )
+
+
+def register() -> None:
+    """Make `sbi.inference.infer(..., method="jnpe")` find `JNPE`."""
+    sbi.inference.JNPE = JNPE
+
+
+_NOT_REPARAMETERISED = ("mdn", "made", "mdn_snpe_a", "tabpfn")
+
+
+def _flow_builder(
+    density_estimator: str | FlowBuilder, embedding_net: nn.Module | None
+) -> FlowBuilder:
+    if not isinstance(density_estimator, str):
+        if embedding_net is not None:
+            raise ValueError(
+                "Expected `embedding_net` only with a named `density_estimator`; give "
+                "it to the builder instead."
+            )
+        return density_estimator
+    if density_estimator == "nsf":
+        return partial(build_spline_flow, embedding_net=embedding_net)
+    if density_estimator in _NOT_REPARAMETERISED:
+        raise ValueError(
+            "Expected `density_estimator` to be 'nsf', 'maf' or another flow, which can "
+            f"be sampled differentiably, got {density_estimator!r}."
+        )
+    return posterior_nn(density_estimator, embedding_net=embedding_net or nn.Identity())
+
+
+def _check_options(**options: Any) -> None:
+    """Raise a ValueError that names the first option outside of its range."""
+    low, high = options["multiplier_bounds"]
+    rate = options["energy_learning_rate"]
+    expectations = {
+        "num_particles": (options["num_particles"] >= 1, "at least 1"),
+        "normalizer": (options["normalizer"] in NORMALIZERS, f"one of {NORMALIZERS}"),
+        "weighting": (
+            options["weighting"] in ("resilient", "fixed"),
+            "'resilient' or 'fixed'",
+        ),
+        "weights": (
+            len(options["weights"]) == 3 and min(options["weights"]) >= 0,
+            "three non-negative numbers",
+        ),
+        "relaxation_cost": (options["relaxation_cost"] > 0, "positive"),
+        "multiplier_step_size": (options["multiplier_step_size"] > 0, "positive"),
+        "multiplier_bounds": (0 <= low < high, "an interval of non-negative numbers"),
+        "energy_learning_rate": (rate is None or rate > 0, "positive"),
+    }
+    for name, (fine, expected) in expectations.items():
+        if not fine:
+            raise ValueError(f"Expected `{name}` to be {expected}, got {options[name]}.")

@@ -1,0 +1,89 @@
+r"""Weights of the three divergences: fixed, or multipliers of a resilient problem.
+
+    min over φ, ψ, ε of h(ε)   subject to   D_i(φ, ψ) ≤ ε_i ,   i = 1, 2, 3
+
+with $h(\epsilon) = \frac\alpha2 \sum_i (\epsilon_i + \kappa)^2$. Descent on the
+Lagrangian $h(\epsilon) + \sum_i \lambda_i (D_i - \epsilon_i)$ weighs each divergence by
+its multiplier; the relaxation that minimises it is $\epsilon_i = \lambda_i / \alpha -
+\kappa$. (Hounie, Ribeiro & Chamon, arXiv:2306.02426.)
+"""
+
+import torch
+from torch import Tensor
+
+
+class ResilientMultipliers:
+    r"""Projected dual ascent, $\lambda \leftarrow [\lambda + \eta (D - \epsilon)]$.
+
+    At rest $\lambda_i = \alpha (D_i + \kappa)$: whatever fits worst gets the attention,
+    a divergence of zero keeps the weight $\alpha\kappa$, and one of $-\kappa$ nats
+    loses it. The upper bound makes h Lipschitz (Huber's function).
+    """
+
+    def __init__(
+        self,
+        slack: float = 1.0,
+        relaxation_cost: float = 1.0,
+        step_size: float = 0.02,
+        bounds: tuple[float, float] = (0.05, 3.0),
+        device: torch.device | str = "cpu",
+    ) -> None:
+        r"""
+        Args:
+            slack: $\kappa$, in nats.
+            relaxation_cost: $\alpha$, in 1/nats.
+            step_size: $\eta$.
+            bounds: Least and largest value of a multiplier.
+        """
+        self.slack = slack
+        self.relaxation_cost = relaxation_cost
+        self.step_size = step_size
+        self.bounds = bounds
+        self.values = torch.ones(3, device=device).clamp(*bounds)
+
+    @property
+    def relaxation(self) -> Tensor:
+        r"""$\epsilon = (\nabla h)^{-1}(\lambda)$, in nats, shape `(3,)`."""
+        return self.values / self.relaxation_cost - self.slack
+
+    def update(self, divergences: Tensor) -> None:
+        """Ascend by one step, given D1, D2 and D3 in nats, shape `(3,)`."""
+        violation = divergences.detach() - self.relaxation
+        self.values = (self.values + self.step_size * violation).clamp(*self.bounds)
+
+
+class FixedMultipliers:
+    """The penalty problem: three weights that stay as they are."""
+
+    def __init__(
+        self, values: tuple[float, float, float], device: torch.device | str = "cpu"
+    ) -> None:
+        self.values = torch.tensor(values, device=device)
+
+    def update(self, divergences: Tensor) -> None:
+        """Do nothing."""
+
+
+class EntropyReference:
+    r"""Stands in for the unknown expected entropy H of the posterior.
+
+    The lowest held-out negative log-likelihood of the flow seen so far. D1 is then below
+    zero exactly when the flow fits its training set better than any model yet has
+    fitted unseen pairs, that is, when it memorises.
+    """
+
+    def __init__(self) -> None:
+        self.value = float("inf")
+
+    @property
+    def known(self) -> bool:
+        """Whether a held-out value was seen."""
+        return self.value < float("inf")
+
+    def update(self, held_out_nll: float) -> None:
+        """Take in a held-out negative log-likelihood, in nats."""
+        self.value = min(self.value, held_out_nll)
+
+    def subtract(self, divergences: Tensor) -> Tensor:
+        """Return D1 − H, D2 and D3 − H, shape `(3,)`."""
+        return divergences - self.value * divergences.new_tensor([1.0, 0.0, 1.0])

@@ -1,0 +1,231 @@
+"""The map between a prior's support and standardised, unconstrained space."""
+
+import warnings
+from math import expm1, inf, log, sqrt
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.nn.functional import logsigmoid, softplus
+
+SOFTNESS = 0.3
+"""Width of an interval's rounded edges, in standard deviations of a uniform."""
+
+_WIDTH = 2 * sqrt(3)  # of an interval whose uniform distribution has unit variance
+
+
+class Support(nn.Module):
+    r"""Bijection between $\prod_d (low_d, high_d)$ and standardised $R^D$.
+
+    Each parameter is mapped by itself, according to which of its bounds are finite:
+
+    - none: $v = \theta$;
+    - one: $v = \log(\theta - low)$, or $v = -\log(high - \theta)$;
+    - both: with $t = (\theta - low) / (high - low)$, $W = 2\sqrt{3}$, softness $s$,
+
+      .. math:: v = W (t - 1/2)
+          + s [\log(1 - e^{-Wt/s}) - \log(1 - e^{-W(1-t)/s})],
+
+      the identity inside and logistic at the edges. A hard clip as $s \to 0$, the logit
+      as $s \to \infty$.
+
+    Then $u = (v - loc) / scale$. Jacobians are evaluated from the side a point comes
+    from, so a draw that rounds onto a bound keeps a finite density.
+    """
+
+    low: Tensor
+    high: Tensor
+    loc: Tensor
+    scale: Tensor
+    _interval: Tensor
+    _above: Tensor
+    _below: Tensor
+    _low: Tensor
+    _high: Tensor
+    _span: Tensor
+
+    def __init__(self, low: Tensor, high: Tensor, softness: float = SOFTNESS) -> None:
+        """
+        Args:
+            low: Lower bounds, shape `(D,)`; minus infinity where there is none.
+            high: Upper bounds, shape `(D,)`; infinity where there is none.
+            softness: $s$ above, positive.
+
+        Raises:
+            ValueError: If the bounds do not describe D non-empty intervals.
+        """
+        super().__init__()
+        if low.ndim != 1 or low.shape != high.shape or not bool((low < high).all()):
+            raise ValueError(
+                "Expected `low` and `high` of one shape (D,) with low < high, "
+                f"got low={low.tolist()} and high={high.tolist()}."
+            )
+        has_low, has_high = low.isfinite(), high.isfinite()
+        self.softness = softness
+        self.register_buffer("low", low)
+        self.register_buffer("high", high)
+        self.register_buffer("loc", torch.zeros_like(low))
+        self.register_buffer("scale", torch.ones_like(low))
+        # Finite stand-ins for infinite bounds, lest unused branches yield NaN gradients.
+        self.register_buffer("_interval", has_low & has_high)
+        self.register_buffer("_above", has_low & ~has_high)
+        self.register_buffer("_below", ~has_low & has_high)
+        self.register_buffer("_low", torch.where(has_low, low, 0.0))
+        self.register_buffer("_high", torch.where(has_high, high, 0.0))
+        self.register_buffer("_span", torch.where(self._interval, high - low, 1.0))
+        self._has_interval = bool(self._interval.any())
+        self._has_half_line = bool((self._above | self._below).any())
+
+    def standardize(self, theta: Tensor) -> "Support":
+        """Set `loc` and `scale` so that `theta`, shape `(N, D)`, has unit variance.
+
+        A parameter that does not vary keeps the scale 1.
+        """
+        self.loc.zero_()
+        self.scale.fill_(1.0)
+        v, _ = self.forward(theta)
+        loc, scale = location_and_scale(v)
+        self.loc.copy_(loc)
+        self.scale.copy_(scale)
+        return self
+
+    def forward(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Return $u$, shape `(..., D)`, and $\log|du/d\theta|$ summed over D, `(...)`.
+
+        Points on a bound or outside are moved just inside.
+        """
+        v, log_det = theta, torch.zeros_like(theta)
+        if self._has_interval:
+            t = (theta - self._low) / self._span
+            eps = torch.finfo(theta.dtype).eps
+            t = torch.where(self._interval, t, 0.5).clamp(eps, 1 - eps)
+            inner = _WIDTH * (t - 0.5) + self.softness * (
+                self._log_edge(t) - self._log_edge(1 - t)
+            )
+            v = torch.where(self._interval, inner, v)
+            log_det = torch.where(self._interval, self._log_slope(inner), log_det)
+        if self._has_half_line:
+            tiny = torch.finfo(theta.dtype).tiny
+            up = torch.where(self._above, theta - self._low, 1.0).clamp(min=tiny).log()
+            down = torch.where(self._below, self._high - theta, 1.0)
+            down = down.clamp(min=tiny).log()
+            v = torch.where(self._above, up, torch.where(self._below, -down, v))
+            log_det = log_det - up - down
+        u = (v - self.loc) / self.scale
+        return u, (log_det - self.scale.log()).sum(-1)
+
+    def inverse(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Return $\theta$, shape `(..., D)`, and $\log|du/d\theta|$ summed over D.
+
+        Every $\theta$ lies strictly inside the bounds.
+        """
+        v = u * self.scale + self.loc
+        theta, log_det = v, torch.zeros_like(v)
+        if self._has_interval:
+            p = (v + _WIDTH / 2) / self.softness
+            q = (v - _WIDTH / 2) / self.softness
+            t = self.softness / _WIDTH * (softplus(p) - softplus(q))
+            theta = torch.where(self._interval, self._low + t * self._span, theta)
+            log_det = torch.where(self._interval, self._log_slope(v), log_det)
+        if self._has_half_line:
+            up = torch.where(self._above, v, 0.0)
+            down = torch.where(self._below, -v, 0.0)
+            theta = torch.where(self._above, self._low + up.exp(), theta)
+            theta = torch.where(self._below, self._high - down.exp(), theta)
+            log_det = log_det - up - down
+        if self._has_interval or self._has_half_line:
+            theta = self._clamp(theta)
+        return theta, (log_det - self.scale.log()).sum(-1)
+
+    def _log_edge(self, t: Tensor) -> Tensor:
+        r"""$\log(1 - e^{-Wt/s})$."""
+        return torch.log(-torch.expm1(-_WIDTH / self.softness * t))
+
+    def _log_slope(self, v: Tensor) -> Tensor:
+        r"""$\log|dv/d\theta|$ on an interval, for which
+        $dt/dv = [\sigma((v + W/2)/s) - \sigma((v - W/2)/s)] / W$.
+        """
+        s = self.softness
+        constant = log(_WIDTH) - log(-expm1(-_WIDTH / s))
+        return (
+            constant
+            - logsigmoid((v + _WIDTH / 2) / s)
+            - logsigmoid((_WIDTH / 2 - v) / s)
+            - self._span.log()
+        )
+
+    def _clamp(self, theta: Tensor) -> Tensor:
+        tiny = torch.finfo(theta.dtype).tiny
+        low = torch.maximum(torch.nextafter(self.low, self.high), self.low + tiny)
+        high = torch.minimum(torch.nextafter(self.high, self.low), self.high - tiny)
+        return theta.clamp(low, high)
+
+
+def location_and_scale(theta: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of `theta`, `(N, D)`, both of shape `(D,)`.
+
+    A parameter that does not vary gets the scale 1.
+    """
+    if len(theta) < 2:
+        return theta.mean(0), torch.ones_like(theta[0])
+    loc, scale = theta.mean(0), theta.std(0)
+    return loc, torch.where(scale > 1e-7 * (1 + theta.abs().amax(0)), scale, 1.0)
+
+
+def support_of(prior: Any, theta: Tensor) -> Support:
+    r"""Return the map for the prior's support, standardised by `theta`.
+
+    Args:
+        prior: A distribution over `(D,)`, or None.
+        theta: Parameters from which scales are taken, shape `(N, D)`.
+
+    Returns:
+        The bijection. Where the prior's support is not a product of intervals, half
+        lines and lines, or is not known, one that only standardises: samples can then
+        leave the support, as they can in `sbi`, which rejects them. A warning says so,
+        except where there is no prior to ask.
+    """
+    dim = theta.shape[-1]
+    unbounded = torch.full((dim,), -inf), torch.full((dim,), inf)
+    bounds: tuple[Tensor, Tensor] | None = unbounded
+    if prior is not None:
+        try:
+            bounds = _bounds(prior.support, dim)
+        except (AttributeError, NotImplementedError):
+            bounds = None
+    if bounds is None:
+        warnings.warn(
+            f"The support of the prior ({type(prior).__name__}) is not a product of "
+            "intervals, so parameters are only standardised. Samples outside of the "
+            "prior are rejected, as in sbi's NPE.",
+            stacklevel=2,
+        )
+        bounds = unbounded
+    low, high = (bound.to(theta) for bound in bounds)
+    return Support(low, high).to(theta.device).standardize(theta)
+
+
+def _bounds(constraint: Any, dim: int) -> tuple[Tensor, Tensor] | None:
+    """Return the D lower and upper bounds that a support consists of, or None."""
+    if constraint.is_discrete:
+        return None
+    if isinstance(constraint, constraints.independent):
+        return _bounds(constraint.base_constraint, dim)
+    if isinstance(constraint, constraints.cat):
+        lows, highs = [], []
+        for part, length in zip(constraint.cseq, constraint.lengths, strict=True):
+            bounds = _bounds(part, length)
+            if bounds is None:
+                return None
+            lows.append(bounds[0])
+            highs.append(bounds[1])
+        return torch.cat(lows), torch.cat(highs)
+    sides = [getattr(constraint, f"{side}_bound", None) for side in ("lower", "upper")]
+    if sides == [None, None] and not isinstance(constraint, type(constraints.real)):
+        return None
+    low, high = (
+        torch.as_tensor(default if bound is None else bound).reshape(-1).expand(dim)
+        for bound, default in zip(sides, (-inf, inf), strict=True)
+    )
+    return low, high

@@ -1,0 +1,220 @@
+"""The layers of the default flow, as `nflows` transforms.
+
+Points come as rows, shape `(S·B, D)`, the S draws of one condition being B rows apart,
+with the context of the B conditions, `(B, C)`: what depends on the context alone is
+computed once for all S draws.
+"""
+
+import torch
+from nflows.transforms import Transform
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from sbi_jeffreys.spline import rational_quadratic_spline
+
+
+class ContextNet(nn.Module):
+    """Residual network from some of a row's parameters and its context to features."""
+
+    def __init__(
+        self,
+        input_features: int,
+        context_features: int,
+        hidden_features: int,
+        num_blocks: int,
+    ) -> None:
+        super().__init__()
+        self.from_input = (
+            nn.Linear(input_features, hidden_features, bias=False)
+            if input_features
+            else None
+        )
+        self.from_context = nn.Linear(context_features, hidden_features)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.SiLU(),
+                nn.Linear(hidden_features, hidden_features),
+                nn.SiLU(),
+                nn.Linear(hidden_features, hidden_features),
+            )
+            for _ in range(num_blocks)
+        )
+
+    def forward(self, inputs: Tensor, context: Tensor) -> Tensor:
+        """Return features of shape `(S·B, hidden)`; `(B, hidden)` without inputs."""
+        hidden = self.from_context(context)
+        if self.from_input is not None:
+            hidden = per_row(hidden, inputs) + self.from_input(inputs)
+        for block in self.blocks:
+            hidden = hidden + block(hidden)
+        return silu(hidden)
+
+
+def per_row(context: Tensor, rows: Tensor) -> Tensor:
+    """Repeat what belongs to B conditions, shape `(B, ...)`, for S·B rows."""
+    times = len(rows) // len(context)
+    return context if times == 1 else context.repeat(times, *[1] * (context.ndim - 1))
+
+
+def _zero(linear: nn.Linear) -> nn.Linear:
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+class SplineCoupling(Transform):
+    """Splines on some parameters, with knots that depend on the others and the context.
+
+    Durkan et al. 2019, arXiv:1906.04032. Where every parameter is moved, knots depend
+    on the context alone. The identity at initialisation.
+    """
+
+    moved: Tensor
+    kept: Tensor
+    order: Tensor
+
+    def __init__(
+        self,
+        moved: Tensor,
+        context_features: int,
+        hidden_features: int,
+        num_blocks: int,
+        num_bins: int,
+        tail_bound: float,
+    ) -> None:
+        """
+        Args:
+            moved: Which of the D parameters are transformed, bool, shape `(D,)`.
+        """
+        super().__init__()
+        self.num_bins, self.tail_bound = num_bins, tail_bound
+        self.num_moved = int(moved.sum())
+        self.register_buffer("moved", moved.nonzero().squeeze(-1))
+        self.register_buffer("kept", (~moved).nonzero().squeeze(-1))
+        self.register_buffer("order", torch.cat([self.kept, self.moved]).argsort())
+        self.net = ContextNet(
+            len(self.kept), context_features, hidden_features, num_blocks
+        )
+        self.to_knots = _zero(
+            nn.Linear(hidden_features, (3 * num_bins - 1) * self.num_moved)
+        )
+
+    def forward(self, inputs: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Map parameters towards noise; return the rows and log determinants."""
+        return self._couple(inputs, context, inverse=False)
+
+    def inverse(self, inputs: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Map noise towards parameters; return the rows and log determinants."""
+        return self._couple(inputs, context, inverse=True)
+
+    def _couple(
+        self, inputs: Tensor, context: Tensor, inverse: bool
+    ) -> tuple[Tensor, Tensor]:
+        kept = inputs.index_select(-1, self.kept)
+        moved = inputs.index_select(-1, self.moved)
+        features = per_row(self.net(kept, context), inputs)
+        # Transposed, for the spline wants bins first.
+        linear = self.to_knots
+        knots = torch.addmm(linear.bias.unsqueeze(-1), linear.weight, features.T)
+        bins = self.num_bins
+        widths, heights, slopes = knots.view(3 * bins - 1, self.num_moved, -1).split(
+            (bins, bins, bins - 1)
+        )
+        moved, log_slope = rational_quadratic_spline(
+            moved.T, widths, heights, slopes, self.tail_bound, inverse
+        )
+        outputs = torch.cat([kept, moved.T], -1).index_select(-1, self.order)
+        return outputs, log_slope.sum(0)
+
+
+class ConditionalAffine(Transform):
+    r"""$z = e^{-s(x)} \odot L(x) (u - m(x))$, with L unit lower triangular.
+
+    A posterior that is Gaussian, with mean, scales and correlations that depend on x,
+    needs no other layer. Each of m, s and L is a linear function of the context plus a
+    residual network. The identity at initialisation.
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(
+        self,
+        features: int,
+        context_features: int,
+        hidden_features: int,
+        num_blocks: int,
+    ) -> None:
+        super().__init__()
+        self.features = features
+        rows, columns = torch.tril_indices(features, features, -1)
+        self.register_buffer("rows", rows)
+        self.register_buffer("columns", columns)
+        outputs = 2 * features + len(rows)
+        self.net = ContextNet(0, context_features, hidden_features, num_blocks)
+        self.linear = _zero(nn.Linear(context_features, outputs))
+        self.residual = _zero(nn.Linear(hidden_features, outputs))
+
+    def forward(self, inputs: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Map parameters towards noise; return the rows and log determinants."""
+        shift, log_scale, mixing = self._shift_scale_mixing(context)
+        centred = inputs.view(-1, *shift.shape) - shift
+        mixed = torch.einsum("bij,sbj->sbi", mixing, centred)
+        outputs = mixed * torch.exp(-log_scale)
+        return outputs.reshape(inputs.shape), per_row(-log_scale.sum(-1), inputs)
+
+    def inverse(self, inputs: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Map noise towards parameters; return the rows and log determinants."""
+        shift, log_scale, mixing = self._shift_scale_mixing(context)
+        mixed = inputs.view(-1, *shift.shape) * log_scale.exp()
+        centred = torch.linalg.solve_triangular(
+            mixing, mixed.permute(1, 2, 0), upper=False, unitriangular=True
+        ).permute(2, 0, 1)
+        return (centred + shift).reshape(inputs.shape), per_row(log_scale.sum(-1), inputs)
+
+    def _shift_scale_mixing(self, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        nothing = context.new_empty(len(context), 0)
+        parameters = self.linear(context) + self.residual(self.net(nothing, context))
+        shift, log_scale, below = parameters.split(
+            (self.features, self.features, len(self.rows)), -1
+        )
+        eye = torch.eye(self.features, dtype=below.dtype, device=below.device)
+        mixing = eye.repeat(len(below), 1, 1)
+        mixing[:, self.rows, self.columns] = below
+        return shift, log_scale, mixing
+
+
+class Mixing(Transform):
+    r"""$z = L U u + b$ with learnt triangular factors; the identity at initialisation.
+
+    L is unit lower triangular and U upper triangular with the diagonal $e^{d}$.
+    """
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.factors = nn.Parameter(torch.zeros(features, features))
+        self.bias = nn.Parameter(torch.zeros(features))
+
+    def forward(
+        self, inputs: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Map parameters towards noise; return the rows and log determinants."""
+        lower, upper = self._lower_upper()
+        outputs = inputs @ (lower @ upper).T + self.bias
+        return outputs, self.factors.diagonal().sum().expand(len(inputs))
+
+    def inverse(
+        self, inputs: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Map noise towards parameters; return the rows and log determinants."""
+        lower, upper = self._lower_upper()
+        outputs = torch.linalg.solve_triangular(
+            lower, (inputs - self.bias).T, upper=False, unitriangular=True
+        )
+        outputs = torch.linalg.solve_triangular(upper, outputs, upper=True).T
+        return outputs, -self.factors.diagonal().sum().expand(len(inputs))
+
+    def _lower_upper(self) -> tuple[Tensor, Tensor]:
+        eye = torch.eye(len(self.bias), dtype=self.bias.dtype, device=self.bias.device)
+        diagonal = torch.diag(self.factors.diagonal().exp())
+        return self.factors.tril(-1) + eye, self.factors.triu(1) + diagonal
