@@ -1,6 +1,6 @@
 """Constrained Jeffreys posterior estimation for the `sbi` toolkit."""
 
-from sbi_jeffreys.energy import ConditionalEnergy, ResidualMLP
+from sbi_jeffreys.energy import ConditionalEnergy, LogRatioNet
 from sbi_jeffreys.flow import ConditionalFlow, build_spline_flow, rsample_and_log_prob
 from sbi_jeffreys.inference import JNPE, register
 
@@ -8,7 +8,7 @@ __all__ = [
     "JNPE",
     "ConditionalEnergy",
     "ConditionalFlow",
-    "ResidualMLP",
+    "LogRatioNet",
     "build_spline_flow",
     "register",
     "rsample_and_log_prob",

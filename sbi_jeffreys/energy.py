@@ -12,17 +12,32 @@ from torch.nn.functional import silu
 from sbi_jeffreys.support import location_and_scale
 
 
-class ResidualMLP(nn.Module):
-    r"""The default log-ratio network $r(\theta, x)$, zero at initialisation."""
+class LogRatioNet(nn.Module):
+    r"""The default log-ratio network, zero at initialisation.
+
+    .. math:: r(\theta, x) = \theta^T (A x + a) + \theta^T B \theta + m(\theta, x)
+
+    with a residual MLP m. The first terms are all there is, up to a function of
+    $\theta$, where the likelihood is an exponential family with statistics x.
+    """
 
     def __init__(
         self,
         input_features: int,
         condition_features: int,
         hidden_features: int = 128,
-        num_blocks: int = 2,
+        num_blocks: int = 1,
     ) -> None:
+        """
+        Args:
+            input_features: Number of parameters.
+            condition_features: Number of (embedded) features of x.
+            hidden_features: Width of the MLP.
+            num_blocks: Number of residual blocks, of two layers each.
+        """
         super().__init__()
+        self.linear = _zero(nn.Linear(condition_features, input_features))
+        self.quadratic = _zero(nn.Linear(input_features, input_features, bias=False))
         self.from_input = nn.Linear(input_features, hidden_features)
         self.from_condition = nn.Linear(condition_features, hidden_features, bias=False)
         self.blocks = nn.ModuleList(
@@ -34,12 +49,10 @@ class ResidualMLP(nn.Module):
             )
             for _ in range(num_blocks)
         )
-        self.head = nn.Linear(hidden_features, 1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.head = _zero(nn.Linear(hidden_features, 1))
 
     def forward(self, input: Tensor, condition: Tensor) -> Tensor:
-        """Return r of shape `(sample, batch)`.
+        """Return r in nats, shape `(sample, batch)`.
 
         Args:
             input: Standardised parameters, shape `(sample, batch, input_features)`.
@@ -48,7 +61,14 @@ class ResidualMLP(nn.Module):
         hidden = self.from_input(input) + self.from_condition(condition)
         for block in self.blocks:
             hidden = hidden + block(hidden)
-        return self.head(silu(hidden)).squeeze(-1)
+        natural = self.linear(condition) + self.quadratic(input)
+        return (input * natural).sum(-1) + self.head(silu(hidden)).squeeze(-1)
+
+
+def _zero(linear: nn.Linear) -> nn.Linear:
+    for parameter in linear.parameters():
+        nn.init.zeros_(parameter)
+    return linear
 
 
 class ConditionalEnergy(nn.Module):

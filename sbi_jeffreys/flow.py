@@ -85,8 +85,23 @@ class ConditionalFlow(ConditionalDensityEstimator):
         )
 
     def inverse_transform(self, input: Tensor, condition: Tensor) -> Tensor:
-        r"""Return the base noise, `(..., *input_shape)`, that is mapped to `input`."""
-        return self.net.inverse_transform(self.support(input)[0], condition)
+        r"""Return the base noise, `(..., *input_shape)`, that is mapped to `input`.
+
+        Args:
+            input: Parameters, shape `(*batch, *input_shape)`.
+            condition: Data, shape `(*batch, *condition_shape)`; batches are broadcast.
+        """
+        u, _ = self.support(input)
+        if not isinstance(self.net, NFlowsFlow):
+            return self.net.inverse_transform(u, condition)
+        # sbi 0.27 hands nflows the condition as it is, without embedding it.
+        num_axes = len(self.condition_shape)
+        batch = torch.broadcast_shapes(u.shape[:-1], condition.shape[:-num_axes])
+        rows = u.expand(*batch, -1).reshape(-1, u.shape[-1])
+        conditions = condition.expand(*batch, *self.condition_shape)
+        context = self.embedding_net(conditions.reshape(-1, *self.condition_shape))
+        noise, _ = self.net.net._transform(rows, context=context)
+        return noise.reshape(*batch, -1)
 
 
 @singledispatch

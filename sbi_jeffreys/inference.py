@@ -20,12 +20,12 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from sbi_jeffreys.batches import batches_from
-from sbi_jeffreys.energy import ConditionalEnergy, ResidualMLP, base_density
+from sbi_jeffreys.energy import ConditionalEnergy, LogRatioNet, base_density
 from sbi_jeffreys.flow import ConditionalFlow, build_spline_flow, rsample_and_log_prob
 from sbi_jeffreys.multipliers import FixedMultipliers, ResilientMultipliers
 from sbi_jeffreys.objective import NORMALIZERS, Normalizer
 from sbi_jeffreys.support import support_of
-from sbi_jeffreys.training import TERMS, JeffreysTraining, TrainingOptions
+from sbi_jeffreys.training import TERMS, JeffreysTraining, ModelPair, TrainingOptions
 
 FlowBuilder = Callable[[Tensor, Tensor], ConditionalDensityEstimator]
 EnergyBuilder = Callable[[int, int], nn.Module]
@@ -65,7 +65,7 @@ class JNPE(NPE_C):
         show_progress_bars: bool = True,
         *,
         embedding_net: nn.Module | None = None,
-        energy_net: nn.Module | EnergyBuilder = ResidualMLP,
+        energy_net: nn.Module | EnergyBuilder = LogRatioNet,
         energy_embedding_net: nn.Module | None = None,
         num_particles: int = 4,
         normalizer: Normalizer = "generalized",
@@ -95,7 +95,7 @@ class JNPE(NPE_C):
                 `density_estimator` is a builder, give it to that instead.
             energy_net: The log-ratio network: a builder, called with the number of
                 parameters and of embedded features of x, for example
-                `partial(ResidualMLP, hidden_features=256)`; or a module. It is called
+                `partial(LogRatioNet, hidden_features=256)`; or a module. It is called
                 with standardised parameters `(sample, batch, D)` and embedded x
                 `(batch, features)` and returns `(sample, batch)`. It should start
                 at zero.
@@ -112,7 +112,7 @@ class JNPE(NPE_C):
             relaxation_cost: $\alpha$, weight per nat of divergence.
             multiplier_step_size: Step of the dual ascent.
             multiplier_bounds: Least and largest multiplier.
-            energy_learning_rate: Of the energy; by default the flow's.
+            energy_learning_rate: Of the energy; by default twice the flow's.
 
         Raises:
             ValueError: If an option has a value it can't have.
@@ -164,6 +164,17 @@ class JNPE(NPE_C):
         if self._energy is None:
             raise RuntimeError("There is no energy yet: call `.train()` first.")
         return self._energy
+
+    @property
+    def latest(self) -> ModelPair:
+        """Flow and energy as averaged up to the last epoch, whether the best or not.
+
+        Raises:
+            RuntimeError: Before training.
+        """
+        if self._training is None:
+            raise RuntimeError("There are no models yet: call `.train()` first.")
+        return self._training.latest
 
     def append_simulations(
         self,
@@ -239,7 +250,7 @@ class JNPE(NPE_C):
         Args:
             num_atoms: Without effect; `sbi` uses it in later rounds.
             training_batch_size: Pairs in a batch, at most the training set.
-            learning_rate: Of Adam, for the flow (and the energy, if not set apart).
+            learning_rate: Of Adam, for the flow; the energy's is twice that, unless set.
             validation_fraction: Fraction of simulations held out.
             stop_after_epochs: Epochs without a better held-out loss before stopping.
             max_num_epochs: Most epochs, over all calls that resume.
@@ -375,7 +386,7 @@ class JNPE(NPE_C):
             multipliers,
             self._options,
             learning_rate=learning_rate,
-            energy_learning_rate=self._energy_learning_rate or learning_rate,
+            energy_learning_rate=self._energy_learning_rate or 2 * learning_rate,
             patience=train_config.stop_after_epochs // 2,
         )
 

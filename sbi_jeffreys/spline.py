@@ -11,7 +11,7 @@ MIN_BIN = 1e-3
 MIN_SLOPE = 1e-3
 """Least derivative at a knot."""
 
-_UNIT_SLOPE = log(expm1(1 - MIN_SLOPE))  # softplus^-1: the slope 1 of the linear tails
+_UNIT_SLOPE = log(expm1(1 - MIN_SLOPE))  # softplus gives this the slope 1
 
 
 def rational_quadratic_spline(
@@ -37,7 +37,8 @@ def rational_quadratic_spline(
         inputs: Points, shape `(...)`.
         widths: Unnormalised bin widths, shape `(bins, ...)`.
         heights: Unnormalised bin heights, shape `(bins, ...)`.
-        slopes: Unnormalised slopes at the inner knots, shape `(bins - 1, ...)`.
+        slopes: Unnormalised slopes at the inner knots, shape `(bins - 1, ...)`; where
+            these, widths and heights are zero, the spline is the identity.
         tail_bound: Half the length of the interval, positive.
         inverse: Whether to evaluate the inverse of the spline.
 
@@ -49,7 +50,7 @@ def rational_quadratic_spline(
 
     x_knots, widths = _knots(widths, tail_bound)
     y_knots, heights = _knots(heights, tail_bound)
-    slopes = MIN_SLOPE + softplus(_pad_first(slopes, 1, 1, _UNIT_SLOPE))
+    slopes = MIN_SLOPE + softplus(_pad_first(slopes, 1, 1, 0.0) + _UNIT_SLOPE)
 
     inner_knots = (y_knots if inverse else x_knots)[1:-1]
     index = (point >= inner_knots).sum(0, keepdim=True)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn.functional import logsigmoid, softplus
 
-SOFTNESS = 0.3
+SOFTNESS = 0.1
 """Width of an interval's rounded edges, in standard deviations of a uniform."""
 
 _WIDTH = 2 * sqrt(3)  # of an interval whose uniform distribution has unit variance
@@ -125,7 +125,9 @@ class Support(nn.Module):
         if self._has_interval:
             p = (v + _WIDTH / 2) / self.softness
             q = (v - _WIDTH / 2) / self.softness
-            t = self.softness / _WIDTH * (softplus(p) - softplus(q))
+            # torch rounds softplus(x) to x beyond a threshold, by default too soon.
+            rise = softplus(p, threshold=40) - softplus(q, threshold=40)
+            t = self.softness / _WIDTH * rise
             theta = torch.where(self._interval, self._low + t * self._span, theta)
             log_det = torch.where(self._interval, self._log_slope(v), log_det)
         if self._has_half_line:

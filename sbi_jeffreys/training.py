@@ -114,6 +114,11 @@ class JeffreysTraining:
         self._seed = int(torch.randint(2**31, ()))
         self._checkpoint = self._state()
 
+    @property
+    def latest(self) -> ModelPair:
+        """The averaged models of the last epoch, best or not."""
+        return cast(ModelPair, self.averaged.module).eval()
+
     def run(
         self,
         training: Batches,
@@ -191,14 +196,13 @@ class JeffreysTraining:
         learning_rate = self.optimizer.param_groups[0]["lr"]
         self.pair.train()
         total = torch.zeros(3, device=self.multipliers.values.device)
-        for batch in training.shuffled():
-            total += self._step(*batch, clip_max_norm)
-        divergences = (total / len(training)).tolist()
-        for term, value in zip(TERMS, divergences, strict=True):
-            if not isfinite(value):
-                raise FloatingPointError(
-                    f"{term} became {value} in epoch {self.epoch + 1}."
-                )
+        onset = torch.full_like(total, len(training))  # step at which a term diverges
+        for step, batch in enumerate(training.shuffled()):
+            divergences = self._step(*batch, clip_max_norm)
+            total += divergences
+            onset = onset.clamp(max=torch.where(divergences.isfinite(), onset, step))
+        self._check_finite(onset.tolist(), len(training))
+        means = (total / len(training)).tolist()
         held_out = self._validate(validation)
         loss = held_out["validation_loss"]
         if not isfinite(loss):
@@ -215,13 +219,22 @@ class JeffreysTraining:
             self.epochs_since_best = 0
             self._best_weights = deepcopy(self.averaged.module.state_dict())
         self._record(
-            training_loss=divergences[0],
+            training_loss=means[0],
             epoch_durations_sec=time.perf_counter() - start,
             learning_rate=learning_rate,
             multipliers=self.multipliers.values.tolist(),
-            divergences=divergences,
+            divergences=means,
             **held_out,
         )
+
+    def _check_finite(self, onset: list[float], num_steps: int) -> None:
+        first = min(onset)
+        if first < num_steps:
+            terms = [t for t, o in zip(TERMS, onset, strict=True) if o == first]
+            raise FloatingPointError(
+                f"{' and '.join(terms)} became NaN or infinite at step {int(first) + 1} "
+                f"of epoch {self.epoch + 1}."
+            )
 
     def _step(
         self, theta: Tensor, x: Tensor, weights: Tensor, clip_max_norm: float | None
@@ -251,7 +264,7 @@ class JeffreysTraining:
     @torch.no_grad()
     def _validate(self, validation: Batches) -> dict[str, float]:
         """Return held-out means, in nats, of the averaged models."""
-        pair = cast(ModelPair, self.averaged.module).eval()
+        pair = self.latest
         rows = []
         for theta, x, weights in validation.ordered():
             theta = theta.unsqueeze(0)

@@ -1,0 +1,1 @@
+"""Benchmarks: commands that measure the method beside sbi's NPE and write a table."""

@@ -1,0 +1,139 @@
+"""The negative log-likelihood of fresh pairs, JNPE beside sbi's NPE."""
+
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from math import log
+from typing import Any, NamedTuple
+
+import torch
+from sbi.inference import NPE
+from sbi.neural_nets.estimators.base import ConditionalDensityEstimator
+from torch import Tensor
+
+from sbi_jeffreys.benchmark.tasks import Task
+from sbi_jeffreys.energy import ConditionalEnergy
+from sbi_jeffreys.inference import JNPE
+
+NUM_TEST_PAIRS = 2000
+NUM_PARTICLES = 200
+TEST_SEED = 10_000
+
+
+class Row(NamedTuple):
+    """One line of the table; losses are test NLLs in nats, NaN where there is none.
+
+    Attributes:
+        flow: Of the weights kept, those of the best held-out epoch.
+        energy: Likewise, with log Z estimated from draws of the flow.
+        flow_last: Of the last epoch after training `stretch` times as long.
+        energy_last: Likewise.
+    """
+
+    task: str
+    method: str
+    num_simulations: int
+    seed: int
+    flow: float
+    energy: float
+    flow_last: float
+    energy_last: float
+    epochs: int
+    seconds: float
+
+
+@torch.no_grad()
+def flow_nll(flow: ConditionalDensityEstimator, theta: Tensor, x: Tensor) -> float:
+    """Return the mean of $-\\log p(\\theta | x)$ over pairs, in nats."""
+    flow.eval()
+    pairs = zip(theta.split(1000), x.split(1000), strict=True)
+    return float(torch.cat([-flow.log_prob(t[None], c)[0] for t, c in pairs]).mean())
+
+
+@torch.no_grad()
+def energy_nll(
+    energy: ConditionalEnergy,
+    flow: ConditionalDensityEstimator,
+    theta: Tensor,
+    x: Tensor,
+) -> float:
+    """Return the mean of $-f(\\theta, x) + \\log Z(x)$, Z from draws of the flow."""
+    flow.eval()
+    energy.eval()
+    losses = []
+    for t, c in zip(theta.split(100), x.split(100), strict=True):
+        draws, log_p = flow.sample_and_log_prob((NUM_PARTICLES,), c)
+        log_z = (energy(draws, c) - log_p).logsumexp(0) - log(NUM_PARTICLES)
+        losses.append(log_z - energy(t[None], c)[0])
+    return float(torch.cat(losses).mean())
+
+
+def measure(
+    tasks: Iterable[Task],
+    num_simulations: int,
+    seeds: Iterable[int],
+    stretch: int,
+    with_npe: bool,
+    options: dict[str, Any] | None = None,
+) -> Iterator[Row]:
+    """Train on each task with each seed, and yield a row per method.
+
+    Args:
+        tasks: What to train on.
+        num_simulations: Simulations for training and validation together.
+        seeds: Of simulations and of training.
+        stretch: Train JNPE on, to this many times its epochs, for the last columns; 1
+            leaves them out.
+        with_npe: Whether to train sbi's NPE, "maf" and "nsf", on the same simulations.
+        options: Arguments for `JNPE`.
+    """
+    for task in tasks:
+        test = task.simulate(NUM_TEST_PAIRS, TEST_SEED)
+        for seed in seeds:
+            theta, x = task.simulate(num_simulations, seed)
+            if with_npe:
+                for name in ("maf", "nsf"):
+                    torch.manual_seed(seed)
+                    npe = NPE(task.prior, name, show_progress_bars=False)
+                    npe.append_simulations(theta, x)
+                    start = time.perf_counter()
+                    flow = npe.train()
+                    seconds = time.perf_counter() - start
+                    nan = float("nan")
+                    loss = flow_nll(flow, *test)
+                    yield Row(
+                        task.name, f"NPE {name}", num_simulations, seed,
+                        loss, nan, nan, nan, npe.summary["epochs_trained"][-1], seconds,
+                    )  # fmt: skip
+            yield _measure_jnpe(task, theta, x, test, seed, stretch, options or {})
+
+
+def _measure_jnpe(
+    task: Task,
+    theta: Tensor,
+    x: Tensor,
+    test: tuple[Tensor, Tensor],
+    seed: int,
+    stretch: int,
+    options: dict[str, Any],
+) -> Row:
+    torch.manual_seed(seed)
+    trainer = JNPE(task.prior, **options)
+    trainer.append_simulations(theta, x)
+    start = time.perf_counter()
+    flow = trainer.train()
+    seconds = time.perf_counter() - start
+    epochs = trainer.epoch
+    kept = flow_nll(flow, *test), energy_nll(trainer.energy, flow, *test)
+    last = float("nan"), float("nan")
+    if stretch > 1:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # reaching `max_num_epochs` is the point
+            trainer.train(
+                resume_training=True,
+                stop_after_epochs=stretch * epochs,
+                max_num_epochs=stretch * epochs,
+            )
+        latest = trainer.latest
+        last = flow_nll(latest.flow, *test), energy_nll(latest.energy, latest.flow, *test)
+    return Row(task.name, "JNPE", len(theta), seed, *kept, *last, epochs, seconds)

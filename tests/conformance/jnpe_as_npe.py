@@ -1,0 +1,47 @@
+"""A pytest plugin that puts JNPE where sbi's tests look for NPE.
+
+It replaces `NPE` and `NPE_C` before any test module is imported, stands in for
+`pytest_harvest`, of which sbi's conftest uses three functions and a fixture to collect
+benchmark results, and marks the differences that are expected.
+"""
+
+import sys
+import types
+
+import pytest
+import sbi.inference
+import sbi.inference.trainers.npe
+
+from sbi_jeffreys import JNPE
+from expected_differences import EXPECTED_DIFFERENCES
+
+for module in (sbi.inference, sbi.inference.trainers.npe):
+    module.NPE = module.NPE_C = JNPE
+
+_harvest = types.ModuleType("pytest_harvest")
+_harvest.get_session_results_df = lambda *_: None
+_harvest.get_xdist_worker_id = lambda *_: None
+_harvest.is_main_process = lambda *_: True
+sys.modules["pytest_harvest"] = _harvest
+
+
+@pytest.fixture(scope="session")
+def fixture_store():
+    """Stand in for the store of pytest_harvest."""
+    return {}
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """Mark what is expected to differ; it must differ, or the run fails."""
+    for item in items:
+        test = item.nodeid.split("tests/", 1)[-1]
+        for prefix, reason in EXPECTED_DIFFERENCES.items():
+            if test.startswith(prefix):
+                item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
+
+
+def pytest_configure(config):
+    """Declare sbi's markers, for its own configuration is not read."""
+    for marker in ("slow", "gpu", "mcmc", "benchmark"):
+        config.addinivalue_line("markers", marker)

@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+import torch
+from sbi.utils import BoxUniform, MultipleIndependent
+from sbi.utils.sbiutils import ImproperEmpirical
+from sbi.utils.user_input_checks import process_prior
+from scipy import stats
+from torch import nn
+from torch.distributions import Gamma, Independent, MultivariateNormal, Normal
+
+from sbi_jeffreys.energy import ConditionalEnergy, LogRatioNet, base_density
+
+PRIORS = {
+    "box": BoxUniform(-torch.ones(2), 3 * torch.ones(2)),
+    "normal": MultivariateNormal(torch.ones(2), 4 * torch.eye(2)),
+    "mixed": MultipleIndependent(
+        [Gamma(torch.ones(1), torch.ones(1)), Normal(torch.zeros(1), torch.ones(1))],
+        validate_args=False,
+    ),
+}
+
+
+def make_energy(prior, theta, x):
+    net = LogRatioNet(theta.shape[1], x.shape[1], hidden_features=16)
+    return ConditionalEnergy(
+        net, base_density(prior, theta), theta, nn.Identity(), x.shape[1:]
+    )
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_starts_as_the_prior(name):
+    """So that Z = 1 exactly, whatever x."""
+    prior = PRIORS[name]
+    theta, x = prior.sample((60,)), torch.randn(60, 3)
+    energy = make_energy(prior, theta, x)
+    f = energy(theta.view(3, 20, 2), x[:20])
+    assert f.shape == (3, 20)
+    torch.testing.assert_close(f.flatten(), prior.log_prob(theta))
+
+
+@pytest.mark.parametrize("prior", [None, "empirical"])
+def test_a_gaussian_stands_in_for_a_prior_without_density(prior):
+    theta = 3 + 2 * torch.randn(500, 2)
+    if prior:
+        prior = ImproperEmpirical(theta, torch.ones(500))
+    base = base_density(prior, theta)
+    expected = Independent(Normal(theta.mean(0), theta.std(0)), 1)
+    torch.testing.assert_close(base.log_prob(theta), expected.log_prob(theta))
+
+
+def test_a_density_outside_of_torch_is_replaced_with_a_warning():
+    class NumpyNormal(MultivariateNormal):
+        def log_prob(self, value):
+            density = stats.multivariate_normal(np.zeros(2), np.eye(2))
+            return torch.as_tensor(density.logpdf(value.detach().numpy())).float()
+
+    prior = NumpyNormal(torch.zeros(2), torch.eye(2))
+    theta = prior.sample((100,))
+    with pytest.warns(UserWarning, match="not differentiable"):
+        base = base_density(prior, theta)
+    assert isinstance(base, Independent)
+
+
+def test_parameters_outside_of_the_prior_are_counted():
+    theta = torch.tensor([[0.0, 0.0], [5.0, 0.0], [0.0, -7.0]])
+    with pytest.raises(ValueError, match="2 of 3 `theta`"):
+        base_density(process_prior(PRIORS["box"])[0], theta)
+
+
+def test_parameters_reach_the_network_standardised():
+    class Recording(nn.Module):
+        def forward(self, input, condition):
+            self.seen = input
+            return input.sum(-1)
+
+    prior = PRIORS["normal"]
+    theta = prior.sample((400,))
+    net = Recording()
+    energy = ConditionalEnergy(net, prior, theta, nn.Identity(), torch.Size((3,)))
+    energy(theta.unsqueeze(0), torch.randn(400, 3))
+    torch.testing.assert_close(net.seen[0].mean(0), torch.zeros(2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(net.seen[0].std(0), torch.ones(2), atol=1e-5, rtol=0)

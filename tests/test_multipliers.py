@@ -1,0 +1,83 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import brentq
+
+from sbi_jeffreys.multipliers import (
+    EntropyReference,
+    FixedMultipliers,
+    ResilientMultipliers,
+)
+
+
+@given(
+    st.floats(-0.5, 2.0), st.floats(0.1, 2.0), st.floats(0.5, 2.0), st.floats(0.01, 0.2)
+)
+@settings(max_examples=50, deadline=None)
+def test_rest_at_a_value_proportional_to_the_divergence(d, slack, cost, step):
+    multipliers = ResilientMultipliers(slack, cost, step, bounds=(0.0, 100.0))
+    divergences = torch.tensor([d, 0.0, -slack])
+    for _ in range(int(20 * cost / step)):
+        multipliers.update(divergences)
+    expected = cost * (divergences + slack)
+    torch.testing.assert_close(
+        multipliers.values, expected.clamp(min=0), atol=1e-4, rtol=1e-4
+    )
+    if d > -slack:
+        assert multipliers.relaxation[0].item() == pytest.approx(d, abs=1e-3)
+
+
+def test_one_step_is_the_equation():
+    multipliers = ResilientMultipliers(slack=0.5, relaxation_cost=2.0, step_size=0.1)
+    divergences = torch.tensor([3.0, 0.2, -0.4])
+    before = multipliers.values.clone()
+    multipliers.update(divergences)
+    torch.testing.assert_close(
+        multipliers.values, before + 0.1 * (divergences + 0.5 - before / 2.0)
+    )
+
+
+def test_bounds_hold():
+    multipliers = ResilientMultipliers(bounds=(0.05, 3.0), step_size=1.0)
+    multipliers.update(torch.tensor([100.0, -100.0, 0.0]))
+    assert multipliers.values.tolist() == pytest.approx([3.0, 0.05, 1.0])
+
+
+def test_primal_and_dual_optimum_of_a_convex_problem():
+    """D_i(φ) = (φ − a_i)² / 2, which can't all be zero. At the saddle point
+    Σ λ_i (φ − a_i) = 0 with λ_i = α (D_i + κ), a root in one dimension."""
+    targets = torch.tensor([0.0, 1.0, 4.0], dtype=torch.float64)
+    slack, cost = 0.3, 0.7
+
+    def stationarity(phi):
+        weights = cost * ((phi - targets) ** 2 / 2 + slack)
+        return float((weights * (phi - targets)).sum())
+
+    solution = brentq(stationarity, 0.0, 4.0)
+    multipliers = ResilientMultipliers(slack, cost, 0.05, bounds=(0.0, 100.0))
+    multipliers.values = multipliers.values.double()
+    phi = torch.tensor(3.5, dtype=torch.float64)
+    for _ in range(4000):
+        divergences = (phi - targets) ** 2 / 2
+        phi = phi - 0.02 * (multipliers.values * (phi - targets)).sum()
+        multipliers.update(divergences)
+    assert phi.item() == pytest.approx(solution, abs=1e-8)
+    optimal = cost * ((solution - targets) ** 2 / 2 + slack)
+    torch.testing.assert_close(multipliers.values, optimal, atol=1e-8, rtol=0)
+
+
+def test_fixed_weights_stay():
+    multipliers = FixedMultipliers((1.0, 0.5, 2.0))
+    multipliers.update(torch.tensor([10.0, 10.0, 10.0]))
+    assert multipliers.values.tolist() == [1.0, 0.5, 2.0]
+
+
+def test_entropy_reference_is_the_lowest_held_out_loss():
+    reference = EntropyReference()
+    assert not reference.known
+    for loss in (2.0, 1.0, 1.5):
+        reference.update(loss)
+    assert reference.value == 1.0
+    terms = reference.subtract(torch.tensor([1.5, 0.3, 0.2]))
+    assert terms.tolist() == pytest.approx([0.5, 0.3, -0.8])

@@ -1,0 +1,52 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nflows.transforms.splines import unconstrained_rational_quadratic_spline
+
+from sbi_jeffreys.spline import rational_quadratic_spline
+
+
+def random_spline(seed, num=500, bins=10):
+    generator = torch.Generator().manual_seed(seed)
+    inputs, widths, heights, slopes = (
+        2 * torch.randn(*shape, generator=generator, dtype=torch.float64)
+        for shape in ((num,), (bins, num), (bins, num), (bins - 1, num))
+    )
+    return inputs, widths, heights, slopes
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_equals_nflows(inverse):
+    inputs, *knots = random_spline(0)
+    outputs, log_slope = rational_quadratic_spline(inputs, *knots, 3.0, inverse)
+    widths, heights, slopes = (values.T for values in knots)
+    unit_slope = math.log(math.expm1(1 - 1e-3))  # nflows has no identity at zero
+    expected = unconstrained_rational_quadratic_spline(
+        inputs, widths, heights, slopes + unit_slope, inverse=inverse, tail_bound=3.0
+    )
+    torch.testing.assert_close(outputs, expected[0], atol=1e-10, rtol=0)
+    torch.testing.assert_close(log_slope, expected[1], atol=1e-10, rtol=0)
+
+
+@given(st.integers(0, 10_000), st.integers(2, 20))
+@settings(max_examples=25, deadline=None)
+def test_inverse_and_slope(seed, bins):
+    inputs, *knots = random_spline(seed, num=100, bins=bins)
+    inputs.requires_grad_()
+    outputs, log_slope = rational_quadratic_spline(inputs, *knots, 3.0)
+    (slope,) = torch.autograd.grad(outputs.sum(), inputs)
+    torch.testing.assert_close(slope.log(), log_slope, atol=1e-6, rtol=0)
+    back, log_slope_back = rational_quadratic_spline(outputs, *knots, 3.0, inverse=True)
+    torch.testing.assert_close(back, inputs, atol=1e-6, rtol=0)
+    torch.testing.assert_close(log_slope_back, -log_slope, atol=1e-5, rtol=0)
+
+
+def test_zero_knots_are_the_identity():
+    inputs = torch.linspace(-5, 5, 101, dtype=torch.float64)
+    zeros = torch.zeros(10, 101, dtype=torch.float64)
+    outputs, log_slope = rational_quadratic_spline(inputs, zeros, zeros, zeros[1:], 3.0)
+    torch.testing.assert_close(outputs, inputs)
+    torch.testing.assert_close(log_slope, torch.zeros_like(inputs))
