@@ -63,8 +63,8 @@ class Support(nn.Module):
             )
         has_low, has_high = low.isfinite(), high.isfinite()
         self.softness = softness
-        self.register_buffer("low", low)
-        self.register_buffer("high", high)
+        self.register_buffer("low", low.clone())
+        self.register_buffer("high", high.clone())
         self.register_buffer("loc", torch.zeros_like(low))
         self.register_buffer("scale", torch.ones_like(low))
         # Finite stand-ins for infinite bounds, lest unused branches yield NaN gradients.

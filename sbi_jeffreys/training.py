@@ -2,7 +2,6 @@
 
 import time
 import warnings
-from copy import deepcopy
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any, cast
@@ -110,7 +109,7 @@ class JeffreysTraining:
         self.epochs_since_best = 0
         self.best_loss = float("inf")
         self.history: dict[str, list[Any]] = {}
-        self._best_weights = deepcopy(self.averaged.module.state_dict())
+        self._best_weights = _copy(self.averaged.module.state_dict())
         self._seed = int(torch.randint(2**31, ()))
         self._checkpoint = self._state()
 
@@ -217,7 +216,7 @@ class JeffreysTraining:
         if loss < self.best_loss:
             self.best_loss = loss
             self.epochs_since_best = 0
-            self._best_weights = deepcopy(self.averaged.module.state_dict())
+            self._best_weights = _copy(self.averaged.module.state_dict())
         self._record(
             training_loss=means[0],
             epoch_durations_sec=time.perf_counter() - start,
@@ -312,10 +311,10 @@ class JeffreysTraining:
         """Return a copy of everything that training continues from."""
         parameter = self.groups[0][0]
         return {
-            "pair": deepcopy(self.pair.state_dict()),
-            "averaged": deepcopy(self.averaged.state_dict()),
-            "optimizer": deepcopy(self.optimizer.state_dict()),
-            "scheduler": deepcopy(self.scheduler.state_dict()),
+            "pair": _copy(self.pair.state_dict()),
+            "averaged": _copy(self.averaged.state_dict()),
+            "optimizer": _copy(self.optimizer.state_dict()),
+            "scheduler": _copy(self.scheduler.state_dict()),
             "multipliers": self.multipliers.values.clone(),
             "reference": self.reference.value,
             "epoch": self.epoch,
@@ -333,8 +332,8 @@ class JeffreysTraining:
         """Go back to a state; the random number generators too, but before epoch 1."""
         self.pair.load_state_dict(state["pair"])
         self.averaged.load_state_dict(state["averaged"])
-        self.optimizer.load_state_dict(deepcopy(state["optimizer"]))
-        self.scheduler.load_state_dict(deepcopy(state["scheduler"]))
+        self.optimizer.load_state_dict(_copy(state["optimizer"]))
+        self.scheduler.load_state_dict(_copy(state["scheduler"]))
         self.multipliers.values = state["multipliers"].clone()
         self.reference.value = state["reference"]
         self.epoch = state["epoch"]
@@ -346,3 +345,14 @@ class JeffreysTraining:
             torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"], self.groups[0][0].device)
+
+
+def _copy(state: Any) -> Any:
+    """Copy nested dicts and lists of tensors, at a fraction of `deepcopy`'s cost."""
+    if isinstance(state, Tensor):
+        return state.clone()
+    if isinstance(state, dict):
+        return {key: _copy(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [_copy(value) for value in state]
+    return state

@@ -118,3 +118,10 @@ def test_without_a_prior_parameters_are_standardised():
 def test_bad_bounds_are_named(low, high):
     with pytest.raises(ValueError, match="`low` and `high`"):
         Support(low, high)
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_its_state_can_be_saved_and_loaded(name):
+    theta = PRIORS[name].sample((50,))
+    support = support_of(PRIORS[name], theta)
+    support.load_state_dict({k: v.clone() for k, v in support.state_dict().items()})
