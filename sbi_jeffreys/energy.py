@@ -131,22 +131,12 @@ def base_density(prior: Any, theta: Tensor) -> Distribution:
 
     Args:
         prior: A distribution over `(D,)`, or None.
-        theta: Parameters, shape `(N, D)`.
-
-    Raises:
-        ValueError: If some of `theta` have no density under the prior.
+        theta: Parameters inside of its support, shape `(N, D)`.
     """
     if prior is None or isinstance(prior, ImproperEmpirical):
         return _gaussian(theta)
     points = theta.detach().clone().requires_grad_()
     log_prob = prior.log_prob(points)
-    outside = int((~log_prob.isfinite()).sum())
-    if outside:
-        raise ValueError(
-            f"Expected parameters inside the support of the prior, but {outside} of "
-            f"{len(theta)} `theta` have the prior density zero. Pass the prior that the "
-            "simulations were drawn from."
-        )
     flat = bool((log_prob == log_prob[0]).all())
     if not (log_prob.requires_grad or flat):
         warnings.warn(

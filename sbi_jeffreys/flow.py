@@ -175,6 +175,21 @@ class SplineFlow(NFlowsFlow):
         return (self.net._distribution.log_prob(noise) + log_det).reshape(-1, batch)
 
 
+MAX_STANDARD_DEVIATIONS = 20.0
+"""Where x is cut off: an outlier, or an x_o far from all simulations, stays finite."""
+
+
+def standardizing_embedding(x: Tensor, embedding_net: nn.Module | None) -> nn.Module:
+    """Return a network that standardises x, cuts it off far outside, and embeds it.
+
+    Args:
+        x: Simulations, shape `(N, *condition_shape)`, standardised entry by entry.
+        embedding_net: Applied to standardised x; a flattening by default.
+    """
+    cut = nn.Hardtanh(-MAX_STANDARD_DEVIATIONS, MAX_STANDARD_DEVIATIONS)
+    return nn.Sequential(standardizing_net(x), cut, embedding_net or nn.Flatten())
+
+
 def build_spline_flow(
     theta: Tensor,
     x: Tensor,
@@ -190,7 +205,7 @@ def build_spline_flow(
     Args:
         theta: Standardised, unconstrained parameters, shape `(N, D)`.
         x: Simulations, shape `(N, *condition_shape)`, from which it is standardised.
-        embedding_net: Network applied to the standardised x; none by default.
+        embedding_net: Applied to the standardised x; a flattening by default.
         hidden_features: Width of each layer's network.
         num_transforms: Number of coupling layers.
         num_bins: Number of bins of each spline.
@@ -200,9 +215,7 @@ def build_spline_flow(
     Returns:
         The identity flow (a standard normal) at initialisation.
     """
-    embed: nn.Module = standardizing_net(x)
-    if embedding_net is not None:
-        embed = nn.Sequential(embed, embedding_net)
+    embed = standardizing_embedding(x, embedding_net)
     with torch.no_grad():
         context_features = embed(x[:2]).shape[-1]
     features = theta.shape[-1]

@@ -13,7 +13,7 @@ from sbi.neural_nets import posterior_nn
 from sbi.neural_nets.estimators.base import ConditionalDensityEstimator
 from sbi.sbi_types import Tracker
 from sbi.utils import RestrictedPrior
-from sbi.utils.sbiutils import ImproperEmpirical, standardizing_net
+from sbi.utils.sbiutils import ImproperEmpirical, within_support
 from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.utils.data import DataLoader
@@ -21,7 +21,12 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from sbi_jeffreys.batches import batches_from
 from sbi_jeffreys.energy import ConditionalEnergy, LogRatioNet, base_density
-from sbi_jeffreys.flow import ConditionalFlow, build_spline_flow, rsample_and_log_prob
+from sbi_jeffreys.flow import (
+    ConditionalFlow,
+    build_spline_flow,
+    rsample_and_log_prob,
+    standardizing_embedding,
+)
 from sbi_jeffreys.multipliers import FixedMultipliers, ResilientMultipliers
 from sbi_jeffreys.objective import NORMALIZERS, Normalizer
 from sbi_jeffreys.support import support_of
@@ -29,8 +34,6 @@ from sbi_jeffreys.training import TERMS, JeffreysTraining, ModelPair, TrainingOp
 
 FlowBuilder = Callable[[Tensor, Tensor], ConditionalDensityEstimator]
 EnergyBuilder = Callable[[int, int], nn.Module]
-
-LEARNING_RATE = 2e-3
 
 
 class JNPE(NPE_C):
@@ -191,8 +194,8 @@ class JNPE(NPE_C):
             x: Simulations, shape `(N, ...)`, float32.
             proposal: None, the prior, or a `RestrictedPrior` made from the prior, from
                 which `theta` were drawn.
-            exclude_invalid_x: Whether to drop simulations with NaN or infinite x (the
-                default) or to raise.
+            exclude_invalid_x: Whether to drop simulations with NaN or infinite x, the
+                default; kept, they need a `density_estimator` that can embed them.
             data_device: Where to keep the data; by default where training takes place.
 
         Raises:
@@ -227,9 +230,9 @@ class JNPE(NPE_C):
         self,
         num_atoms: int = 10,
         training_batch_size: int = 200,
-        learning_rate: float = LEARNING_RATE,
+        learning_rate: float = 2e-3,
         validation_fraction: float = 0.1,
-        stop_after_epochs: int = 20,
+        stop_after_epochs: int = 50,
         max_num_epochs: int = 2**31 - 1,
         clip_max_norm: float | None = 5.0,
         calibration_kernel: Callable[[Tensor], Tensor] | None = None,
@@ -253,6 +256,7 @@ class JNPE(NPE_C):
             learning_rate: Of Adam, for the flow; the energy's is twice that, unless set.
             validation_fraction: Fraction of simulations held out.
             stop_after_epochs: Epochs without a better held-out loss before stopping.
+                More than sbi's 20, for the loss keeps falling after it seems to stall.
             max_num_epochs: Most epochs, over all calls that resume.
             clip_max_norm: Bound on the gradient norm of each model; None for no bound.
             calibration_kernel: Weights of simulations, from x to `(batch,)`.
@@ -307,12 +311,8 @@ class JNPE(NPE_C):
         flow = ConditionalFlow(net, support)
 
         embedding_net = flow.embedding_net
-        if self._energy_embedding_net is not None:
-            embedding_net = nn.Sequential(
-                standardizing_net(x), self._energy_embedding_net
-            )
-        elif embedding_net is None:
-            embedding_net = nn.Sequential(standardizing_net(x), nn.Flatten())
+        if self._energy_embedding_net is not None or embedding_net is None:
+            embedding_net = standardizing_embedding(x, self._energy_embedding_net)
         energy_net = self._energy_net
         if not isinstance(energy_net, nn.Module):
             with torch.no_grad():
@@ -404,12 +404,25 @@ class JNPE(NPE_C):
         self._tracker.flush()
 
     def _check_parameters(self, theta: Tensor) -> None:
+        if theta.ndim != 2:
+            raise ValueError(
+                "Expected `theta` of shape (num_simulations, D), got "
+                f"{tuple(theta.shape)}."
+            )
         if not theta.isfinite().all():
             bad = int((~theta.isfinite().flatten(1).all(-1)).sum())
             raise ValueError(
                 f"Expected finite `theta`, but {bad} of {len(theta)} have NaN or "
                 "infinite entries."
             )
+        if self._prior is not None and not isinstance(self._prior, ImproperEmpirical):
+            outside = int((~within_support(self._prior, theta.to(self._device))).sum())
+            if outside:
+                raise ValueError(
+                    "Expected parameters inside the support of the prior, but "
+                    f"{outside} of {len(theta)} `theta` are outside. Pass the prior that "
+                    "they were drawn from."
+                )
 
     def _check_split(self, validation_fraction: float) -> None:
         num = sum(map(len, self._theta_roundwise))

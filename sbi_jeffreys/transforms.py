@@ -13,6 +13,10 @@ from torch.nn.functional import silu
 from sbi_jeffreys.spline import rational_quadratic_spline
 
 
+MAX_LOG_SCALE = 6.0
+"""Bound on the log scales of the affine layer, for an x beyond all training data."""
+
+
 class ContextNet(nn.Module):
     """Residual network from some of a row's parameters and its context to features."""
 
@@ -178,6 +182,7 @@ class ConditionalAffine(Transform):
         shift, log_scale, below = parameters.split(
             (self.features, self.features, len(self.rows)), -1
         )
+        log_scale = MAX_LOG_SCALE * torch.tanh(log_scale / MAX_LOG_SCALE)
         eye = torch.eye(self.features, dtype=below.dtype, device=below.device)
         mixing = eye.repeat(len(below), 1, 1)
         mixing[:, self.rows, self.columns] = below

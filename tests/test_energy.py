@@ -3,7 +3,6 @@ import pytest
 import torch
 from sbi.utils import BoxUniform, MultipleIndependent
 from sbi.utils.sbiutils import ImproperEmpirical
-from sbi.utils.user_input_checks import process_prior
 from scipy import stats
 from torch import nn
 from torch.distributions import Gamma, Independent, MultivariateNormal, Normal
@@ -59,12 +58,6 @@ def test_a_density_outside_of_torch_is_replaced_with_a_warning():
     with pytest.warns(UserWarning, match="not differentiable"):
         base = base_density(prior, theta)
     assert isinstance(base, Independent)
-
-
-def test_parameters_outside_of_the_prior_are_counted():
-    theta = torch.tensor([[0.0, 0.0], [5.0, 0.0], [0.0, -7.0]])
-    with pytest.raises(ValueError, match="2 of 3 `theta`"):
-        base_density(process_prior(PRIORS["box"])[0], theta)
 
 
 def test_parameters_reach_the_network_standardised():

@@ -86,7 +86,9 @@ def test_batched_evaluation_equals_one_by_one(name, dim, condition_shape):
     together = flow.log_prob(theta, x[:2])
     apart = torch.stack(
         [
-            torch.stack([flow.log_prob(theta[s, b][None], x[b][None])[0, 0] for b in (0, 1)])
+            torch.stack(
+                [flow.log_prob(theta[s, b][None], x[b][None])[0, 0] for b in (0, 1)]
+            )
             for s in range(3)
         ]
     )

@@ -99,7 +99,10 @@ def test_each_term_reaches_only_its_own_models():
     ):
         for model, reaches in ((flow, reaches_flow), (energy, reaches_energy)):
             gradients = torch.autograd.grad(
-                term.mean(), list(model.parameters()), retain_graph=True, allow_unused=True
+                term.mean(),
+                list(model.parameters()),
+                retain_graph=True,
+                allow_unused=True,
             )
             assert any(g is not None and bool(g != 0) for g in gradients) == reaches
 
@@ -114,9 +117,7 @@ def test_the_flow_gets_the_path_gradient_and_none_of_the_weights():
     )
     torch.manual_seed(0)
     draws, log_p = flow.sample_and_log_prob((64,), x)
-    want = torch.autograd.grad(
-        (log_p - energy(draws, x)).mean(), list(flow.parameters())
-    )
+    want = torch.autograd.grad((log_p - energy(draws, x)).mean(), list(flow.parameters()))
     torch.testing.assert_close(got, want)
 
 

@@ -239,7 +239,9 @@ def test_sbi_loaders_are_sliced_and_others_used():
         dataset,
         batch_size=10,
         sampler=sampler,
-        collate_fn=lambda rows: [torch.stack(column) for column in zip(*rows, strict=True)],
+        collate_fn=lambda rows: [
+            torch.stack(column) for column in zip(*rows, strict=True)
+        ],
     )
     loaded = batches_from(own, kernel, "cpu")
     assert isinstance(loaded, LoadedBatches)

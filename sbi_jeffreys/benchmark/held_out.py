@@ -118,7 +118,7 @@ def _measure_jnpe(
     options: dict[str, Any],
 ) -> Row:
     torch.manual_seed(seed)
-    trainer = JNPE(task.prior, **options)
+    trainer = JNPE(task.prior, show_progress_bars=False, **options)
     trainer.append_simulations(theta, x)
     start = time.perf_counter()
     flow = trainer.train()

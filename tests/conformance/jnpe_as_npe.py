@@ -1,6 +1,7 @@
 """A pytest plugin that puts JNPE where sbi's tests look for NPE.
 
-It replaces `NPE` and `NPE_C` before any test module is imported, stands in for
+JNPE trains until its held-out loss stalls, several times as long as NPE; where a test
+does not say how long to train, training here ends after MAX_NUM_EPOCHS. The plugin replaces `NPE` and `NPE_C` before any test module is imported, stands in for
 `pytest_harvest`, of which sbi's conftest uses three functions and a fixture to collect
 benchmark results, and marks the differences that are expected.
 """
@@ -12,8 +13,19 @@ import pytest
 import sbi.inference
 import sbi.inference.trainers.npe
 
-from sbi_jeffreys import JNPE
+import sbi_jeffreys
 from expected_differences import EXPECTED_DIFFERENCES
+
+MAX_NUM_EPOCHS = 40
+
+
+class JNPE(sbi_jeffreys.JNPE):
+    """The trainer under test."""
+
+    def train(self, *args, max_num_epochs=MAX_NUM_EPOCHS, **kwargs):
+        """Train for fewer epochs by default."""
+        return super().train(*args, max_num_epochs=max_num_epochs, **kwargs)
+
 
 for module in (sbi.inference, sbi.inference.trainers.npe):
     module.NPE = module.NPE_C = JNPE

@@ -1,0 +1,436 @@
+"""JNPE as a user of sbi meets it."""
+
+import inspect
+import pickle
+from functools import partial
+
+import pytest
+import sbi
+import sbi.inference
+import torch
+from sbi.inference import NPE
+from sbi.inference.posteriors.posterior_parameters import MCMCPosteriorParameters
+from sbi.inference.trainers.base import NeuralInference
+from sbi.neural_nets import posterior_nn
+from sbi.utils import (
+    BoxUniform,
+    MultipleIndependent,
+    RestrictedPrior,
+    get_density_thresholder,
+)
+from torch import nn
+from torch.distributions import Beta, Gamma, Independent, LogNormal, MultivariateNormal
+
+from sbi_jeffreys import JNPE, LogRatioNet, build_spline_flow, register
+
+BOX = BoxUniform(-torch.ones(2), torch.ones(2))
+SMALL = partial(build_spline_flow, hidden_features=8, num_transforms=2, num_bins=4)
+ENERGY = partial(LogRatioNet, hidden_features=16)
+
+
+def simulate(theta):
+    return theta + 0.3 * torch.randn_like(theta)
+
+
+def make_trainer(prior=BOX, density_estimator=SMALL, num=120, x=None, seed=0, **options):
+    torch.manual_seed(seed)
+    options = {"energy_net": ENERGY, "show_progress_bars": False, **options}
+    trainer = JNPE(prior, density_estimator, **options)
+    theta = (prior or BOX).sample((num,))
+    x = simulate(theta) if x is None else x(theta)
+    return trainer.append_simulations(theta, x)
+
+
+def quick(trainer, max_num_epochs=2, **arguments):
+    with pytest.warns(UserWarning, match="max_num_epochs"):
+        return trainer.train(
+            training_batch_size=50, max_num_epochs=max_num_epochs, **arguments
+        )
+
+
+# ---------------------------------------------------------------- the host's seams
+
+
+def test_sbi_is_the_version_whose_private_seams_are_used():
+    assert sbi.__version__.startswith("0.27."), (
+        "JNPE overrides private methods of sbi 0.27; check every test below, then move "
+        "the pin in setup.cfg."
+    )
+    expected = "self train_loader val_loader train_config loss_args summarization_kwargs"
+    loop = inspect.signature(NeuralInference._run_training_loop)
+    assert " ".join(loop.parameters) == expected, "sbi's training seam has moved"
+
+
+def test_arguments_are_those_of_npe_in_its_order():
+    def positional(function):
+        return [
+            name
+            for name, parameter in inspect.signature(function).parameters.items()
+            if parameter.kind is not parameter.KEYWORD_ONLY
+        ]
+
+    assert positional(JNPE.__init__) == positional(NPE.__init__)
+    assert positional(JNPE.train) == positional(NPE.train)
+    assert positional(JNPE.append_simulations) == positional(NPE.append_simulations)
+    assert JNPE.build_posterior is NPE.build_posterior
+
+
+# ---------------------------------------------------------------- what it gives
+
+
+PRIORS = {
+    "box": BOX,
+    "normal": MultivariateNormal(torch.zeros(2), torch.eye(2)),
+    "beta": Independent(Beta(torch.ones(2), 2 * torch.ones(2)), 1),
+    "gamma": Independent(Gamma(2 * torch.ones(2), torch.ones(2)), 1),
+    "mixed": MultipleIndependent(
+        [
+            LogNormal(torch.zeros(1), torch.ones(1)),
+            BoxUniform(torch.zeros(1), torch.ones(1)),
+        ],
+        validate_args=False,
+    ),
+    "one parameter": BoxUniform(torch.zeros(1), torch.ones(1)),
+    "none": None,
+}
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_every_prior_gives_a_posterior_that_stays_inside(name):
+    prior = PRIORS[name]
+    trainer = make_trainer(prior)
+    flow = quick(trainer)
+    posterior = trainer.build_posterior()
+    x_o = simulate((prior or BOX).sample((3,)))
+    with torch.no_grad():
+        draws = flow.sample((2000,), x_o)
+    if prior is not None:
+        assert prior.support.check(draws.flatten(0, 1)).all()
+    samples = posterior.sample((50,), x=x_o[:1], show_progress_bars=False)
+    assert samples.shape == (50, draws.shape[-1])
+    assert posterior.log_prob(samples, x=x_o[:1]).isfinite().all()
+    batched = posterior.sample_batched((20,), x=x_o, show_progress_bars=False)
+    assert batched.shape == (20, 3, draws.shape[-1])
+    f = trainer.energy(batched, x_o)
+    assert f.shape == (20, 3)
+    assert f.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["nsf", "maf", "zuko_nsf", posterior_nn("maf")])
+def test_estimators_by_name_and_by_builder(name):
+    flow = quick(make_trainer(density_estimator=name), max_num_epochs=1)
+    assert flow.log_prob(torch.zeros(1, 2), torch.zeros(1, 2)).shape == (1, 1)
+
+
+@pytest.mark.parametrize("normalizer", ["generalized", "importance", "ranking"])
+@pytest.mark.parametrize("weighting", ["resilient", "fixed"])
+def test_options_of_the_method(normalizer, weighting):
+    trainer = make_trainer(
+        normalizer=normalizer, weighting=weighting, weights=(1, 0.5, 1), num_particles=2
+    )
+    quick(trainer, max_num_epochs=4)
+    multipliers = trainer.summary["multipliers"]
+    assert (multipliers[-1] == [1.0, 0.5, 1.0]) == (weighting == "fixed")
+
+
+def test_summary_has_the_keys_of_sbi_and_ours_one_entry_an_epoch():
+    trainer = make_trainer()
+    quick(trainer, max_num_epochs=3)
+    summary = trainer.summary
+    assert summary["epochs_trained"] == [3]
+    assert summary["best_validation_loss"] == [min(summary["validation_loss"])]
+    for name in (
+        "training_loss",
+        "validation_loss",
+        "epoch_durations_sec",
+        "validation_energy_loss",
+        "validation_flow_to_energy",
+        "validation_log_z",
+        "validation_ess",
+        "multipliers",
+        "divergences",
+        "learning_rate",
+    ):
+        assert len(summary[name]) == 3, name
+
+
+def test_the_held_out_loss_is_the_flows_in_the_parameters_own_space():
+    trainer = make_trainer()
+    flow = quick(trainer, max_num_epochs=3)
+    theta, x, _ = trainer.get_simulations()
+    loss = flow.loss(theta[trainer.val_indices], x[trainer.val_indices]).mean()
+    assert loss.item() == pytest.approx(trainer._best_val_loss, abs=1e-5)
+
+
+def test_the_tracker_gets_everything():
+    class Recorder:
+        log_dir = None
+
+        def __init__(self):
+            self.metrics = {}
+
+        def log_metric(self, name, value, step=None):
+            self.metrics.setdefault(name, []).append((step, value))
+
+        def log_metrics(self, metrics, step=None): ...
+        def log_params(self, params): ...
+        def add_figure(self, name, figure, step=None): ...
+        def flush(self): ...
+
+    tracker = Recorder()
+    trainer = make_trainer(tracker=tracker)
+    quick(trainer, max_num_epochs=2)
+    quick(trainer, max_num_epochs=3, resume_training=True)
+    for name in ("validation_ess", "multipliers/KL(flow|energy)", "learning_rate"):
+        assert [step for step, _ in tracker.metrics[name]] == [0, 1, 2]
+    assert "validation_loss" in tracker.metrics
+
+
+def test_resuming_is_exact_also_through_a_pickle():
+    whole = make_trainer()
+    quick(whole, max_num_epochs=6)
+    parts = make_trainer()
+    quick(parts, max_num_epochs=2)
+    with pytest.warns(UserWarning, match="pickled"):
+        parts = pickle.loads(pickle.dumps(parts))
+    quick(parts, max_num_epochs=6, resume_training=True)
+    for got, want in zip(
+        parts._neural_net.parameters(), whole._neural_net.parameters(), strict=True
+    ):
+        assert torch.equal(got, want)
+    assert parts.summary["validation_loss"] == whole.summary["validation_loss"]
+
+
+def test_posteriors_and_energy_can_be_pickled():
+    trainer = make_trainer()
+    quick(trainer)
+    x_o = torch.zeros(1, 2)
+    posterior = pickle.loads(pickle.dumps(trainer.build_posterior()))
+    assert posterior.sample((3,), x=x_o, show_progress_bars=False).shape == (3, 2)
+    energy = pickle.loads(pickle.dumps(trainer.energy))
+    theta = torch.zeros(4, 1, 2)
+    torch.testing.assert_close(energy(theta, x_o), trainer.energy(theta, x_o))
+
+
+@pytest.mark.parametrize("sample_with", ["mcmc", "rejection", "vi", "importance"])
+def test_sbis_other_posteriors_on_the_flow(sample_with):
+    trainer = make_trainer()
+    quick(trainer)
+    parameters = {}
+    if sample_with == "mcmc":
+        parameters["posterior_parameters"] = MCMCPosteriorParameters(
+            warmup_steps=2, num_chains=2, thin=1
+        )
+    posterior = trainer.build_posterior(sample_with=sample_with, **parameters)
+    posterior.set_default_x(torch.zeros(1, 2))
+    if sample_with == "vi":
+        posterior.train(max_num_iters=5, show_progress_bar=False)
+    assert posterior.sample((4,), show_progress_bars=False).shape == (4, 2)
+
+
+def test_infer_finds_it_once_registered():
+    register()
+    posterior = sbi.inference.infer(simulate, BOX, method="jnpe", num_simulations=30)
+    assert isinstance(sbi.inference.JNPE, type)
+    samples = posterior.sample((2,), x=torch.zeros(1, 2), show_progress_bars=False)
+    assert samples.shape == (2, 2)
+
+
+def test_construction_without_arguments():
+    trainer = JNPE()
+    with pytest.raises(RuntimeError, match=r"call `.train\(\)` first"):
+        _ = trainer.energy
+    with pytest.raises(RuntimeError, match="No simulations found"):
+        trainer.train()
+
+
+def test_more_simulations_continue_from_the_present_weights():
+    trainer = make_trainer()
+    flow = quick(trainer)
+    theta = BOX.sample((100,))
+    trainer.append_simulations(theta, simulate(theta))
+    with pytest.raises(ValueError, match="already been trained"):
+        trainer.train()
+    assert quick(trainer, force_first_round_loss=True) is flow
+    assert (
+        quick(trainer, force_first_round_loss=True, retrain_from_scratch=True) is not flow
+    )
+
+
+# ---------------------------------------------------------------- networks
+
+
+def test_the_energy_shares_the_flows_embedding():
+    embedding = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    trainer = make_trainer(
+        density_estimator="nsf",
+        embedding_net=embedding,
+        x=lambda theta: torch.randn(len(theta), 3, 4),
+    )
+    before = embedding[1].weight.clone()
+    flow = quick(trainer, max_num_epochs=1)
+    assert trainer.energy.embedding_net is flow.embedding_net
+    assert not torch.equal(before, embedding[1].weight)
+
+
+def test_the_energy_can_have_its_own_embedding_and_network():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(2 + 5, 1)
+
+        def forward(self, input, condition):
+            condition = condition.expand(*input.shape[:-1], -1)
+            return self.head(torch.cat([input, condition], -1)).squeeze(-1)
+
+    net, embedding = Net(), nn.Linear(2, 5)
+    trainer = make_trainer(energy_net=net, energy_embedding_net=embedding)
+    flow = quick(trainer, max_num_epochs=1)
+    assert trainer.energy.net is net
+    assert trainer.energy.embedding_net is not flow.embedding_net
+    assert not any(p is embedding.weight for p in flow.parameters())
+
+
+# ---------------------------------------------------------------- input
+
+
+def test_invalid_simulations_are_left_out_as_in_sbi():
+    theta = BOX.sample((100,))
+    x = simulate(theta)
+    x[:7, 0] = float("nan")
+    x[7:9] = float("inf")
+    trainer = JNPE(BOX, show_progress_bars=False)
+    trainer.append_simulations(theta, x)
+    assert len(trainer.get_simulations()[0]) == 91
+    keeping = JNPE(BOX, SMALL, show_progress_bars=False)
+    keeping.append_simulations(theta, x, exclude_invalid_x=False)
+    with pytest.raises(FloatingPointError, match="epoch 1"):
+        keeping.train()
+
+
+def test_bad_parameters_are_counted():
+    theta = BOX.sample((10,))
+    theta[3, 1] = float("nan")
+    with pytest.raises(ValueError, match="finite `theta`, but 1 of 10"):
+        JNPE(BOX).append_simulations(theta, theta.nan_to_num())
+    outside = BOX.sample((10,))
+    outside[:4] += 3
+    with pytest.raises(ValueError, match="4 of 10 `theta`"):
+        JNPE(BOX).append_simulations(outside, outside)
+
+
+def test_shapes_that_do_not_match_are_refused():
+    with pytest.raises(AssertionError, match="must match the number"):
+        JNPE(BOX).append_simulations(BOX.sample((5,)), torch.zeros(4, 2))
+    with pytest.raises(ValueError, match=r"shape \(num_simulations, D\)"):
+        JNPE().append_simulations(torch.zeros(5), torch.zeros(5, 1))
+
+
+@pytest.mark.parametrize("num", [1, 2, 5])
+def test_too_few_simulations_to_split(num):
+    trainer = make_trainer(num=num)
+    if num > 1:
+        quick(trainer)  # one pair, or more, to train on
+    else:
+        with pytest.raises(ValueError, match="1 with `validation_fraction=0.1`"):
+            trainer.train()
+
+
+def test_a_batch_larger_than_the_data_is_cut():
+    trainer = make_trainer(num=40)
+    with pytest.warns(UserWarning, match="max_num_epochs"):
+        trainer.train(training_batch_size=10_000, max_num_epochs=2)
+
+
+def test_columns_that_do_not_vary():
+    trainer = make_trainer(
+        x=lambda theta: torch.cat([simulate(theta), torch.ones(len(theta), 1)], -1)
+    )
+    flow = quick(trainer)
+    x = torch.tensor([[0.1, 0.2, 1.0]])
+    assert flow.sample((10,), x).isfinite().all()
+
+
+@pytest.mark.parametrize("prior", [BOX, PRIORS["normal"]])
+def test_an_x_o_far_outside_of_training_gives_finite_samples_in_the_prior(prior):
+    trainer = make_trainer(prior)
+    flow = quick(trainer, max_num_epochs=20)
+    x_o = torch.tensor([[1e4, -1e6], [1e30, 1e30]])
+    samples, log_prob = flow.sample_and_log_prob((100,), x_o)
+    assert prior.support.check(samples).all()
+    assert samples.isfinite().all()
+    assert log_prob.isfinite().all()
+    assert trainer.energy(samples, x_o).isfinite().all()
+
+
+def test_truncated_proposals_train_and_others_are_refused():
+    trainer = make_trainer()
+    flow = quick(trainer)
+    posterior = trainer.build_posterior().set_default_x(torch.zeros(1, 2))
+    with pytest.raises(NotImplementedError, match="RestrictedPrior"):
+        trainer.append_simulations(BOX.sample((10,)), torch.zeros(10, 2), posterior)
+    accept = get_density_thresholder(posterior, 1e-2, 500)
+    proposal = RestrictedPrior(BOX, accept, sample_with="rejection")
+    theta = proposal.sample((60,), show_progress_bars=False)
+    trainer.append_simulations(theta, simulate(theta), proposal)
+    assert quick(trainer, force_first_round_loss=True) is flow
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("num_particles", 0),
+        ("normalizer", "softmax"),
+        ("weighting", "learnt"),
+        ("weights", (1.0, 1.0)),
+        ("relaxation_cost", 0.0),
+        ("multiplier_step_size", -1.0),
+        ("multiplier_bounds", (2.0, 1.0)),
+        ("energy_learning_rate", 0.0),
+        ("density_estimator", "mdn"),
+    ],
+)
+def test_options_out_of_range_are_named(option, value):
+    with pytest.raises(ValueError, match=f"`{option}`"):
+        JNPE(BOX, **{option: value})
+
+
+def test_an_embedding_with_a_builder_is_refused():
+    with pytest.raises(ValueError, match="embedding_net"):
+        JNPE(BOX, SMALL, embedding_net=nn.Identity())
+
+
+def test_an_estimator_that_cannot_be_trained_is_refused_before_training():
+    trainer = make_trainer(density_estimator=posterior_nn("mdn"))
+    with pytest.raises(TypeError, match="differentiably"):
+        trainer.train()
+
+
+def test_data_loader_arguments_and_calibration_kernels():
+    trainer = make_trainer()
+    quick(
+        trainer,
+        dataloader_kwargs={"collate_fn": _stack, "drop_last": False},
+        calibration_kernel=_near_zero,
+    )
+
+
+def _stack(rows):
+    return [torch.stack(column) for column in zip(*rows, strict=True)]
+
+
+def _near_zero(x):
+    return torch.exp(-x.square().sum(-1))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("data_device", ["cuda", "cpu"])
+def test_trains_on_a_gpu(data_device):
+    prior = BoxUniform(-torch.ones(2), torch.ones(2), device="cuda")
+    trainer = JNPE(prior, SMALL, device="cuda", show_progress_bars=False)
+    theta = prior.sample((200,)).to(data_device)
+    trainer.append_simulations(theta, simulate(theta), data_device=data_device)
+    flow = quick(trainer)
+    assert all(p.is_cuda for p in flow.parameters())
+    samples = trainer.build_posterior().sample((5,), x=torch.zeros(1, 2, device="cuda"))
+    assert samples.is_cuda
