@@ -75,9 +75,9 @@ class ConditionalEnergy(nn.Module):
     r"""$f(\theta, x) = \log p(\theta) + r(\theta, x)$, an unnormalised log posterior.
 
     The model is $q(\theta | x) = e^{f(\theta, x)} / Z(x)$; its energy, in the sense of
-    physics, is $-f$. With p the prior, r learns the log-ratio $\log p(x | \theta) / p(x)$,
-    and $Z = 1$ where it has. The network sees $\theta$ standardised in its own space: a
-    function that is smooth there, whatever the edges of the prior.
+    physics, is $-f$. With p the prior, r learns the log-ratio
+    $\log p(x | \theta) / p(x)$, and $Z = 1$ where it has. The network sees $\theta$
+    standardised in its own space, where r is smooth whatever the edges of the prior.
     """
 
     loc: Tensor

@@ -99,7 +99,8 @@ class ConditionalFlow(ConditionalDensityEstimator):
         batch = torch.broadcast_shapes(u.shape[:-1], condition.shape[:-num_axes])
         rows = u.expand(*batch, -1).reshape(-1, u.shape[-1])
         conditions = condition.expand(*batch, *self.condition_shape)
-        context = self.embedding_net(conditions.reshape(-1, *self.condition_shape))
+        embed = self.net.net._embedding_net
+        context = embed(conditions.reshape(-1, *self.condition_shape))
         noise, _ = self.net.net._transform(rows, context=context)
         return noise.reshape(*batch, -1)
 

@@ -429,8 +429,8 @@ class JNPE(NPE_C):
         training = int((1 - validation_fraction) * num)
         if num and not 0 < training < num:
             raise ValueError(
-                f"Expected simulations enough to train and to validate on, but {num} with "
-                f"`validation_fraction={validation_fraction}` leave {training} and "
+                f"Expected enough simulations to train and to validate on, but {num} "
+                f"with `validation_fraction={validation_fraction}` leave {training} and "
                 f"{num - training}."
             )
 

@@ -42,7 +42,7 @@ class TrainingOptions:
     normalizer: Normalizer = "generalized"
     averaging: float = 0.99
     decay: float = 0.5
-    num_validation_particles: int = 16
+    num_validation_particles: int = 8
 
 
 class ModelPair(nn.Module):

@@ -12,7 +12,6 @@ from torch.nn.functional import silu
 
 from sbi_jeffreys.spline import rational_quadratic_spline
 
-
 MAX_LOG_SCALE = 6.0
 """Bound on the log scales of the affine layer, for an x beyond all training data."""
 

@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from sbi.inference import NPE
 from sbi.neural_nets.estimators.base import ConditionalDensityEstimator
-from torch import Tensor
+from torch import Tensor, nn
 
 from sbi_jeffreys.benchmark.tasks import Task
-from sbi_jeffreys.energy import ConditionalEnergy
 from sbi_jeffreys.inference import JNPE
 
 NUM_TEST_PAIRS = 2000
@@ -44,7 +43,7 @@ class Row(NamedTuple):
 
 @torch.no_grad()
 def flow_nll(flow: ConditionalDensityEstimator, theta: Tensor, x: Tensor) -> float:
-    """Return the mean of $-\\log p(\\theta | x)$ over pairs, in nats."""
+    """Return the mean of −log p(θ|x) over pairs, in nats."""
     flow.eval()
     pairs = zip(theta.split(1000), x.split(1000), strict=True)
     return float(torch.cat([-flow.log_prob(t[None], c)[0] for t, c in pairs]).mean())
@@ -52,12 +51,12 @@ def flow_nll(flow: ConditionalDensityEstimator, theta: Tensor, x: Tensor) -> flo
 
 @torch.no_grad()
 def energy_nll(
-    energy: ConditionalEnergy,
+    energy: nn.Module,
     flow: ConditionalDensityEstimator,
     theta: Tensor,
     x: Tensor,
 ) -> float:
-    """Return the mean of $-f(\\theta, x) + \\log Z(x)$, Z from draws of the flow."""
+    """Return the mean of −f(θ, x) + log Z(x), with Z from draws of the flow."""
     flow.eval()
     energy.eval()
     losses = []

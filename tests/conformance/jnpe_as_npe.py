@@ -1,9 +1,10 @@
 """A pytest plugin that puts JNPE where sbi's tests look for NPE.
 
-JNPE trains until its held-out loss stalls, several times as long as NPE; where a test
-does not say how long to train, training here ends after MAX_NUM_EPOCHS. The plugin replaces `NPE` and `NPE_C` before any test module is imported, stands in for
-`pytest_harvest`, of which sbi's conftest uses three functions and a fixture to collect
-benchmark results, and marks the differences that are expected.
+It replaces `NPE` and `NPE_C` before any test module is imported, and marks the
+differences that are expected. JNPE trains until its held-out loss stalls, several times
+as long as NPE: where a test does not say how long to train, it ends after
+MAX_NUM_EPOCHS. For `pytest_harvest`, of which sbi's conftest uses three functions and a
+fixture to collect benchmark results, there is a stand-in.
 """
 
 import sys
@@ -12,9 +13,9 @@ import types
 import pytest
 import sbi.inference
 import sbi.inference.trainers.npe
+from expected_differences import EXPECTED_DIFFERENCES
 
 import sbi_jeffreys
-from expected_differences import EXPECTED_DIFFERENCES
 
 MAX_NUM_EPOCHS = 40
 
