@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 from torch.nn.functional import silu
 
-from sbi_jeffreys.support import location_and_scale
+from sbi_jeffreys.support import Support, location_and_scale
 
 
 class LogRatioNet(nn.Module):
@@ -87,6 +87,7 @@ class ConditionalEnergy(nn.Module):
         self,
         net: nn.Module,
         base: Distribution,
+        support: Support,
         theta: Tensor,
         embedding_net: nn.Module,
         condition_shape: torch.Size,
@@ -96,6 +97,7 @@ class ConditionalEnergy(nn.Module):
             net: r, called with standardised parameters, `(sample, batch, D)`, and
                 embedded conditions, `(batch, features)`; returns `(sample, batch)`.
             base: p, with a `log_prob` that is differentiable to its argument.
+            support: Its bounds; p is evaluated inside of them.
             theta: Parameters that give the standardisation, shape `(N, D)`.
             embedding_net: Embeds conditions, `(batch, *condition_shape)`.
             condition_shape: Shape of one x.
@@ -103,6 +105,7 @@ class ConditionalEnergy(nn.Module):
         super().__init__()
         self.net = net
         self.base = base
+        self.support = support
         self.embedding_net = embedding_net
         self.input_shape = theta.shape[1:]
         self.condition_shape = condition_shape
@@ -117,7 +120,8 @@ class ConditionalEnergy(nn.Module):
             input: Parameters, shape `(sample, batch, D)`.
             condition: Data, shape `(batch, *condition_shape)`.
         """
-        log_base = self.base.log_prob(input.flatten(0, -2)).reshape(input.shape[:-1])
+        rows = self.support.inside(input).flatten(0, -2)
+        log_base = self.base.log_prob(rows).reshape(input.shape[:-1])
         standardized = (input - self.loc) / self.scale
         return log_base + self.net(standardized, self.embedding_net(condition))
 

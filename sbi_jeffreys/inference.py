@@ -320,7 +320,8 @@ class JNPE(NPE_C):
             energy_net = energy_net(theta.shape[-1], features)
         self._energy = ConditionalEnergy(
             energy_net,
-            base_density(prior, theta.to(self._device)),
+            base_density(prior, support.inside(theta).to(self._device)),
+            support,
             theta,
             embedding_net,
             x.shape[1:],

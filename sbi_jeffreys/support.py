@@ -44,6 +44,8 @@ class Support(nn.Module):
     _low: Tensor
     _high: Tensor
     _span: Tensor
+    _first: Tensor
+    _last: Tensor
 
     def __init__(self, low: Tensor, high: Tensor, softness: float = SOFTNESS) -> None:
         """
@@ -74,6 +76,11 @@ class Support(nn.Module):
         self.register_buffer("_low", torch.where(has_low, low, 0.0))
         self.register_buffer("_high", torch.where(has_high, high, 0.0))
         self.register_buffer("_span", torch.where(self._interval, high - low, 1.0))
+        tiny = torch.finfo(low.dtype).tiny
+        first = torch.maximum(torch.nextafter(low, high), low + tiny)
+        last = torch.minimum(torch.nextafter(high, low), high - tiny)
+        self.register_buffer("_first", torch.where(has_low, first, low))
+        self.register_buffer("_last", torch.where(has_high, last, high))
         self._has_interval = bool(self._interval.any())
         self._has_half_line = bool((self._above | self._below).any())
 
@@ -136,9 +143,11 @@ class Support(nn.Module):
             theta = torch.where(self._above, self._low + up.exp(), theta)
             theta = torch.where(self._below, self._high - down.exp(), theta)
             log_det = log_det - up - down
-        if self._has_interval or self._has_half_line:
-            theta = self._clamp(theta)
-        return theta, (log_det - self.scale.log()).sum(-1)
+        return self.inside(theta), (log_det - self.scale.log()).sum(-1)
+
+    def inside(self, theta: Tensor) -> Tensor:
+        """Move points on a bound or outside just inside."""
+        return theta.clamp(self._first, self._last)
 
     def _log_edge(self, t: Tensor) -> Tensor:
         r"""$\log(1 - e^{-Wt/s})$."""
@@ -156,12 +165,6 @@ class Support(nn.Module):
             - logsigmoid((_WIDTH / 2 - v) / s)
             - self._span.log()
         )
-
-    def _clamp(self, theta: Tensor) -> Tensor:
-        tiny = torch.finfo(theta.dtype).tiny
-        low = torch.maximum(torch.nextafter(self.low, self.high), self.low + tiny)
-        high = torch.minimum(torch.nextafter(self.high, self.low), self.high - tiny)
-        return theta.clamp(low, high)
 
 
 def location_and_scale(theta: Tensor) -> tuple[Tensor, Tensor]:

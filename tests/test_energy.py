@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch import nn
 from torch.distributions import Gamma, Independent, MultivariateNormal, Normal
 
 from sbi_jeffreys.energy import ConditionalEnergy, LogRatioNet, base_density
+from sbi_jeffreys.support import support_of
 
 PRIORS = {
     "box": BoxUniform(-torch.ones(2), 3 * torch.ones(2)),
@@ -22,7 +25,12 @@ PRIORS = {
 def make_energy(prior, theta, x):
     net = LogRatioNet(theta.shape[1], x.shape[1], hidden_features=16)
     return ConditionalEnergy(
-        net, base_density(prior, theta), theta, nn.Identity(), x.shape[1:]
+        net,
+        base_density(prior, theta),
+        support_of(prior, theta),
+        theta,
+        nn.Identity(),
+        x.shape[1:],
     )
 
 
@@ -69,7 +77,18 @@ def test_parameters_reach_the_network_standardised():
     prior = PRIORS["normal"]
     theta = prior.sample((400,))
     net = Recording()
-    energy = ConditionalEnergy(net, prior, theta, nn.Identity(), torch.Size((3,)))
+    energy = ConditionalEnergy(
+        net, prior, support_of(prior, theta), theta, nn.Identity(), torch.Size((3,))
+    )
     energy(theta.unsqueeze(0), torch.randn(400, 3))
     torch.testing.assert_close(net.seen[0].mean(0), torch.zeros(2), atol=1e-5, rtol=0)
     torch.testing.assert_close(net.seen[0].std(0), torch.ones(2), atol=1e-5, rtol=0)
+
+
+def test_a_parameter_on_a_bound_has_the_density_inside():
+    prior = PRIORS["box"]
+    theta, x = prior.sample((60,)), torch.randn(60, 3)
+    energy = make_energy(prior, theta, x)
+    corner = torch.tensor([[[3.0, -1.0]]])
+    assert prior.log_prob(corner).isneginf().all()  # the upper bound is excluded
+    assert energy(corner, x[:1]).item() == pytest.approx(-math.log(16))

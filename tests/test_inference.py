@@ -342,6 +342,14 @@ def test_a_batch_larger_than_the_data_is_cut():
         trainer.train(training_batch_size=10_000, max_num_epochs=2)
 
 
+def test_parameters_that_do_not_vary_on_a_bound_of_the_prior():
+    trainer = JNPE(BOX, SMALL, energy_net=ENERGY, show_progress_bars=False)
+    theta = torch.ones(60, 2)
+    trainer.append_simulations(theta, simulate(theta))
+    flow = quick(trainer)
+    assert all(p.isfinite().all() for p in flow.parameters())
+
+
 def test_columns_that_do_not_vary():
     trainer = make_trainer(
         x=lambda theta: torch.cat([simulate(theta), torch.ones(len(theta), 1)], -1)
