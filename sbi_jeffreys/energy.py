@@ -7,8 +7,8 @@ import torch
 from sbi.utils.sbiutils import ImproperEmpirical
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
-from torch.nn.functional import silu
 
+from sbi_jeffreys.networks import ContextNet, zero_init
 from sbi_jeffreys.support import Support, location_and_scale
 
 
@@ -36,20 +36,12 @@ class LogRatioNet(nn.Module):
             num_blocks: Number of residual blocks, of two layers each.
         """
         super().__init__()
-        self.linear = _zero(nn.Linear(condition_features, input_features))
-        self.quadratic = _zero(nn.Linear(input_features, input_features, bias=False))
-        self.from_input = nn.Linear(input_features, hidden_features)
-        self.from_condition = nn.Linear(condition_features, hidden_features, bias=False)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.SiLU(),
-                nn.Linear(hidden_features, hidden_features),
-                nn.SiLU(),
-                nn.Linear(hidden_features, hidden_features),
-            )
-            for _ in range(num_blocks)
+        self.linear = zero_init(nn.Linear(condition_features, input_features))
+        self.quadratic = zero_init(nn.Linear(input_features, input_features, bias=False))
+        self.net = ContextNet(
+            input_features, condition_features, hidden_features, num_blocks
         )
-        self.head = _zero(nn.Linear(hidden_features, 1))
+        self.head = zero_init(nn.Linear(hidden_features, 1))
 
     def forward(self, input: Tensor, condition: Tensor) -> Tensor:
         """Return r in nats, shape `(sample, batch)`.
@@ -58,17 +50,9 @@ class LogRatioNet(nn.Module):
             input: Standardised parameters, shape `(sample, batch, input_features)`.
             condition: Embedded conditions, shape `(batch, condition_features)`.
         """
-        hidden = self.from_input(input) + self.from_condition(condition)
-        for block in self.blocks:
-            hidden = hidden + block(hidden)
         natural = self.linear(condition) + self.quadratic(input)
-        return (input * natural).sum(-1) + self.head(silu(hidden)).squeeze(-1)
-
-
-def _zero(linear: nn.Linear) -> nn.Linear:
-    for parameter in linear.parameters():
-        nn.init.zeros_(parameter)
-    return linear
+        rest = self.head(self.net(input.flatten(0, 1), condition))
+        return (input * natural).sum(-1) + rest.reshape(input.shape[:-1])
 
 
 class ConditionalEnergy(nn.Module):

@@ -86,4 +86,5 @@ class EntropyReference:
 
     def subtract(self, divergences: Tensor) -> Tensor:
         """Return D1 − H, D2 and D3 − H, shape `(3,)`."""
-        return divergences - self.value * divergences.new_tensor([1.0, 0.0, 1.0])
+        to_flow, between, to_energy = divergences
+        return torch.stack([to_flow - self.value, between, to_energy - self.value])

@@ -44,8 +44,6 @@ class Support(nn.Module):
     _low: Tensor
     _high: Tensor
     _span: Tensor
-    _first: Tensor
-    _last: Tensor
 
     def __init__(self, low: Tensor, high: Tensor, softness: float = SOFTNESS) -> None:
         """
@@ -76,11 +74,6 @@ class Support(nn.Module):
         self.register_buffer("_low", torch.where(has_low, low, 0.0))
         self.register_buffer("_high", torch.where(has_high, high, 0.0))
         self.register_buffer("_span", torch.where(self._interval, high - low, 1.0))
-        tiny = torch.finfo(low.dtype).tiny
-        first = torch.maximum(torch.nextafter(low, high), low + tiny)
-        last = torch.minimum(torch.nextafter(high, low), high - tiny)
-        self.register_buffer("_first", torch.where(has_low, first, low))
-        self.register_buffer("_last", torch.where(has_high, last, high))
         self._has_interval = bool(self._interval.any())
         self._has_half_line = bool((self._above | self._below).any())
 
@@ -146,8 +139,14 @@ class Support(nn.Module):
         return self.inside(theta), (log_det - self.scale.log()).sum(-1)
 
     def inside(self, theta: Tensor) -> Tensor:
-        """Move points on a bound or outside just inside."""
-        return theta.clamp(self._first, self._last)
+        """Move points on a bound or outside to the next number inside."""
+        tiny = torch.finfo(
+            theta.dtype
+        ).tiny  # log densities of subnormals may be infinite
+        low, high = self.low.to(theta.dtype), self.high.to(theta.dtype)
+        first = torch.maximum(torch.nextafter(low, high), low + tiny)
+        last = torch.minimum(torch.nextafter(high, low), high - tiny)
+        return theta.clamp(first, last)
 
     def _log_edge(self, t: Tensor) -> Tensor:
         r"""$\log(1 - e^{-Wt/s})$."""

@@ -1,68 +1,18 @@
 """The layers of the default flow, as `nflows` transforms.
 
-Points come as rows, shape `(S·B, D)`, the S draws of one condition being B rows apart,
-with the context of the B conditions, `(B, C)`: what depends on the context alone is
-computed once for all S draws.
+Points come as rows and contexts as in `networks`: what depends on the context alone is
+computed once for all draws.
 """
 
 import torch
 from nflows.transforms import Transform
 from torch import Tensor, nn
-from torch.nn.functional import silu
 
+from sbi_jeffreys.networks import ContextNet, per_row, zero_init
 from sbi_jeffreys.spline import rational_quadratic_spline
 
 MAX_LOG_SCALE = 6.0
 """Bound on the log scales of the affine layer, for an x beyond all training data."""
-
-
-class ContextNet(nn.Module):
-    """Residual network from some of a row's parameters and its context to features."""
-
-    def __init__(
-        self,
-        input_features: int,
-        context_features: int,
-        hidden_features: int,
-        num_blocks: int,
-    ) -> None:
-        super().__init__()
-        self.from_input = (
-            nn.Linear(input_features, hidden_features, bias=False)
-            if input_features
-            else None
-        )
-        self.from_context = nn.Linear(context_features, hidden_features)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.SiLU(),
-                nn.Linear(hidden_features, hidden_features),
-                nn.SiLU(),
-                nn.Linear(hidden_features, hidden_features),
-            )
-            for _ in range(num_blocks)
-        )
-
-    def forward(self, inputs: Tensor, context: Tensor) -> Tensor:
-        """Return features of shape `(S·B, hidden)`; `(B, hidden)` without inputs."""
-        hidden = self.from_context(context)
-        if self.from_input is not None:
-            hidden = per_row(hidden, inputs) + self.from_input(inputs)
-        for block in self.blocks:
-            hidden = hidden + block(hidden)
-        return silu(hidden)
-
-
-def per_row(context: Tensor, rows: Tensor) -> Tensor:
-    """Repeat what belongs to B conditions, shape `(B, ...)`, for S·B rows."""
-    times = len(rows) // len(context)
-    return context if times == 1 else context.repeat(times, *[1] * (context.ndim - 1))
-
-
-def _zero(linear: nn.Linear) -> nn.Linear:
-    nn.init.zeros_(linear.weight)
-    nn.init.zeros_(linear.bias)
-    return linear
 
 
 class SplineCoupling(Transform):
@@ -98,7 +48,7 @@ class SplineCoupling(Transform):
         self.net = ContextNet(
             len(self.kept), context_features, hidden_features, num_blocks
         )
-        self.to_knots = _zero(
+        self.to_knots = zero_init(
             nn.Linear(hidden_features, (3 * num_bins - 1) * self.num_moved)
         )
 
@@ -155,8 +105,8 @@ class ConditionalAffine(Transform):
         self.register_buffer("columns", columns)
         outputs = 2 * features + len(rows)
         self.net = ContextNet(0, context_features, hidden_features, num_blocks)
-        self.linear = _zero(nn.Linear(context_features, outputs))
-        self.residual = _zero(nn.Linear(hidden_features, outputs))
+        self.linear = zero_init(nn.Linear(context_features, outputs))
+        self.residual = zero_init(nn.Linear(hidden_features, outputs))
 
     def forward(self, inputs: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """Map parameters towards noise; return the rows and log determinants."""
