@@ -139,10 +139,8 @@ class Support(nn.Module):
         return self.inside(theta), (log_det - self.scale.log()).sum(-1)
 
     def inside(self, theta: Tensor) -> Tensor:
-        """Move points on a bound or outside to the next number inside."""
-        tiny = torch.finfo(
-            theta.dtype
-        ).tiny  # log densities of subnormals may be infinite
+        """Move points on a bound or outside to the next normal number inside."""
+        tiny = torch.finfo(theta.dtype).tiny
         low, high = self.low.to(theta.dtype), self.high.to(theta.dtype)
         first = torch.maximum(torch.nextafter(low, high), low + tiny)
         last = torch.minimum(torch.nextafter(high, low), high - tiny)
@@ -207,7 +205,7 @@ def support_of(prior: Any, theta: Tensor) -> Support:
         )
         bounds = unbounded
     low, high = (bound.to(theta) for bound in bounds)
-    return Support(low, high).to(theta.device).standardize(theta)
+    return Support(low, high).standardize(theta)
 
 
 def _bounds(constraint: Any, dim: int) -> tuple[Tensor, Tensor] | None:

@@ -13,9 +13,12 @@ import types
 import pytest
 import sbi.inference
 import sbi.inference.trainers.npe
+import torch
 from expected_differences import EXPECTED_DIFFERENCES
 
 import sbi_jeffreys
+
+torch.set_num_threads(1)  # for test processes that run side by side
 
 MAX_NUM_EPOCHS = 40
 
