@@ -100,14 +100,28 @@ class ConditionalEnergy(nn.Module):
     def forward(self, input: Tensor, condition: Tensor) -> Tensor:
         """Return f in nats, shape `(sample, batch)`; not a normalised log density.
 
+        Minus infinity outside of the prior's bounds.
+
         Args:
-            input: Parameters, shape `(sample, batch, D)`.
+            input: Parameters, shape `(sample, batch, D)` or `(sample, 1, D)`.
             condition: Data, shape `(batch, *condition_shape)`.
+
+        Raises:
+            ValueError: If the batches do not match.
         """
-        rows = self.support.inside(input).flatten(0, -2)
+        if input.ndim != 3 or input.shape[1] not in (1, len(condition)):
+            raise ValueError(
+                "Expected `input` of shape (sample, batch, D), with the batch of "
+                f"`condition` or 1, got {tuple(input.shape)} for {len(condition)} "
+                "conditions."
+            )
+        input = input.expand(-1, len(condition), -1)
+        rows = self.support.inside(input).flatten(0, 1)
         log_base = self.base.log_prob(rows).reshape(input.shape[:-1])
         standardized = (input - self.loc) / self.scale
-        return log_base + self.net(standardized, self.embedding_net(condition))
+        f = log_base + self.net(standardized, self.embedding_net(condition))
+        outside = (input < self.support.low) | (input > self.support.high)
+        return torch.where(outside.any(-1), -torch.inf, f)
 
 
 def base_density(prior: Any, theta: Tensor) -> Distribution:
@@ -124,7 +138,10 @@ def base_density(prior: Any, theta: Tensor) -> Distribution:
     if prior is None or isinstance(prior, ImproperEmpirical):
         return _gaussian(theta)
     points = theta.detach().clone().requires_grad_()
-    log_prob = prior.log_prob(points)
+    try:
+        log_prob = prior.log_prob(points)
+    except (RuntimeError, TypeError):  # as numpy does with tensors that need gradients
+        log_prob = prior.log_prob(theta).detach()
     flat = bool((log_prob == log_prob[0]).all())
     if not (log_prob.requires_grad or flat):
         warnings.warn(

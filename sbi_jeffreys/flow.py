@@ -218,7 +218,7 @@ def build_spline_flow(
     """
     embed = standardizing_embedding(x, embedding_net)
     with torch.no_grad():
-        context_features = embed(x[:2]).shape[-1]
+        context_features = embed.to(x.device)(x[:2]).shape[-1]
     features = theta.shape[-1]
     layers: list[nn.Module] = [
         ConditionalAffine(features, context_features, hidden_features, num_blocks)

@@ -154,6 +154,7 @@ class JNPE(NPE_C):
             "step_size": multiplier_step_size,
             "bounds": multiplier_bounds,
         }
+        self._neural_net: Any = None
         self._energy: ConditionalEnergy | None = None
         self._training: JeffreysTraining | None = None
 
@@ -267,7 +268,8 @@ class JNPE(NPE_C):
                 more simulations, from the present weights.
             discard_prior_samples: Without effect; `sbi` uses it in later rounds.
             use_combined_loss: Without effect; `sbi` uses it in later rounds.
-            retrain_from_scratch: Whether to build new networks.
+            retrain_from_scratch: Whether to build new networks. Modules that were passed
+                to the constructor keep their weights.
             show_train_summary: Whether to print epochs and loss at the end.
             dataloader_kwargs: As in `sbi`. A sampler or collation of your own delivers
                 the batches; otherwise they are sliced by index, which is faster.
@@ -278,11 +280,15 @@ class JNPE(NPE_C):
         Raises:
             RuntimeError: If there are no simulations.
             ValueError: If there are too few to train and to validate on, or if the
-                network was trained before and no argument says how to go on.
+                network was trained before and no argument, or two, say how to go on.
             TypeError: If `density_estimator` can't be sampled differentiably.
             FloatingPointError: If the loss is not finite in the very first epoch.
         """
         self._check_split(validation_fraction)
+        if resume_training and retrain_from_scratch:
+            raise ValueError(
+                "Expected at most one of `resume_training` and `retrain_from_scratch`."
+            )
         return super().train(
             num_atoms=num_atoms,
             training_batch_size=training_batch_size,
@@ -316,11 +322,14 @@ class JNPE(NPE_C):
         energy_net = self._energy_net
         if not isinstance(energy_net, nn.Module):
             with torch.no_grad():
-                features = embedding_net(x[:2]).shape[-1]
+                features = embedding_net.to(x.device)(x[:2]).shape[-1]
             energy_net = energy_net(theta.shape[-1], features)
         self._energy = ConditionalEnergy(
             energy_net,
-            base_density(prior, support.inside(theta).to(self._device)),
+            base_density(
+                prior if support.is_exact else None,
+                support.inside(theta).to(self._device),
+            ),
             support,
             theta,
             embedding_net,
@@ -343,18 +352,27 @@ class JNPE(NPE_C):
             batches_from(loader, kernel, self._device)
             for loader in (train_loader, val_loader)
         )
+        if not (len(training) and len(validation)):
+            raise ValueError(
+                "Expected `dataloader_kwargs` that leave a batch to train and one to "
+                f"validate on, got {len(training)} and {len(validation)} batches."
+            )
         if not (train_config.resume_training and self._training):
             self._training = self._new_training(train_config)
         state = self._training
         first_epoch = state.epoch
-        converged = state.run(
-            training,
-            validation,
-            max_num_epochs=train_config.max_num_epochs,
-            stop_after_epochs=train_config.stop_after_epochs,
-            clip_max_norm=train_config.clip_max_norm,
-            show_progress=self._show_progress_bars,
-        )
+        try:
+            converged = state.run(
+                training,
+                validation,
+                max_num_epochs=train_config.max_num_epochs,
+                stop_after_epochs=train_config.stop_after_epochs,
+                clip_max_norm=train_config.clip_max_norm,
+                show_progress=self._show_progress_bars,
+            )
+        except FloatingPointError:  # in the first epoch: forget it, to allow another try
+            self._neural_net = self._energy = self._training = None
+            raise
 
         self.epoch, self._best_val_loss = state.epoch, state.best_loss
         if not converged:
@@ -394,8 +412,9 @@ class JNPE(NPE_C):
     def _track(self, history: dict[str, list[Any]], first_epoch: int) -> None:
         """Log, epoch by epoch, what sbi's `_summarize` does not know of."""
         for name, values in history.items():
-            if name in ("training_loss", "validation_loss", "epoch_durations_sec"):
-                continue
+            by_sbi = ("training_loss", "validation_loss", "epoch_durations_sec")
+            if name in by_sbi and first_epoch == 0:
+                continue  # after resuming twice, sbi looks for them in the wrong place
             for epoch, value in enumerate(values[first_epoch:], first_epoch):
                 if isinstance(value, list):
                     for term, part in zip(TERMS, value, strict=True):

@@ -93,8 +93,8 @@ def log_normalizer(
     - "importance": $\log \frac1K \sum_k w_k$, biased low (Jensen).
     - "generalized": $\frac1K \sum_k w_k - 1 \ge \log Z$, the normaliser in the KL of
       unnormalised densities. Its gradient is unbiased for any K, and it is tight where
-      Z = 1, which the minimiser satisfies. Above the cap c, w grows linearly in $\log
-      w$: a clipped weight would have no gradient to shrink it.
+      Z = 1, which the minimiser satisfies. Above a cap, where this does not hold, w grows
+      linearly in $\log w$: a clipped weight would have no gradient to shrink it.
     - "ranking": $\log \frac{1}{K+1} (w_{data} + \sum_k w_k)$; D3 then ranks the data
       point among the draws, and is bounded below.
 
@@ -134,6 +134,9 @@ class Agreement(NamedTuple):
 
 def agreement(log_p_draws: Tensor, f_draws: Tensor) -> Agreement:
     """Estimate the agreement from draws of the flow.
+
+    Where weights vary much, K draws flatter: log Z and the divergence are estimated too
+    low, and the ESS is never below 1/K.
 
     Args:
         log_p_draws: The flow's log densities at its draws, shape `(K, batch)`.

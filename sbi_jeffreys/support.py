@@ -30,7 +30,8 @@ class Support(nn.Module):
       the identity inside and logistic at the edges. A hard clip as $s \to 0$, the logit
       as $s \to \infty$.
 
-    Then $u = (v - loc) / scale$. Jacobians are evaluated from the side a point comes
+    Then $u = (v - loc) / scale$. `is_exact` is False where it stands in for a support
+    that is none of these. Jacobians are evaluated from the side a point comes
     from, so a draw that rounds onto a bound keeps a finite density.
     """
 
@@ -74,6 +75,7 @@ class Support(nn.Module):
         self.register_buffer("_low", torch.where(has_low, low, 0.0))
         self.register_buffer("_high", torch.where(has_high, high, 0.0))
         self.register_buffer("_span", torch.where(self._interval, high - low, 1.0))
+        self.is_exact = True
         self._has_interval = bool(self._interval.any())
         self._has_half_line = bool((self._above | self._below).any())
 
@@ -97,11 +99,10 @@ class Support(nn.Module):
         """
         v, log_det = theta, torch.zeros_like(theta)
         if self._has_interval:
-            t = (theta - self._low) / self._span
-            eps = torch.finfo(theta.dtype).eps
-            t = torch.where(self._interval, t, 0.5).clamp(eps, 1 - eps)
-            inner = _WIDTH * (t - 0.5) + self.softness * (
-                self._log_edge(t) - self._log_edge(1 - t)
+            left = self._fraction(theta - self._low)
+            right = self._fraction(self._high - theta)
+            inner = _WIDTH / 2 * (left - right) + self.softness * (
+                self._log_edge(left) - self._log_edge(right)
             )
             v = torch.where(self._interval, inner, v)
             log_det = torch.where(self._interval, self._log_slope(inner), log_det)
@@ -146,6 +147,11 @@ class Support(nn.Module):
         last = torch.minimum(torch.nextafter(high, low), high - tiny)
         return theta.clamp(first, last)
 
+    def _fraction(self, distance: Tensor) -> Tensor:
+        """A distance from a bound, as a positive fraction of the interval."""
+        fraction = torch.where(self._interval, distance / self._span, 0.5)
+        return fraction.clamp(torch.finfo(distance.dtype).tiny, 1)
+
     def _log_edge(self, t: Tensor) -> Tensor:
         r"""$\log(1 - e^{-Wt/s})$."""
         return torch.log(-torch.expm1(-_WIDTH / self.softness * t))
@@ -176,7 +182,7 @@ def location_and_scale(theta: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def support_of(prior: Any, theta: Tensor) -> Support:
-    r"""Return the map for the prior's support, standardised by `theta`.
+    """Return the map for the prior's support, standardised by `theta`.
 
     Args:
         prior: A distribution over `(D,)`, or None.
@@ -199,20 +205,21 @@ def support_of(prior: Any, theta: Tensor) -> Support:
     if bounds is None:
         warnings.warn(
             f"The support of the prior ({type(prior).__name__}) is not a product of "
-            "intervals, so parameters are only standardised. Samples outside of the "
-            "prior are rejected, as in sbi's NPE.",
+            "intervals: parameters are only standardised, and the energy starts from a "
+            "Gaussian. Samples outside of the prior are rejected, as in sbi's NPE.",
             stacklevel=2,
         )
-        bounds = unbounded
-    low, high = (bound.to(theta) for bound in bounds)
-    return Support(low, high).standardize(theta)
+    low, high = (bound.to(theta) for bound in bounds or unbounded)
+    support = Support(low, high).standardize(theta)
+    support.is_exact = bounds is not None
+    return support
 
 
 def _bounds(constraint: Any, dim: int) -> tuple[Tensor, Tensor] | None:
     """Return the D lower and upper bounds that a support consists of, or None."""
     if constraint.is_discrete:
         return None
-    if isinstance(constraint, constraints.independent):
+    if hasattr(constraint, "base_constraint"):  # independent, or a mixture of one family
         return _bounds(constraint.base_constraint, dim)
     if isinstance(constraint, constraints.cat):
         lows, highs = [], []
@@ -227,7 +234,9 @@ def _bounds(constraint: Any, dim: int) -> tuple[Tensor, Tensor] | None:
     if sides == [None, None] and not isinstance(constraint, type(constraints.real)):
         return None
     low, high = (
-        torch.as_tensor(default if bound is None else bound).reshape(-1).expand(dim)
+        torch.as_tensor(default if bound is None else bound, device="cpu")
+        .reshape(-1)
+        .expand(dim)
         for bound, default in zip(sides, (-inf, inf), strict=True)
     )
     return low, high

@@ -42,7 +42,7 @@ class TrainingOptions:
     normalizer: Normalizer = "generalized"
     averaging: float = 0.99
     decay: float = 0.5
-    num_validation_particles: int = 8
+    num_validation_particles: int = 16
 
 
 class ModelPair(nn.Module):
@@ -101,7 +101,11 @@ class JeffreysTraining:
             fused=True,
         )
         self.scheduler = ReduceLROnPlateau(
-            self.optimizer, factor=options.decay, patience=patience
+            self.optimizer,
+            factor=options.decay,
+            patience=patience,
+            threshold=0.0,
+            threshold_mode="abs",
         )
         self.averaged = AveragedModel(self.pair, multi_avg_fn=self._move_average)
         self.reference = EntropyReference()
@@ -156,7 +160,10 @@ class JeffreysTraining:
                 disable=not show_progress,
             ) as bar,
         ):
-            torch.manual_seed(self._seed)
+            torch.default_generator.manual_seed(self._seed)
+            for device in cuda:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(self._seed)
             self._restore(self._checkpoint)
             try:
                 while (
@@ -274,7 +281,9 @@ class JeffreysTraining:
             flow_to_energy, log_z, ess = agreement(log_p, pair.energy(draws, x))
             energy_nll = log_z - pair.energy(theta, x)[0]
             rows.append(
-                torch.stack([weights * nll, energy_nll, flow_to_energy, log_z, ess])
+                torch.stack(
+                    [weights * nll, weights * energy_nll, flow_to_energy, log_z, ess]
+                )
             )
         names = (
             "validation_loss",

@@ -55,11 +55,13 @@ def test_a_gaussian_stands_in_for_a_prior_without_density(prior):
     torch.testing.assert_close(base.log_prob(theta), expected.log_prob(theta))
 
 
-def test_a_density_outside_of_torch_is_replaced_with_a_warning():
+@pytest.mark.parametrize("detach", [True, False])
+def test_a_density_outside_of_torch_is_replaced_with_a_warning(detach):
     class NumpyNormal(MultivariateNormal):
         def log_prob(self, value):
             density = stats.multivariate_normal(np.zeros(2), np.eye(2))
-            return torch.as_tensor(density.logpdf(value.detach().numpy())).float()
+            values = value.detach() if detach else value
+            return torch.as_tensor(density.logpdf(values.numpy())).float()
 
     prior = NumpyNormal(torch.zeros(2), torch.eye(2))
     theta = prior.sample((100,))
@@ -92,3 +94,25 @@ def test_a_parameter_on_a_bound_has_the_density_inside():
     corner = torch.tensor([[[3.0, -1.0]]])
     assert prior.log_prob(corner).isneginf().all()  # the upper bound is excluded
     assert energy(corner, x[:1]).item() == pytest.approx(-math.log(16))
+
+
+def test_one_theta_for_several_conditions_and_shapes_that_do_not_match():
+    prior = PRIORS["box"]
+    theta, x = prior.sample((60,)), torch.randn(60, 3)
+    energy = make_energy(prior, theta, x)
+    for parameter in energy.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    shared = energy(theta[:6].unsqueeze(1), x[:3])
+    torch.testing.assert_close(
+        shared, energy(theta[:6].unsqueeze(1).expand(-1, 3, -1), x[:3])
+    )
+    for wrong in (theta[:4].view(2, 2, 2), theta[:3]):
+        with pytest.raises(ValueError, match="`input` of shape"):
+            energy(wrong, x[:3])
+
+
+def test_outside_of_the_prior_there_is_nothing():
+    prior = PRIORS["box"]
+    theta, x = prior.sample((60,)), torch.randn(60, 3)
+    energy = make_energy(prior, theta, x)
+    assert energy(torch.tensor([[[3.1, 0.0]]]), x[:1]).isneginf().all()

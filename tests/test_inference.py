@@ -1,6 +1,7 @@
 """JNPE as a user of sbi meets it."""
 
 import inspect
+import math
 import pickle
 from functools import partial
 
@@ -19,7 +20,14 @@ from sbi.utils import (
     get_density_thresholder,
 )
 from torch import nn
-from torch.distributions import Beta, Gamma, Independent, LogNormal, MultivariateNormal
+from torch.distributions import (
+    Beta,
+    Gamma,
+    Independent,
+    LogNormal,
+    MultivariateNormal,
+    constraints,
+)
 
 from sbi_jeffreys import JNPE, LogRatioNet, build_spline_flow, register
 
@@ -231,7 +239,6 @@ def test_sbis_other_posteriors_on_the_flow(sample_with):
 def test_infer_finds_it_once_registered():
     register()
     posterior = sbi.inference.infer(simulate, BOX, method="jnpe", num_simulations=30)
-    assert isinstance(sbi.inference.JNPE, type)
     samples = posterior.sample((2,), x=torch.zeros(1, 2), show_progress_bars=False)
     assert samples.shape == (2, 2)
 
@@ -414,21 +421,83 @@ def test_an_estimator_that_cannot_be_trained_is_refused_before_training():
         trainer.train()
 
 
-def test_data_loader_arguments_and_calibration_kernels():
+def test_data_loader_arguments():
     trainer = make_trainer()
-    quick(
-        trainer,
-        dataloader_kwargs={"collate_fn": _stack, "drop_last": False},
-        calibration_kernel=_near_zero,
-    )
+    quick(trainer, dataloader_kwargs={"collate_fn": _stack, "drop_last": False})
+    assert _stack.calls > 0
+    with pytest.raises(ValueError, match="`dataloader_kwargs`"):
+        trainer.train(
+            force_first_round_loss=True, dataloader_kwargs={"batch_size": 10_000}
+        )
 
 
 def _stack(rows):
+    _stack.calls += 1
     return [torch.stack(column) for column in zip(*rows, strict=True)]
 
 
-def _near_zero(x):
-    return torch.exp(-x.square().sum(-1))
+_stack.calls = 0
+
+
+def test_a_calibration_kernel_weighs_simulations():
+    trainer = make_trainer()
+    flow = quick(trainer, calibration_kernel=_positive)
+    theta, x, _ = trainer.get_simulations()
+    theta, x = theta[trainer.val_indices], x[trainer.val_indices]
+    loss = (_positive(x) * flow.loss(theta, x)).mean()
+    assert 0 < _positive(x).mean() < 1
+    assert loss.item() == pytest.approx(trainer._best_val_loss, abs=1e-5)
+
+
+def _positive(x):
+    return (x[:, 0] > 0).float()
+
+
+def test_a_prior_whose_support_is_not_mapped_trains_and_rejects():
+    class Disc(MultivariateNormal):
+        support = property(lambda self: constraints.simplex)
+
+        def log_prob(self, value):
+            inside = value.square().sum(-1) < 1
+            return torch.where(inside, -math.log(math.pi), -torch.inf)
+
+        def sample(self, sample_shape=torch.Size()):  # noqa: B008
+            radius, angle = torch.rand(2, *sample_shape)
+            angle = 2 * math.pi * angle
+            return radius.sqrt().unsqueeze(-1) * torch.stack(
+                [angle.cos(), angle.sin()], -1
+            )
+
+    prior = Disc(torch.zeros(2), torch.eye(2), validate_args=False)
+    trainer = JNPE(prior, SMALL, energy_net=ENERGY, show_progress_bars=False)
+    theta = prior.sample((100,))
+    trainer._theta_roundwise.append(theta)
+    with pytest.warns(UserWarning, match="starts from a Gaussian"):
+        flow = trainer._build_estimators(theta, simulate(theta))
+    draws = flow.sample((500,), torch.zeros(1, 2))
+    assert trainer.energy(draws, torch.zeros(1, 2)).isfinite().all()
+
+
+def test_training_again_after_a_first_epoch_that_diverged():
+    class Net(nn.Module):
+        factor = float("nan")
+
+        def forward(self, input, condition):
+            return self.factor * input.sum(-1)
+
+    net = Net()
+    trainer = make_trainer(energy_net=net)
+    with pytest.raises(FloatingPointError, match="step 1 of epoch 1"):
+        trainer.train()
+    net.factor = 0.0
+    quick(trainer)
+
+
+def test_resuming_and_starting_afresh_exclude_each_other():
+    trainer = make_trainer()
+    quick(trainer)
+    with pytest.raises(ValueError, match="`resume_training`"):
+        trainer.train(resume_training=True, retrain_from_scratch=True)
 
 
 @pytest.mark.gpu

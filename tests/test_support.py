@@ -7,10 +7,12 @@ from hypothesis import strategies as st
 from sbi.utils import BoxUniform, MultipleIndependent
 from torch.distributions import (
     Beta,
+    Categorical,
     Dirichlet,
     Gamma,
     Independent,
     LogNormal,
+    MixtureSameFamily,
     MultivariateNormal,
 )
 
@@ -125,3 +127,23 @@ def test_its_state_can_be_saved_and_loaded(name):
     theta = PRIORS[name].sample((50,))
     support = support_of(PRIORS[name], theta)
     support.load_state_dict({k: v.clone() for k, v in support.state_dict().items()})
+
+
+def test_single_precision_close_to_a_bound_at_zero():
+    """As close to zero as float32 resolves, and it resolves 1e-38 there."""
+    support = Support(torch.zeros(1), 1000 * torch.ones(1))
+    u = torch.linspace(-5.0, 1.5, 50).unsqueeze(-1)
+    theta, log_det = support.inverse(u)
+    back, log_det_back = support(theta)
+    inside = theta[:, 0] > 1e-4
+    torch.testing.assert_close(back[inside], u[inside], atol=1e-2, rtol=0)
+    torch.testing.assert_close(log_det_back[inside], log_det[inside], atol=0.1, rtol=0)
+
+
+def test_a_mixture_of_normals_is_unbounded():
+    mixture = MixtureSameFamily(
+        Categorical(torch.ones(2)), MultivariateNormal(torch.zeros(2, 2), torch.eye(2))
+    )
+    support = support_of(mixture, mixture.sample((10,)))
+    assert support.is_exact
+    assert support.low.isinf().all()

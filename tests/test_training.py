@@ -200,6 +200,14 @@ def test_stops_by_itself_and_lowers_the_learning_rate_before():
     assert rates[-1] < rates[0]
 
 
+def test_the_learning_rate_falls_whatever_the_sign_of_the_loss():
+    training = make_training()
+    optimizer, scheduler = training.optimizer, training.scheduler
+    for epoch in range(100):
+        scheduler.step(-10 + 1e-4 * epoch)  # worse each time
+    assert optimizer.param_groups[0]["lr"] < 0.01
+
+
 def test_gradients_are_none_and_models_in_eval_mode_afterwards():
     training = make_training()
     run(training, 2)
