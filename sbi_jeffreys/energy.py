@@ -124,18 +124,20 @@ class ConditionalEnergy(nn.Module):
         return torch.where(outside.any(-1), -torch.inf, f)
 
 
-def base_density(prior: Any, theta: Tensor) -> Distribution:
+def base_density(prior: Any, theta: Tensor, support: Support) -> Distribution:
     """Return the prior if its density can be used, else a Gaussian fitted to `theta`.
 
-    The reverse KL divergence needs the gradient of the log density at any point of the
-    support. A prior that has none (improper, empirical, or computed outside of torch)
-    is replaced; all but the first two with a warning.
+    The reverse KL divergence needs the log density and its gradient wherever a sample of
+    the flow may be. A prior without (improper, empirical, computed outside of torch, or
+    zero in places where its support says it is not) is replaced, the last two with a
+    warning.
 
     Args:
         prior: A distribution over `(D,)`, or None.
         theta: Parameters inside of its support, shape `(N, D)`.
+        support: The map from `theta` to unconstrained space.
     """
-    if prior is None or isinstance(prior, ImproperEmpirical):
+    if prior is None or isinstance(prior, ImproperEmpirical) or not support.is_exact:
         return _gaussian(theta)
     points = theta.detach().clone().requires_grad_()
     try:
@@ -143,14 +145,18 @@ def base_density(prior: Any, theta: Tensor) -> Distribution:
     except (RuntimeError, TypeError):  # as numpy does with tensors that need gradients
         log_prob = prior.log_prob(theta).detach()
     flat = bool((log_prob == log_prob[0]).all())
-    if not (log_prob.requires_grad or flat):
-        warnings.warn(
-            f"The density of the prior ({type(prior).__name__}) is not differentiable "
-            "by torch; the energy starts from a Gaussian instead.",
-            stacklevel=2,
-        )
-        return _gaussian(theta)
-    return prior
+    axes = torch.eye(theta.shape[-1]).to(theta)
+    far = torch.cat([step * axes for step in (-4.0, -2.0, 2.0, 4.0)])
+    everywhere = bool(prior.log_prob(support.inverse(far)[0]).isfinite().all())
+    if everywhere and (log_prob.requires_grad or flat):
+        return prior
+    lack = "not differentiable by torch" if everywhere else "zero inside of its `support`"
+    warnings.warn(
+        f"The density of the prior ({type(prior).__name__}) is {lack}; the energy starts "
+        "from a Gaussian instead.",
+        stacklevel=2,
+    )
+    return _gaussian(theta)
 
 
 def _gaussian(theta: Tensor) -> Distribution:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from typing import Any, Literal
 
@@ -284,7 +285,7 @@ class JNPE(NPE_C):
             TypeError: If `density_estimator` can't be sampled differentiably.
             FloatingPointError: If the loss is not finite in the very first epoch.
         """
-        self._check_split(validation_fraction)
+        self._check_simulations(validation_fraction)
         if resume_training and retrain_from_scratch:
             raise ValueError(
                 "Expected at most one of `resume_training` and `retrain_from_scratch`."
@@ -327,8 +328,9 @@ class JNPE(NPE_C):
         self._energy = ConditionalEnergy(
             energy_net,
             base_density(
-                prior if support.is_exact else None,
+                prior,
                 support.inside(theta).to(self._device),
+                deepcopy(support).to(self._device),
             ),
             support,
             theta,
@@ -424,11 +426,6 @@ class JNPE(NPE_C):
         self._tracker.flush()
 
     def _check_parameters(self, theta: Tensor) -> None:
-        if theta.ndim != 2:
-            raise ValueError(
-                "Expected `theta` of shape (num_simulations, D), got "
-                f"{tuple(theta.shape)}."
-            )
         if not theta.isfinite().all():
             bad = int((~theta.isfinite().flatten(1).all(-1)).sum())
             raise ValueError(
@@ -444,7 +441,13 @@ class JNPE(NPE_C):
                     "they were drawn from."
                 )
 
-    def _check_split(self, validation_fraction: float) -> None:
+    def _check_simulations(self, validation_fraction: float) -> None:
+        for theta in self._theta_roundwise:
+            if theta.ndim != 2:
+                raise ValueError(
+                    "Expected `theta` of shape (num_simulations, D), got "
+                    f"{tuple(theta.shape)}."
+                )
         num = sum(map(len, self._theta_roundwise))
         training = int((1 - validation_fraction) * num)
         if num and not 0 < training < num:

@@ -98,7 +98,7 @@ class JeffreysTraining:
                 {"params": self.groups[0], "lr": learning_rate},
                 {"params": self.groups[1], "lr": energy_learning_rate},
             ],
-            fused=True,
+            fused=all(p.is_floating_point() for p in self.pair.parameters()),
         )
         self.scheduler = ReduceLROnPlateau(
             self.optimizer,

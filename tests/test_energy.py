@@ -7,7 +7,13 @@ from sbi.utils import BoxUniform, MultipleIndependent
 from sbi.utils.sbiutils import ImproperEmpirical
 from scipy import stats
 from torch import nn
-from torch.distributions import Gamma, Independent, MultivariateNormal, Normal
+from torch.distributions import (
+    Gamma,
+    Independent,
+    MultivariateNormal,
+    Normal,
+    constraints,
+)
 
 from sbi_jeffreys.energy import ConditionalEnergy, LogRatioNet, base_density
 from sbi_jeffreys.support import support_of
@@ -26,7 +32,7 @@ def make_energy(prior, theta, x):
     net = LogRatioNet(theta.shape[1], x.shape[1], hidden_features=16)
     return ConditionalEnergy(
         net,
-        base_density(prior, theta),
+        base_density(prior, theta, support_of(prior, theta)),
         support_of(prior, theta),
         theta,
         nn.Identity(),
@@ -50,7 +56,7 @@ def test_a_gaussian_stands_in_for_a_prior_without_density(prior):
     theta = 3 + 2 * torch.randn(500, 2)
     if prior:
         prior = ImproperEmpirical(theta, torch.ones(500))
-    base = base_density(prior, theta)
+    base = base_density(prior, theta, support_of(None, theta))
     expected = Independent(Normal(theta.mean(0), theta.std(0)), 1)
     torch.testing.assert_close(base.log_prob(theta), expected.log_prob(theta))
 
@@ -66,7 +72,7 @@ def test_a_density_outside_of_torch_is_replaced_with_a_warning(detach):
     prior = NumpyNormal(torch.zeros(2), torch.eye(2))
     theta = prior.sample((100,))
     with pytest.warns(UserWarning, match="not differentiable"):
-        base = base_density(prior, theta)
+        base = base_density(prior, theta, support_of(prior, theta))
     assert isinstance(base, Independent)
 
 
@@ -116,3 +122,14 @@ def test_outside_of_the_prior_there_is_nothing():
     theta, x = prior.sample((60,)), torch.randn(60, 3)
     energy = make_energy(prior, theta, x)
     assert energy(torch.tensor([[[3.1, 0.0]]]), x[:1]).isneginf().all()
+
+
+def test_a_density_that_is_zero_inside_of_its_support_is_replaced():
+    class Misdeclared(BoxUniform):
+        support = constraints.independent(constraints.real, 1)
+
+    prior = Misdeclared(-torch.ones(2), torch.ones(2))
+    prior.base_dist._validate_args = False
+    theta = prior.sample((100,))
+    with pytest.warns(UserWarning, match="zero inside of its `support`"):
+        base_density(prior, theta, support_of(prior, theta))

@@ -330,7 +330,7 @@ def test_shapes_that_do_not_match_are_refused():
     with pytest.raises(AssertionError, match="must match the number"):
         JNPE(BOX).append_simulations(BOX.sample((5,)), torch.zeros(4, 2))
     with pytest.raises(ValueError, match=r"shape \(num_simulations, D\)"):
-        JNPE().append_simulations(torch.zeros(5), torch.zeros(5, 1))
+        JNPE().append_simulations(torch.zeros(5), torch.zeros(5, 1)).train()
 
 
 @pytest.mark.parametrize("num", [1, 2, 5])

@@ -30,5 +30,18 @@ EXPECTED_DIFFERENCES: dict[str, str] = {
     f"{_NAN}::test_multiround_raises_on_invalid_x[JNPE]": _ROUNDS,
     f"{_NAN}::test_multiround_npe_c_warns_when_excluding_invalid_x": _ROUNDS,
     f"{_NAN}::test_npe_c_checks_the_current_proposal_not_the_previous_round": _MIXTURES,
+    "user_input_checks_test.py::test_proposal_sharing_weights": _ROUNDS,
+    **{
+        f"embedding_net_test.py::{test}[": f"{_MIXTURES} The test trains 'mdn'."
+        for test in (
+            "test_1d_fc_embedding_net",
+            "test_1d_ResNet_fc_embedding_net",
+            "test_1d_causal_cnn_embedding_net",
+            "test_spectral_conf_embedding",
+            "test_transformer_embedding",
+            "test_transformer_embedding_scalar_timeseries",
+            "test_transformer_vitembedding",
+        )
+    },
     "base_test.py::test_exhausted_epoch_budget_returns_the_best_weights": _LOOP,
 }
