@@ -61,7 +61,8 @@ class ConditionalEnergy(nn.Module):
     The model is $q(\theta | x) = e^{f(\theta, x)} / Z(x)$; its energy, in the sense of
     physics, is $-f$. With p the prior, r learns the log-ratio
     $\log p(x | \theta) / p(x)$, and $Z = 1$ where it has. The network sees $\theta$
-    standardised in its own space, where r is smooth whatever the edges of the prior.
+    standardised in its own space, where r is smooth whatever the edges of the prior; but
+    parameters on a half line, which may have long tails, on their log scale.
     """
 
     loc: Tensor
@@ -93,7 +94,7 @@ class ConditionalEnergy(nn.Module):
         self.embedding_net = embedding_net
         self.input_shape = theta.shape[1:]
         self.condition_shape = condition_shape
-        loc, scale = location_and_scale(theta)
+        loc, scale = location_and_scale(support.unbend(theta))
         self.register_buffer("loc", loc)
         self.register_buffer("scale", scale)
 
@@ -116,9 +117,9 @@ class ConditionalEnergy(nn.Module):
                 "conditions."
             )
         input = input.expand(-1, len(condition), -1)
-        rows = self.support.inside(input).flatten(0, 1)
-        log_base = self.base.log_prob(rows).reshape(input.shape[:-1])
-        standardized = (input - self.loc) / self.scale
+        inside = self.support.inside(input)
+        log_base = self.base.log_prob(inside.flatten(0, 1)).reshape(input.shape[:-1])
+        standardized = (self.support.unbend(inside) - self.loc) / self.scale
         f = log_base + self.net(standardized, self.embedding_net(condition))
         outside = (input < self.support.low) | (input > self.support.high)
         return torch.where(outside.any(-1), -torch.inf, f)

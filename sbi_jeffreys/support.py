@@ -12,6 +12,9 @@ from torch.nn.functional import logsigmoid, softplus
 SOFTNESS = 0.1
 """Width of an interval's rounded edges, in standard deviations of a uniform."""
 
+MAX_LOG_DISTANCE = 40.0
+"""How far a sample may be from the end of a half line: its square is still finite."""
+
 _WIDTH = 2 * sqrt(3)  # of an interval whose uniform distribution has unit variance
 
 
@@ -107,10 +110,7 @@ class Support(nn.Module):
             v = torch.where(self._interval, inner, v)
             log_det = torch.where(self._interval, self._log_slope(inner), log_det)
         if self._has_half_line:
-            tiny = torch.finfo(theta.dtype).tiny
-            up = torch.where(self._above, theta - self._low, 1.0).clamp(min=tiny).log()
-            down = torch.where(self._below, self._high - theta, 1.0)
-            down = down.clamp(min=tiny).log()
+            up, down = self._log_distances(theta)
             v = torch.where(self._above, up, torch.where(self._below, -down, v))
             log_det = log_det - up - down
         u = (v - self.loc) / self.scale
@@ -134,8 +134,9 @@ class Support(nn.Module):
         if self._has_half_line:
             up = torch.where(self._above, v, 0.0)
             down = torch.where(self._below, -v, 0.0)
-            theta = torch.where(self._above, self._low + up.exp(), theta)
-            theta = torch.where(self._below, self._high - down.exp(), theta)
+            rise, fall = (v.clamp(max=MAX_LOG_DISTANCE).exp() for v in (up, down))
+            theta = torch.where(self._above, self._low + rise, theta)
+            theta = torch.where(self._below, self._high - fall, theta)
             log_det = log_det - up - down
         return self.inside(theta), (log_det - self.scale.log()).sum(-1)
 
@@ -146,6 +147,23 @@ class Support(nn.Module):
         first = torch.maximum(torch.nextafter(low, high), low + tiny)
         last = torch.minimum(torch.nextafter(high, low), high - tiny)
         return theta.clamp(first, last)
+
+    def unbend(self, theta: Tensor) -> Tensor:
+        """Return θ with the parameters on half lines on their log scale.
+
+        What a network should see: intervals as they are, but no long tails.
+        """
+        if not self._has_half_line:
+            return theta
+        up, down = self._log_distances(theta)
+        return torch.where(self._above, up, torch.where(self._below, -down, theta))
+
+    def _log_distances(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Logs of the distances from the ends of half lines, zero elsewhere."""
+        up = torch.where(self._above, theta - self._low, 1.0)
+        down = torch.where(self._below, self._high - theta, 1.0)
+        tiny = torch.finfo(theta.dtype).tiny
+        return up.clamp(min=tiny).log(), down.clamp(min=tiny).log()
 
     def _fraction(self, distance: Tensor) -> Tensor:
         """A distance from a bound, as a positive fraction of the interval."""
