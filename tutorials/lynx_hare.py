@@ -134,7 +134,7 @@ def main() -> None:
     """Infer the parameters three times, compare, and write table and figures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--num-simulations", type=int, default=2000)
-    parser.add_argument("--mcmc-steps", type=int, default=1200)
+    parser.add_argument("--mcmc-steps", type=int, default=2500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("results/lynx_hare"))
     arguments = parser.parse_args()
@@ -178,7 +178,7 @@ def summarize(
     """Return means, 94 % intervals, chain diagnostics and distances from MCMC."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        data = az.from_dict({"theta": chains[::5]})
+        data = az.from_dict({"theta": chains[:, ::10]})
         ess = np.asarray(az.ess(data)["theta"]).min()
         rhat = np.asarray(az.rhat(data)["theta"]).max()
     width = 25
