@@ -4,7 +4,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator
 from math import log
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from sbi.inference import NPE
@@ -73,7 +73,6 @@ def measure(
     seeds: Iterable[int],
     stretch: int,
     with_npe: bool,
-    options: dict[str, Any] | None = None,
 ) -> Iterator[Row]:
     """Train on each task with each seed, and yield a row per method.
 
@@ -84,7 +83,6 @@ def measure(
         stretch: Train JNPE on, to this many times its epochs, for the last columns; 1
             leaves them out.
         with_npe: Whether to train sbi's NPE, "maf" and "nsf", on the same simulations.
-        options: Arguments for `JNPE`.
     """
     for task in tasks:
         test = task.simulate(NUM_TEST_PAIRS, TEST_SEED)
@@ -104,7 +102,7 @@ def measure(
                         task.name, f"NPE {name}", num_simulations, seed,
                         loss, nan, nan, nan, npe.summary["epochs_trained"][-1], seconds,
                     )  # fmt: skip
-            yield _measure_jnpe(task, theta, x, test, seed, stretch, options or {})
+            yield _measure_jnpe(task, theta, x, test, seed, stretch)
 
 
 def _measure_jnpe(
@@ -114,10 +112,9 @@ def _measure_jnpe(
     test: tuple[Tensor, Tensor],
     seed: int,
     stretch: int,
-    options: dict[str, Any],
 ) -> Row:
     torch.manual_seed(seed)
-    trainer = JNPE(task.prior, show_progress_bars=False, **options)
+    trainer = JNPE(task.prior, show_progress_bars=False)
     trainer.append_simulations(theta, x)
     start = time.perf_counter()
     flow = trainer.train()
