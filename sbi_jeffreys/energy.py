@@ -75,7 +75,6 @@ class ConditionalEnergy(nn.Module):
         support: Support,
         theta: Tensor,
         embedding_net: nn.Module,
-        condition_shape: torch.Size,
     ) -> None:
         """
         Args:
@@ -84,16 +83,13 @@ class ConditionalEnergy(nn.Module):
             base: p, with a `log_prob` that is differentiable to its argument.
             support: Its bounds; p is evaluated inside of them.
             theta: Parameters that give the standardisation, shape `(N, D)`.
-            embedding_net: Embeds conditions, `(batch, *condition_shape)`.
-            condition_shape: Shape of one x.
+            embedding_net: Embeds conditions, `(batch, ...)`.
         """
         super().__init__()
         self.net = net
         self.base = base
         self.support = support
         self.embedding_net = embedding_net
-        self.input_shape = theta.shape[1:]
-        self.condition_shape = condition_shape
         loc, scale = location_and_scale(support.unbend(theta))
         self.register_buffer("loc", loc)
         self.register_buffer("scale", scale)
@@ -105,7 +101,7 @@ class ConditionalEnergy(nn.Module):
 
         Args:
             input: Parameters, shape `(sample, batch, D)` or `(sample, 1, D)`.
-            condition: Data, shape `(batch, *condition_shape)`.
+            condition: Data, shape `(batch, ...)`.
 
         Raises:
             ValueError: If the batches do not match.

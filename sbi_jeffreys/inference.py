@@ -335,7 +335,6 @@ class JNPE(NPE_C):
             support,
             theta,
             embedding_net,
-            x.shape[1:],
         )
         return flow
 
