@@ -1,16 +1,22 @@
 """Constrained Jeffreys posterior estimation for the `sbi` toolkit."""
 
 from sbi_jeffreys.energy import ConditionalEnergy, LogRatioNet
-from sbi_jeffreys.flow import ConditionalFlow, build_spline_flow, rsample_and_log_prob
+from sbi_jeffreys.flow import (
+    Conditional,
+    ConditionalFlow,
+    build_spline_flow,
+    condition_on,
+)
 from sbi_jeffreys.inference import JNPE, register
 
 __all__ = [
     "JNPE",
+    "Conditional",
     "ConditionalEnergy",
     "ConditionalFlow",
     "LogRatioNet",
     "build_spline_flow",
+    "condition_on",
     "register",
-    "rsample_and_log_prob",
 ]
 __version__ = "0.1.0"

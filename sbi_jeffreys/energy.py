@@ -7,6 +7,7 @@ import torch
 from sbi.utils.sbiutils import ImproperEmpirical
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
+from torch.nn.functional import silu
 
 from sbi_jeffreys.networks import ContextNet, zero_init
 from sbi_jeffreys.support import Support, location_and_scale
@@ -39,7 +40,7 @@ class LogRatioNet(nn.Module):
         self.linear = zero_init(nn.Linear(condition_features, input_features))
         self.quadratic = zero_init(nn.Linear(input_features, input_features, bias=False))
         self.net = ContextNet(
-            input_features, condition_features, hidden_features, num_blocks
+            input_features, condition_features, hidden_features, num_blocks, silu
         )
         self.head = zero_init(nn.Linear(hidden_features, 1))
 
@@ -51,7 +52,8 @@ class LogRatioNet(nn.Module):
             condition: Embedded conditions, shape `(batch, condition_features)`.
         """
         natural = self.linear(condition) + self.quadratic(input)
-        rest = self.head(self.net(input.flatten(0, 1), condition))
+        rows = input.flatten(0, 1)
+        rest = self.head(self.net(rows, self.net.from_context(condition)))
         return (input * natural).sum(-1) + rest.reshape(input.shape[:-1])
 
 
@@ -94,7 +96,9 @@ class ConditionalEnergy(nn.Module):
         self.register_buffer("loc", loc)
         self.register_buffer("scale", scale)
 
-    def forward(self, input: Tensor, condition: Tensor) -> Tensor:
+    def forward(
+        self, input: Tensor, condition: Tensor, embedded: Tensor | None = None
+    ) -> Tensor:
         """Return f in nats, shape `(sample, batch)`; not a normalised log density.
 
         Minus infinity outside of the prior's bounds.
@@ -102,6 +106,7 @@ class ConditionalEnergy(nn.Module):
         Args:
             input: Parameters, shape `(sample, batch, D)` or `(sample, 1, D)`.
             condition: Data, shape `(batch, ...)`.
+            embedded: What `embedding_net` makes of them, where it is known already.
 
         Raises:
             ValueError: If the batches do not match.
@@ -116,7 +121,9 @@ class ConditionalEnergy(nn.Module):
         inside = self.support.inside(input)
         log_base = self.base.log_prob(inside.flatten(0, 1)).reshape(input.shape[:-1])
         standardized = (self.support.unbend(inside) - self.loc) / self.scale
-        f = log_base + self.net(standardized, self.embedding_net(condition))
+        if embedded is None:
+            embedded = self.embedding_net(condition)
+        f = log_base + self.net(standardized, embedded)
         outside = (input < self.support.low) | (input > self.support.high)
         return torch.where(outside.any(-1), -torch.inf, f)
 

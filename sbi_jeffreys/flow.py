@@ -1,19 +1,19 @@
 r"""The conditional flow $p_\phi(\theta | x)$: evaluated, and sampled differentiably."""
 
+from abc import ABC, abstractmethod
 from functools import singledispatch
 from typing import Any
 
 import torch
 from nflows.distributions import StandardNormal
 from nflows.flows import Flow
-from nflows.transforms import CompositeTransform
 from sbi.neural_nets.estimators import NFlowsFlow, ZukoFlow
 from sbi.neural_nets.estimators.base import ConditionalDensityEstimator
 from sbi.utils.sbiutils import standardizing_net
 from torch import Tensor, nn
 
 from sbi_jeffreys.support import Support
-from sbi_jeffreys.transforms import ConditionalAffine, Mixing, SplineCoupling
+from sbi_jeffreys.transforms import ConditionalAffine, Layers, Mixing, SplineCoupling
 
 Shape = torch.Size | tuple[int, ...]
 
@@ -33,7 +33,7 @@ class ConditionalFlow(ConditionalDensityEstimator):
     def __init__(self, net: ConditionalDensityEstimator, support: Support) -> None:
         r"""
         Args:
-            net: Estimator of u given x, one that `rsample_and_log_prob` knows.
+            net: Estimator of u given x, one that `condition_on` knows.
             support: The map from $\theta$ to u.
         """
         super().__init__(net, net.input_shape, net.condition_shape)
@@ -76,13 +76,17 @@ class ConditionalFlow(ConditionalDensityEstimator):
             densities, `(*sample_shape, batch)`, in nats.
         """
         num = torch.Size(sample_shape).numel()
-        u, log_prob = rsample_and_log_prob(self.net, num, condition)
-        theta, log_det = self.support.inverse(u)
+        theta, log_prob = self.given(condition).rsample_and_log_prob(num)
         shape = (*sample_shape, len(condition))
-        return (
-            theta.reshape(*shape, *self.input_shape),
-            (log_prob + log_det).reshape(shape),
-        )
+        return theta.reshape(*shape, *self.input_shape), log_prob.reshape(shape)
+
+    def given(self, condition: Tensor) -> "Conditional":
+        r"""Return $p_\phi(\cdot | x)$, to evaluate and to sample with x embedded once.
+
+        Args:
+            condition: Data, shape `(batch, *condition_shape)`.
+        """
+        return _InSupport(condition_on(self.net, condition), self.support)
 
     def inverse_transform(self, input: Tensor, condition: Tensor) -> Tensor:
         r"""Return the base noise, `(..., *input_shape)`, that is mapped to `input`.
@@ -105,22 +109,40 @@ class ConditionalFlow(ConditionalDensityEstimator):
         return noise.reshape(*batch, -1)
 
 
-@singledispatch
-def rsample_and_log_prob(
-    estimator: ConditionalDensityEstimator, num: int, condition: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return `num` reparameterised draws per condition, and their log densities.
+class Conditional(ABC):
+    r"""$p(\cdot | x)$ for a batch of x; what depends on x alone is computed once.
 
-    Register another estimator's type with `@rsample_and_log_prob.register` to train it.
+    Attributes:
+        embedded: The embedded conditions, `(batch, features)`, or None if not at hand.
+    """
+
+    embedded: Tensor | None = None
+
+    @abstractmethod
+    def log_prob(self, input: Tensor) -> Tensor:
+        """Return log densities in nats, `(S, batch)`, of `(S, batch, *input_shape)`."""
+
+    @abstractmethod
+    def rsample_and_log_prob(self, num: int) -> tuple[Tensor, Tensor]:
+        """Return `num` reparameterised draws per condition, and their log densities.
+
+        Returns:
+            Draws, shape `(num, batch, *input_shape)`, and log densities in nats,
+            `(num, batch)`, both differentiable to the estimator's parameters.
+        """
+
+
+@singledispatch
+def condition_on(
+    estimator: ConditionalDensityEstimator, condition: Tensor
+) -> Conditional:
+    """Return the distribution given a batch of conditions.
+
+    Register another estimator's type with `@condition_on.register` to train it.
 
     Args:
         estimator: A conditional density estimator.
-        num: Number S of draws for each condition.
         condition: Data, shape `(batch, *condition_shape)`.
-
-    Returns:
-        Draws, shape `(S, batch, *input_shape)`, and log densities, `(S, batch)`, both
-        differentiable to the estimator's parameters.
 
     Raises:
         TypeError: If this type of estimator is not known to sample differentiably.
@@ -132,32 +154,71 @@ def rsample_and_log_prob(
     )
 
 
-@rsample_and_log_prob.register
-def _(estimator: NFlowsFlow, num: int, condition: Tensor) -> tuple[Tensor, Tensor]:
-    flow = estimator.net
-    if not isinstance(flow._distribution, StandardNormal):
-        raise TypeError(
-            "`density_estimator` builds an nflows flow with a base distribution "
-            f"{type(flow._distribution).__name__}, as 'made' does, which can't be "
-            "sampled differentiably. Use 'nsf' or 'maf'."
+class _NFlowsConditional(Conditional):
+    def __init__(self, estimator: NFlowsFlow, condition: Tensor) -> None:
+        flow = estimator.net
+        if not isinstance(flow._distribution, StandardNormal):
+            raise TypeError(
+                "`density_estimator` builds an nflows flow with a base distribution "
+                f"{type(flow._distribution).__name__}, as 'made' does, which can't be "
+                "sampled differentiably. Use 'nsf' or 'maf'."
+            )
+        self.base, self.transform = flow._distribution, flow._transform
+        self.input_shape = estimator.input_shape
+        self.embedded = flow._embedding_net(condition)
+        self.batch = len(condition)
+        if isinstance(self.transform, Layers):
+            self.layers = self.transform.given(self.embedded)
+
+    def log_prob(self, input: Tensor) -> Tensor:
+        rows = input.reshape(-1, self.input_shape.numel())
+        noise, log_det = self.transform(rows, context=self._context(len(input)))
+        return (self.base.log_prob(noise) + log_det).reshape(-1, self.batch)
+
+    def rsample_and_log_prob(self, num: int) -> tuple[Tensor, Tensor]:
+        noise = self.embedded.new_empty(num * self.batch, self.input_shape.numel())
+        noise = torch.randn_like(noise)
+        u, log_det = self.transform.inverse(noise, context=self._context(num))
+        log_prob = self.base.log_prob(noise) - log_det
+        return (
+            u.reshape(num, self.batch, *self.input_shape),
+            log_prob.reshape(num, self.batch),
         )
-    context = flow._embedding_net(condition)
-    if not isinstance(estimator, SplineFlow):
-        context = context.repeat(num, *[1] * (context.ndim - 1))
-    features = estimator.input_shape.numel()
-    shape = (num * len(condition), features)
-    noise = torch.randn(shape, dtype=context.dtype, device=context.device)
-    u, log_det = flow._transform.inverse(noise, context=context)
-    log_prob = flow._distribution.log_prob(noise) - log_det
-    return (
-        u.reshape(num, len(condition), *estimator.input_shape),
-        log_prob.reshape(num, len(condition)),
-    )
+
+    def _context(self, num: int) -> Any:
+        if isinstance(self.transform, Layers):
+            return self.layers
+        return self.embedded.repeat(num, *[1] * (self.embedded.ndim - 1))
 
 
-@rsample_and_log_prob.register
-def _(estimator: ZukoFlow, num: int, condition: Tensor) -> tuple[Tensor, Tensor]:
-    return estimator.sample_and_log_prob(torch.Size((num,)), condition)
+class _ZukoConditional(Conditional):
+    def __init__(self, estimator: ZukoFlow, condition: Tensor) -> None:
+        self.estimator, self.condition = estimator, condition
+
+    def log_prob(self, input: Tensor) -> Tensor:
+        return self.estimator.log_prob(input, self.condition)
+
+    def rsample_and_log_prob(self, num: int) -> tuple[Tensor, Tensor]:
+        return self.estimator.sample_and_log_prob(torch.Size((num,)), self.condition)
+
+
+condition_on.register(NFlowsFlow, _NFlowsConditional)
+condition_on.register(ZukoFlow, _ZukoConditional)
+
+
+class _InSupport(Conditional):
+    def __init__(self, unconstrained: Conditional, support: Support) -> None:
+        self.unconstrained, self.support = unconstrained, support
+        self.embedded = unconstrained.embedded
+
+    def log_prob(self, input: Tensor) -> Tensor:
+        u, log_det = self.support(input)
+        return self.unconstrained.log_prob(u) + log_det
+
+    def rsample_and_log_prob(self, num: int) -> tuple[Tensor, Tensor]:
+        u, log_prob = self.unconstrained.rsample_and_log_prob(num)
+        theta, log_det = self.support.inverse(u)
+        return theta, log_prob + log_det
 
 
 class SplineFlow(NFlowsFlow):
@@ -170,10 +231,8 @@ class SplineFlow(NFlowsFlow):
             conditions = conditions[0]
         else:
             conditions = conditions.reshape(-1, *self.condition_shape)
-        context = self.net._embedding_net(conditions)
-        rows = expanded.reshape(-1, self.input_shape.numel())
-        noise, log_det = self.net._transform(rows, context=context)
-        return (self.net._distribution.log_prob(noise) + log_det).reshape(-1, batch)
+        rows = expanded.reshape(-1, len(conditions), *self.input_shape)
+        return condition_on(self, conditions).log_prob(rows).reshape(-1, batch)
 
 
 MAX_STANDARD_DEVIATIONS = 20.0
@@ -224,19 +283,17 @@ def build_spline_flow(
         ConditionalAffine(features, context_features, hidden_features, num_blocks)
     ]
     for i in range(num_transforms):
-        moved = torch.arange(features) % 2 == i % 2
-        if features == 1:
-            moved = torch.tensor([True])
         layers += [
             SplineCoupling(
-                moved,
-                context_features,
-                hidden_features,
-                num_blocks,
-                num_bins,
-                tail_bound,
+                features,
+                moves_first_half=i % 2 == 0,
+                context_features=context_features,
+                hidden_features=hidden_features,
+                num_blocks=num_blocks,
+                num_bins=num_bins,
+                tail_bound=tail_bound,
             ),
             Mixing(features),
         ]
-    flow = Flow(CompositeTransform(layers), StandardNormal((features,)), embed)
+    flow = Flow(Layers(layers), StandardNormal((features,)), embed)
     return SplineFlow(flow, theta[0].shape, x[0].shape)

@@ -25,13 +25,14 @@ from sbi_jeffreys.energy import ConditionalEnergy, LogRatioNet, base_density
 from sbi_jeffreys.flow import (
     ConditionalFlow,
     build_spline_flow,
-    rsample_and_log_prob,
+    condition_on,
     standardizing_embedding,
 )
 from sbi_jeffreys.multipliers import FixedMultipliers, ResilientMultipliers
 from sbi_jeffreys.objective import NORMALIZERS, Normalizer
+from sbi_jeffreys.step import ModelPair, TrainingOptions
 from sbi_jeffreys.support import support_of
-from sbi_jeffreys.training import TERMS, JeffreysTraining, ModelPair, TrainingOptions
+from sbi_jeffreys.training import TERMS, JeffreysTraining
 
 FlowBuilder = Callable[[Tensor, Tensor], ConditionalDensityEstimator]
 EnergyBuilder = Callable[[int, int], nn.Module]
@@ -314,7 +315,7 @@ class JNPE(NPE_C):
         support = support_of(prior, theta)
         net = self._density_estimator(support(theta)[0], x)
         with torch.no_grad():
-            rsample_and_log_prob(net, 1, x[:2])
+            condition_on(net, x[:2]).rsample_and_log_prob(1)
         flow = ConditionalFlow(net, support)
 
         embedding_net = flow.embedding_net

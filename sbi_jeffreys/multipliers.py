@@ -47,9 +47,13 @@ class ResilientMultipliers:
         return self.values / self.relaxation_cost - self.slack
 
     def update(self, divergences: Tensor) -> None:
-        """Ascend by one step, given D1, D2 and D3 in nats, shape `(3,)`."""
+        """Ascend by one step, in place, given D1, D2 and D3 in nats, shape `(3,)`.
+
+        Stay, if one of them is not finite, as when the entropy reference is not known.
+        """
         violation = divergences.detach() - self.relaxation
-        self.values = (self.values + self.step_size * violation).clamp(*self.bounds)
+        violation = torch.where(violation.isfinite().all(), violation, 0.0)
+        self.values.add_(violation, alpha=self.step_size).clamp_(*self.bounds)
 
 
 class FixedMultipliers:
@@ -69,22 +73,17 @@ class EntropyReference:
 
     The lowest held-out negative log-likelihood of the flow seen so far. D1 is then below
     zero exactly when the flow fits its training set better than any model yet has
-    fitted unseen pairs, that is, when it memorises.
+    fitted unseen pairs, that is, when it memorises. Infinite before the first value.
     """
 
-    def __init__(self) -> None:
-        self.value = float("inf")
-
-    @property
-    def known(self) -> bool:
-        """Whether a held-out value was seen."""
-        return self.value < float("inf")
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.value = torch.tensor(torch.inf, device=device)
 
     def update(self, held_out_nll: float) -> None:
         """Take in a held-out negative log-likelihood, in nats."""
-        self.value = min(self.value, held_out_nll)
+        self.value.clamp_(max=held_out_nll)
 
     def subtract(self, divergences: Tensor) -> Tensor:
-        """Return D1 − H, D2 and D3 − H, shape `(3,)`."""
+        """Return D1 − H, D2 and D3 − H, shape `(3,)`; before any value, not finite."""
         to_flow, between, to_energy = divergences
         return torch.stack([to_flow - self.value, between, to_energy - self.value])

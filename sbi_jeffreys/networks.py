@@ -1,11 +1,15 @@
 """The residual network that flow and energy are made of.
 
 Points come as rows, shape `(S·B, D)`, the S draws of one condition being B rows apart,
-with the context of the B conditions, `(B, C)`.
+with what depends on the B conditions alone, `(B, ...)`, computed once for all draws.
 """
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
+
+Activation = Callable[[Tensor], Tensor]
 
 
 class ContextNet(nn.Module):
@@ -17,6 +21,7 @@ class ContextNet(nn.Module):
         context_features: int,
         hidden_features: int,
         num_blocks: int,
+        activation: Activation,
     ) -> None:
         super().__init__()
         self.from_input = (
@@ -26,23 +31,26 @@ class ContextNet(nn.Module):
         )
         self.from_context = nn.Linear(context_features, hidden_features)
         self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.SiLU(),
-                nn.Linear(hidden_features, hidden_features),
-                nn.SiLU(),
-                nn.Linear(hidden_features, hidden_features),
-            )
+            nn.ModuleList(nn.Linear(hidden_features, hidden_features) for _ in range(2))
             for _ in range(num_blocks)
         )
+        self.activation = activation
 
-    def forward(self, inputs: Tensor, context: Tensor) -> Tensor:
-        """Return features of shape `(S·B, hidden)`; `(B, hidden)` without inputs."""
-        hidden = self.from_context(context)
+    def forward(self, inputs: Tensor, from_context: Tensor) -> Tensor:
+        """Return features of shape `(S·B, hidden)`; `(B, hidden)` without inputs.
+
+        Args:
+            inputs: Rows, shape `(S·B, input_features)`.
+            from_context: What `self.from_context` gives, shape `(B, hidden)`.
+        """
+        hidden = from_context
         if self.from_input is not None:
-            hidden = per_row(hidden, inputs) + self.from_input(inputs)
-        for block in self.blocks:
-            hidden = hidden + block(hidden)
-        return silu(hidden)
+            hidden = torch.addmm(
+                per_row(hidden, inputs), inputs, self.from_input.weight.T
+            )
+        for first, second in self.blocks:
+            hidden = hidden + second(self.activation(first(self.activation(hidden))))
+        return self.activation(hidden)
 
 
 def per_row(context: Tensor, rows: Tensor) -> Tensor:

@@ -16,8 +16,9 @@ from math import exp, log
 from typing import Literal, NamedTuple, get_args
 
 import torch
-from sbi.neural_nets.estimators.base import ConditionalDensityEstimator
 from torch import Tensor
+
+from sbi_jeffreys.flow import Conditional
 
 Normalizer = Literal["generalized", "importance", "ranking"]
 NORMALIZERS: tuple[Normalizer, ...] = get_args(Normalizer)
@@ -40,10 +41,9 @@ class Divergences(NamedTuple):
 
 
 def jeffreys_divergences(
-    flow: ConditionalDensityEstimator,
-    energy: Callable[[Tensor, Tensor], Tensor],
+    flow: Conditional,
+    energy: Callable[[Tensor], Tensor],
     theta: Tensor,
-    x: Tensor,
     num_particles: int,
     normalizer: Normalizer,
 ) -> Divergences:
@@ -53,21 +53,20 @@ def jeffreys_divergences(
     $\psi$ alone. The importance weights in log Z are detached from $\phi$.
 
     Args:
-        flow: $p_\phi$, with a differentiable `sample_and_log_prob`.
-        energy: $f_\psi$, from `(sample, batch, D)` and `(batch, ...)` to
+        flow: $p_\phi(\cdot | x)$ for a batch of x.
+        energy: $f_\psi(\cdot, x)$ for the same x, from `(sample, batch, D)` to
             `(sample, batch)`.
-        theta: Parameters, shape `(batch, D)`.
-        x: The simulations that belong to them, shape `(batch, ...)`.
+        theta: The parameters that x were simulated with, shape `(batch, D)`.
         num_particles: Draws K from the flow for each x.
         normalizer: How log Z is estimated, see `log_normalizer`.
     """
-    log_p_data = flow.log_prob(theta.unsqueeze(0), x)[0]
-    draws, log_p_draws = flow.sample_and_log_prob((num_particles,), x)
+    log_p_data = flow.log_prob(theta.unsqueeze(0))[0]
+    draws, log_p_draws = flow.rsample_and_log_prob(num_particles)
 
     # The energy sees draws cut from the flow: its parameters get no gradient through
     # them, and the flow gets exactly df/dθ, along `path`, and none of the weights.
     cut = draws.detach().requires_grad_()
-    f_data, f_draws = energy(torch.cat([theta.unsqueeze(0), cut]), x).split(
+    f_data, f_draws = energy(torch.cat([theta.unsqueeze(0), cut])).split(
         (1, num_particles)
     )
     (slope,) = torch.autograd.grad(f_draws.sum(), cut, retain_graph=True)

@@ -1,9 +1,12 @@
 """Monotone rational-quadratic splines without data-dependent shapes."""
 
 from math import expm1, log
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad, softmax, softplus
 
 MIN_BIN = 1e-3
@@ -16,8 +19,7 @@ _UNIT_SLOPE = log(expm1(1 - MIN_SLOPE))  # softplus gives this the slope 1
 
 def rational_quadratic_spline(
     inputs: Tensor,
-    widths: Tensor,
-    heights: Tensor,
+    sizes: Tensor,
     slopes: Tensor,
     tail_bound: float,
     inverse: bool = False,
@@ -31,63 +33,184 @@ def rational_quadratic_spline(
         {s + (d_0 + d_1 - 2s) \xi (1 - \xi)}
 
     (Durkan et al. 2019, arXiv:1906.04032, eqs. 4 and 5; the inverse solves a quadratic).
-    Bins come first, so that every operation runs over contiguous memory.
+    Bins come first, so that every operation runs over contiguous memory. Gradients are
+    written out, for speed; they can't be differentiated again.
 
     Args:
         inputs: Points, shape `(...)`.
-        widths: Unnormalised bin widths, shape `(bins, ...)`.
-        heights: Unnormalised bin heights, shape `(bins, ...)`.
+        sizes: Unnormalised bin widths and heights, shape `(2, bins, ...)`.
         slopes: Unnormalised slopes at the inner knots, shape `(bins - 1, ...)`; where
-            these, widths and heights are zero, the spline is the identity.
+            these and the sizes are zero, the spline is the identity.
         tail_bound: Half the length of the interval, positive.
         inverse: Whether to evaluate the inverse of the spline.
 
     Returns:
         The outputs, and the log derivative of outputs by inputs, both of shape `(...)`.
     """
-    inside = inputs.abs() < tail_bound
-    point = torch.where(inside, inputs, 0.0)
+    return _Spline.apply(inputs, sizes, slopes, tail_bound, inverse)
 
-    x_knots, widths = _knots(widths, tail_bound)
-    y_knots, heights = _knots(heights, tail_bound)
-    slopes = MIN_SLOPE + softplus(_pad_first(slopes, 1, 1, 0.0) + _UNIT_SLOPE)
 
-    inner_knots = (y_knots if inverse else x_knots)[1:-1]
-    index = (point >= inner_knots).sum(0, keepdim=True)
-    x0, y0 = _take(x_knots, index), _take(y_knots, index)
-    w, h = _take(widths, index), _take(heights, index)
-    d0, d1 = _take(slopes, index), _take(slopes, index + 1)
-    s = h / w
-    bend = d0 + d1 - 2 * s
+class _Bin(NamedTuple):
+    """Lower left corner, size, and slopes at the ends of a bin."""
 
-    if inverse:
-        rise = point - y0
-        a = rise * bend + h * (s - d0)
-        b = h * d0 - rise * bend
-        c = -s * rise
-        xi = 2 * c / (-b - torch.sqrt((b.square() - 4 * a * c).clamp(min=1e-12)))
-    else:
-        xi = (point - x0) / w
-    hump = xi * (1 - xi)
+    x0: Tensor
+    y0: Tensor
+    w: Tensor
+    h: Tensor
+    d0: Tensor
+    d1: Tensor
+
+
+class _Curve(NamedTuple):
+    """What g and its derivatives are made of, at a position in a bin."""
+
+    s: Tensor
+    rest: Tensor  # 1 − ξ
+    hump: Tensor  # ξ (1 − ξ)
+    bend: Tensor  # d0 + d1 − 2 s
+    chord: Tensor  # the denominator of g
+    rise: Tensor  # (g − g0) / h
+    bow: Tensor  # g' (chord / s)²
+    slope: Tensor  # g'
+
+
+def _curve(bin: _Bin, xi: Tensor) -> _Curve:
+    s = bin.h / bin.w
+    rest = 1 - xi
+    hump = xi * rest
+    bend = bin.d0 + bin.d1 - 2 * s
     chord = s + bend * hump
-    outputs = x0 + xi * w if inverse else y0 + h * (s * xi.square() + d0 * hump) / chord
-    bow = d1 * xi.square() + 2 * s * hump + d0 * (1 - xi).square()
-    log_slope = torch.log(bow * (s / chord).square())
-    if inverse:
-        log_slope = -log_slope
-    return torch.where(inside, outputs, inputs), torch.where(inside, log_slope, 0.0)
+    d0_rest = bin.d0 * rest
+    s_xi = s * xi
+    rise = xi * (s_xi + d0_rest) / chord
+    bow = xi * (bin.d1 * xi + s * rest) + rest * (d0_rest + s_xi)
+    slope = bow * (s / chord).square()
+    return _Curve(s, rest, hump, bend, chord, rise, bow, slope)
 
 
-def _knots(sizes: Tensor, tail_bound: float) -> tuple[Tensor, Tensor]:
-    """Return the knots, shape `(bins + 1, ...)`, and bin sizes, `(bins, ...)`."""
-    sizes = MIN_BIN + (1 - MIN_BIN * len(sizes)) * softmax(sizes, 0)
-    sizes = 2 * tail_bound * sizes
-    return _pad_first(sizes.cumsum(0), 1, 0, 0.0) - tail_bound, sizes
+def _solve(bin: _Bin, y: Tensor) -> Tensor:
+    """Return ξ in [0, 1] with g(ξ) = y."""
+    rise = y - bin.y0
+    s = bin.h / bin.w
+    bent = rise * (bin.d0 + bin.d1 - 2 * s)
+    a = bent + bin.h * (s - bin.d0)
+    b = bin.h * bin.d0 - bent
+    c = s * rise
+    return 2 * c / (b + torch.sqrt((b.square() + 4 * a * c).clamp(min=1e-12)))
 
 
-def _pad_first(values: Tensor, before: int, after: int, value: float) -> Tensor:
-    return pad(values, (0, 0) * (values.ndim - 1) + (before, after), value=value)
+class _Spline(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        inputs: Tensor,
+        sizes: Tensor,
+        slopes: Tensor,
+        tail_bound: float,
+        inverse: bool,
+    ) -> tuple[Tensor, Tensor]:
+        num_bins = sizes.shape[1]
+        least = 2 * tail_bound * MIN_BIN
+        free = 2 * tail_bound - num_bins * least  # what the softmax distributes
+        ctx.free, ctx.inverse = free, inverse
+
+        inside = inputs.abs() < tail_bound
+        point = torch.where(inside, inputs, 0.0)
+        shares = softmax(sizes, 1)
+        ends = shares.cumsum(1)
+
+        inner_ends = ends[1 if inverse else 0, :-1]
+        offsets = torch.arange(1, num_bins, dtype=inputs.dtype, device=inputs.device)
+        offsets = (offsets * least - tail_bound).view(-1, *[1] * inputs.ndim)
+        index = (point >= torch.add(offsets, inner_ends, alpha=free)).sum(0, keepdim=True)
+
+        share, end = _take(shares, index), _take(ends, index)
+        raw_slopes = pad(slopes, (0, 0) * inputs.ndim + (1, 1)).gather(
+            0, torch.cat([index, index + 1])
+        )
+        raw_slopes += _UNIT_SLOPE
+        start = index.to(inputs.dtype) * least - tail_bound
+        corner = start + free * (end - share)
+        size = least + free * share
+        slope = MIN_SLOPE + softplus(raw_slopes)
+        bin = _Bin(*corner, *size, *slope)
+
+        xi = _solve(bin, point) if inverse else (point - bin.x0) / bin.w
+        curve = _curve(bin, xi)
+        outputs = bin.x0 + xi * bin.w if inverse else bin.y0 + bin.h * curve.rise
+        log_slope = curve.slope.log()
+        if inverse:
+            log_slope = -log_slope
+        ctx.save_for_backward(
+            inside, index, shares, share, end, corner, size, raw_slopes, slope, xi
+        )
+        return torch.where(inside, outputs, inputs), torch.where(inside, log_slope, 0.0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad_outputs: Tensor, grad_log_slope: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        r"""Gradients by the partial derivatives of $g$ and of $\ell = \log g'$.
+
+        For a parameter b of the bin, the gradient is $\alpha \partial_b g + \beta
+        \partial_b \ell$. In the inverse direction, $x = g^{-1}(y)$ moves by
+        $(dy - \partial_b g\, db) / g'$, which gives another $\alpha$.
+        """
+        inside, index, shares, share, end, corner, size, raw_slopes, slope, xi = (
+            ctx.saved_tensors
+        )
+        bin = _Bin(*corner, *size, *slope)
+        curve = _curve(bin, xi)
+        s, hump, chord, bow = curve.s, curve.hump, curve.chord, curve.bow
+
+        lean = 1 - 2 * xi
+        bow_xi = 2 * (bin.d1 * xi + s * lean - bin.d0 * curve.rest)
+        log_slope_x = (bow_xi / bow - 2 * curve.bend * lean / chord) / bin.w
+        alpha = torch.where(inside, grad_outputs, 0.0)
+        beta = torch.where(inside, grad_log_slope, 0.0)
+        if ctx.inverse:
+            grad_inputs = (alpha - beta * log_slope_x) / curve.slope
+            alpha, beta = -grad_inputs, -beta
+            grad_x = alpha * curve.slope + beta * log_slope_x
+        else:
+            grad_inputs = grad_x = alpha * curve.slope + beta * log_slope_x
+
+        pull = alpha * bin.h / chord  # α ∂g / ∂(numerator of g)
+        lift = beta / bow  # β ∂ℓ / ∂bow
+        sink = pull * curve.rise + 2 * beta / chord  # −(both) by the denominator
+        grad_s = pull * xi.square() + 2 * (beta / s + lift * hump) - sink * (1 - 2 * hump)
+        spread = hump * sink
+        grad_d0 = hump * pull + lift * curve.rest.square() - spread
+        grad_d1 = lift * xi.square() - spread
+        grad_s = grad_s / bin.w
+        grad_size = torch.stack([-grad_x * xi - s * grad_s, alpha * curve.rise + grad_s])
+        grad_corner = torch.stack([-grad_x, alpha])
+
+        # A corner is where the bins before it end: through the softmax to all sizes.
+        grad_corner, grad_size = ctx.free * grad_corner, ctx.free * grad_size
+        mean = grad_corner * (end - share) + grad_size * share
+        bins = torch.arange(shares.shape[1], device=index.device)
+        before = bins.view(-1, *[1] * xi.ndim) < index
+        grad_sizes = torch.where(
+            before, (grad_corner - mean).unsqueeze(1), -mean.unsqueeze(1)
+        ).mul_(shares)
+        at = index.expand(2, *index.shape)
+        grad_sizes.scatter_add_(1, at, (grad_size * share).unsqueeze(1))
+
+        grad_slope = torch.stack([grad_d0, grad_d1]) * torch.sigmoid(raw_slopes)
+        grad_slopes = xi.new_zeros(shares.shape[1] + 1, *xi.shape)
+        grad_slopes.scatter_(0, index, grad_slope[:1])
+        grad_slopes.scatter_(0, index + 1, grad_slope[1:])
+        return (
+            torch.where(inside, grad_inputs, grad_outputs),
+            grad_sizes,
+            grad_slopes[1:-1],
+            None,
+            None,
+        )
 
 
 def _take(values: Tensor, index: Tensor) -> Tensor:
-    return values.gather(0, index).squeeze(0)
+    """Pick bins `(1, ...)` from `(2, bins, ...)`; return `(2, ...)`."""
+    return values.gather(1, index.expand(2, *index.shape)).squeeze(1)

@@ -2,62 +2,32 @@
 
 import time
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from math import isfinite
 from typing import Any, cast
 
 import torch
 from sbi.neural_nets.estimators.base import ConditionalDensityEstimator
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
-from torch.optim import Adam
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from sbi_jeffreys.batches import Batches
-from sbi_jeffreys.multipliers import (
-    EntropyReference,
-    FixedMultipliers,
-    ResilientMultipliers,
+from sbi_jeffreys.capture import CapturedStep
+from sbi_jeffreys.distributed import (
+    mean_over_processes,
+    num_processes,
+    process_rank,
+    share_random_state,
+    share_tensors,
 )
-from sbi_jeffreys.objective import Normalizer, agreement, jeffreys_divergences
+from sbi_jeffreys.multipliers import FixedMultipliers, ResilientMultipliers
+from sbi_jeffreys.objective import agreement
+from sbi_jeffreys.step import ModelPair, PrimalDualStep, TrainingOptions
 
 TERMS = ("KL(data|flow)", "KL(flow|energy)", "KL(data|energy)")
-
-
-@dataclass(frozen=True)
-class TrainingOptions:
-    """What does not change while a pair of models is trained.
-
-    Attributes:
-        num_particles: Draws K from the flow for each x of a batch.
-        normalizer: Estimate of log Z, see `objective.log_normalizer`.
-        averaging: Weight of the past in the moving average of the weights, per step.
-        decay: Factor by which learning rates fall when validation stalls.
-        num_validation_particles: Draws for each held-out x.
-    """
-
-    num_particles: int = 4
-    normalizer: Normalizer = "generalized"
-    averaging: float = 0.99
-    decay: float = 0.5
-    num_validation_particles: int = 16
-
-
-class ModelPair(nn.Module):
-    """The flow and the energy, which may share an embedding network."""
-
-    def __init__(self, flow: ConditionalDensityEstimator, energy: nn.Module) -> None:
-        super().__init__()
-        self.flow = flow
-        self.energy = energy
-
-    def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Return the flow's parameters, and those that are the energy's alone."""
-        flow = list(self.flow.parameters())
-        shared = set(map(id, flow))
-        return flow, [p for p in self.energy.parameters() if id(p) not in shared]
 
 
 class JeffreysTraining:
@@ -89,38 +59,32 @@ class JeffreysTraining:
             energy_learning_rate: Likewise for the energy.
             patience: Epochs without improvement after which learning rates fall.
         """
-        self.pair = ModelPair(flow, energy)
-        self.multipliers = multipliers
+        self.pair = ModelPair(flow, energy, options)
+        share_tensors([t.data for t in self.pair.state_dict().values()])
         self.options = options
-        self.groups = self.pair.parameter_groups()
-        self.optimizer = Adam(
-            [
-                {"params": self.groups[0], "lr": learning_rate},
-                {"params": self.groups[1], "lr": energy_learning_rate},
-            ],
-            fused=all(p.is_floating_point() for p in self.pair.parameters()),
+        self.device = multipliers.values.device
+        self.step = PrimalDualStep(
+            self.pair, multipliers, learning_rate, energy_learning_rate
         )
         self.scheduler = ReduceLROnPlateau(
-            self.optimizer,
+            self.step.optimizer,
             factor=options.decay,
             patience=patience,
             threshold=0.0,
             threshold_mode="abs",
         )
-        self.averaged = AveragedModel(self.pair, multi_avg_fn=self._move_average)
-        self.reference = EntropyReference()
         self.epoch = 0
         self.epochs_since_best = 0
         self.best_loss = float("inf")
         self.history: dict[str, list[Any]] = {}
-        self._best_weights = _copy(self.averaged.module.state_dict())
+        self._best_weights = _copy(self.latest.state_dict())
         self._seed = int(torch.randint(2**31, ()))
         self._checkpoint = self._state()
 
     @property
     def latest(self) -> ModelPair:
         """The averaged models of the last epoch, best or not."""
-        return cast(ModelPair, self.averaged.module).eval()
+        return cast(ModelPair, self.step.average.module)
 
     def run(
         self,
@@ -150,27 +114,27 @@ class JeffreysTraining:
         Raises:
             FloatingPointError: If the first epoch diverges, when nothing can be kept.
         """
-        cuda = [p.device for p in self.groups[0][:1] if p.is_cuda]
+        self.step.clip_max_norm = clip_max_norm
         with (
-            torch.random.fork_rng(cuda),
+            self._random_state_and_stream(),
+            self._several_processes(),
             tqdm(
                 desc="Training JNPE",
                 unit=" epochs",
                 initial=self.epoch,
-                disable=not show_progress,
+                disable=not show_progress or process_rank() > 0,
             ) as bar,
         ):
-            torch.default_generator.manual_seed(self._seed)
-            for device in cuda:
-                with torch.cuda.device(device):
-                    torch.cuda.manual_seed(self._seed)
             self._restore(self._checkpoint)
+            step = self.step
+            if self.device.type == "cuda" and num_processes() == 1:
+                step = CapturedStep(self.step)
             try:
                 while (
                     self.epoch < max_num_epochs
                     and self.epochs_since_best < stop_after_epochs
                 ):
-                    self._run_epoch(training, validation, clip_max_norm)
+                    self._run_epoch(step, training, validation)
                     self._checkpoint = self._state()
                     bar.update()
                     bar.set_postfix(self._progress())
@@ -195,20 +159,47 @@ class JeffreysTraining:
         self.pair.eval()
         return self.epoch < max_num_epochs
 
+    @contextmanager
+    def _random_state_and_stream(self) -> Iterator[None]:
+        """Leave the generators as they were; on CUDA, work on a stream of our own."""
+        on_cuda = self.device.type == "cuda"
+        with torch.random.fork_rng([self.device] if on_cuda else []):
+            torch.default_generator.manual_seed(self._seed)
+            if not on_cuda:
+                yield
+                return
+            with torch.cuda.device(self.device):
+                torch.cuda.manual_seed(self._seed + process_rank())
+                outer, inner = torch.cuda.current_stream(), torch.cuda.Stream()
+                inner.wait_stream(outer)
+                with torch.cuda.stream(inner):
+                    yield
+                outer.wait_stream(inner)
+
+    @contextmanager
+    def _several_processes(self) -> Iterator[None]:
+        """With several processes, average gradients over them."""
+        if num_processes() > 1:
+            self.step.model = DistributedDataParallel(self.pair)
+        try:
+            yield
+        finally:
+            self.step.model = self.pair
+
     def _run_epoch(
-        self, training: Batches, validation: Batches, clip_max_norm: float | None
+        self,
+        step: PrimalDualStep | CapturedStep,
+        training: Batches,
+        validation: Batches,
     ) -> None:
         start = time.perf_counter()
-        learning_rate = self.optimizer.param_groups[0]["lr"]
+        learning_rate = self.learning_rate
         self.pair.train()
-        total = torch.zeros(3, device=self.multipliers.values.device)
-        onset = torch.full_like(total, len(training))  # step at which a term diverges
-        for step, batch in enumerate(training.shuffled()):
-            divergences = self._step(*batch, clip_max_norm)
-            total += divergences
-            onset = onset.clamp(max=torch.where(divergences.isfinite(), onset, step))
-        self._check_finite(onset.tolist(), len(training))
-        means = (total / len(training)).tolist()
+        self.step.reset_statistics()
+        for batch in training.shuffled():
+            step(*batch)
+        self._check_finite(self.step.onset.tolist())
+        means = (self.step.total / self.step.count).tolist()
         held_out = self._validate(validation)
         loss = held_out["validation_loss"]
         if not isfinite(loss):
@@ -217,69 +208,51 @@ class JeffreysTraining:
             )
 
         self.epoch += 1
-        self.reference.update(loss)
+        self.step.reference.update(loss)
         self.scheduler.step(loss)
+        if isinstance(step, CapturedStep) and self.learning_rate != learning_rate:
+            step.forget()
         self.epochs_since_best += 1
         if loss < self.best_loss:
             self.best_loss = loss
             self.epochs_since_best = 0
-            self._best_weights = _copy(self.averaged.module.state_dict())
+            self._best_weights = _copy(self.latest.state_dict())
         self._record(
             training_loss=means[0],
             epoch_durations_sec=time.perf_counter() - start,
             learning_rate=learning_rate,
-            multipliers=self.multipliers.values.tolist(),
+            multipliers=self.step.multipliers.values.tolist(),
             divergences=means,
             **held_out,
         )
 
-    def _check_finite(self, onset: list[float], num_steps: int) -> None:
+    @property
+    def learning_rate(self) -> float:
+        """Of the flow, at present."""
+        return self.step.optimizer.param_groups[0]["lr"]
+
+    def _check_finite(self, onset: list[float]) -> None:
         first = min(onset)
-        if first < num_steps:
+        if isfinite(first):
             terms = [t for t, o in zip(TERMS, onset, strict=True) if o == first]
             raise FloatingPointError(
-                f"{' and '.join(terms)} became NaN or infinite at step {int(first) + 1} "
+                f"{' and '.join(terms)} became NaN or infinite at step {int(first)} "
                 f"of epoch {self.epoch + 1}."
             )
-
-    def _step(
-        self, theta: Tensor, x: Tensor, weights: Tensor, clip_max_norm: float | None
-    ) -> Tensor:
-        """Descend the Lagrangian, ascend the multipliers; return the divergences."""
-        divergences = jeffreys_divergences(
-            self.pair.flow,
-            self.pair.energy,
-            theta,
-            x,
-            self.options.num_particles,
-            self.options.normalizer,
-        ).mean(weights)
-        self.optimizer.zero_grad()
-        (self.multipliers.values * divergences).sum().backward()
-        if clip_max_norm is not None:
-            for parameters in self.groups:
-                clip_grad_norm_(parameters, clip_max_norm)
-        self.optimizer.step()
-        self.averaged.update_parameters(self.pair)
-
-        divergences = divergences.detach()
-        if self.reference.known:
-            self.multipliers.update(self.reference.subtract(divergences))
-        return divergences
 
     @torch.no_grad()
     def _validate(self, validation: Batches) -> dict[str, float]:
         """Return held-out means, in nats, of the averaged models."""
-        pair = self.latest
+        self.step.average.copy_buffers()
         rows = []
         for theta, x, weights in validation.ordered():
             theta = theta.unsqueeze(0)
-            nll = -pair.flow.log_prob(theta, x)[0]
-            draws, log_p = pair.flow.sample_and_log_prob(
-                (self.options.num_validation_particles,), x
+            flow, energy = self.latest.given(x)
+            draws, log_p = flow.rsample_and_log_prob(
+                self.options.num_validation_particles
             )
-            flow_to_energy, log_z, ess = agreement(log_p, pair.energy(draws, x))
-            energy_nll = log_z - pair.energy(theta, x)[0]
+            flow_to_energy, log_z, ess = agreement(log_p, energy(draws))
+            nll, energy_nll = -flow.log_prob(theta)[0], log_z - energy(theta)[0]
             rows.append(
                 torch.stack(
                     [weights * nll, weights * energy_nll, flow_to_energy, log_z, ess]
@@ -292,14 +265,8 @@ class JeffreysTraining:
             "validation_log_z",
             "validation_ess",
         )
-        means = torch.cat(rows, -1).mean(-1).tolist()
+        means = mean_over_processes(torch.cat(rows, -1).mean(-1)).tolist()
         return dict(zip(names, means, strict=True))
-
-    def _move_average(self, averages: Any, weights: Any, num_averaged: Any) -> None:
-        """Move exponential averages; early on, they forget the start faster."""
-        n = int(num_averaged)
-        past = min(self.options.averaging, (1 + n) / (10 + n))
-        torch._foreach_lerp_(averages, weights, 1 - past)
 
     def _record(self, **values: Any) -> None:
         for name, value in values.items():
@@ -318,33 +285,25 @@ class JeffreysTraining:
 
     def _state(self) -> dict[str, Any]:
         """Return a copy of everything that training continues from."""
-        parameter = self.groups[0][0]
+        on_cuda = self.device.type == "cuda"
         return {
-            "pair": _copy(self.pair.state_dict()),
-            "averaged": _copy(self.averaged.state_dict()),
-            "optimizer": _copy(self.optimizer.state_dict()),
+            "step": _copy(self.step.state_dict()),
             "scheduler": _copy(self.scheduler.state_dict()),
-            "multipliers": self.multipliers.values.clone(),
-            "reference": self.reference.value,
             "epoch": self.epoch,
             "epochs_since_best": self.epochs_since_best,
             "best_loss": self.best_loss,
             "best_weights": self._best_weights,
             "history": {name: list(values) for name, values in self.history.items()},
             "rng": torch.get_rng_state() if self.epoch else None,
-            "cuda_rng": torch.cuda.get_rng_state(parameter.device)
-            if self.epoch and parameter.is_cuda
+            "cuda_rng": torch.cuda.get_rng_state(self.device)
+            if self.epoch and on_cuda
             else None,
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
         """Go back to a state; the random number generators too, but before epoch 1."""
-        self.pair.load_state_dict(state["pair"])
-        self.averaged.load_state_dict(state["averaged"])
-        self.optimizer.load_state_dict(_copy(state["optimizer"]))
+        self.step.load_state_dict(_copy(state["step"]))
         self.scheduler.load_state_dict(_copy(state["scheduler"]))
-        self.multipliers.values = state["multipliers"].clone()
-        self.reference.value = state["reference"]
         self.epoch = state["epoch"]
         self.epochs_since_best = state["epochs_since_best"]
         self.best_loss = state["best_loss"]
@@ -353,7 +312,7 @@ class JeffreysTraining:
         if state["rng"] is not None:
             torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None:
-            torch.cuda.set_rng_state(state["cuda_rng"], self.groups[0][0].device)
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
 
 
 def _copy(state: Any) -> Any:

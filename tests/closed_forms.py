@@ -5,6 +5,8 @@ from math import log, pi
 import torch
 from torch import Tensor, nn
 
+from sbi_jeffreys import Conditional
+
 
 class GaussianFlow(nn.Module):
     """p(θ|x) = N(loc + x, scale²), the same scale for each of D parameters."""
@@ -13,6 +15,11 @@ class GaussianFlow(nn.Module):
         super().__init__()
         self.loc = nn.Parameter(torch.tensor(loc, dtype=torch.float64))
         self.log_scale = nn.Parameter(torch.tensor(log_scale, dtype=torch.float64))
+
+    embedding_net = None
+
+    def given(self, condition: Tensor) -> "GaussianGivenX":
+        return GaussianGivenX(self, condition)
 
     def log_prob(self, input: Tensor, condition: Tensor) -> Tensor:
         z = (input - self.loc - condition) / self.log_scale.exp()
@@ -24,8 +31,21 @@ class GaussianFlow(nn.Module):
         return draws, self.log_prob(draws, condition)
 
 
+class GaussianGivenX(Conditional):
+    def __init__(self, flow: GaussianFlow, condition: Tensor) -> None:
+        self.flow, self.condition = flow, condition
+
+    def log_prob(self, input: Tensor) -> Tensor:
+        return self.flow.log_prob(input, self.condition)
+
+    def rsample_and_log_prob(self, num: int) -> tuple[Tensor, Tensor]:
+        return self.flow.sample_and_log_prob((num,), self.condition)
+
+
 class QuadraticEnergy(nn.Module):
     """f(θ, x) = c − a/2 |θ − b − x|², so q(θ|x) = N(b + x, 1/a)."""
+
+    embedding_net: nn.Module = nn.Identity()
 
     def __init__(self, a: float = 1.0, b: float = 0.0, c: float = 0.0) -> None:
         super().__init__()

@@ -11,21 +11,24 @@ from sbi_jeffreys.spline import rational_quadratic_spline
 
 def random_spline(seed, num=500, bins=10):
     generator = torch.Generator().manual_seed(seed)
-    inputs, widths, heights, slopes = (
+    return tuple(
         2 * torch.randn(*shape, generator=generator, dtype=torch.float64)
-        for shape in ((num,), (bins, num), (bins, num), (bins - 1, num))
+        for shape in ((num,), (2, bins, num), (bins - 1, num))
     )
-    return inputs, widths, heights, slopes
 
 
 @pytest.mark.parametrize("inverse", [False, True])
 def test_equals_nflows(inverse):
     inputs, *knots = random_spline(0)
     outputs, log_slope = rational_quadratic_spline(inputs, *knots, 3.0, inverse)
-    widths, heights, slopes = (values.T for values in knots)
+    sizes, slopes = knots
     unit_slope = math.log(math.expm1(1 - 1e-3))  # nflows has no identity at zero
     expected = unconstrained_rational_quadratic_spline(
-        inputs, widths, heights, slopes + unit_slope, inverse=inverse, tail_bound=3.0
+        inputs,
+        *sizes.transpose(1, 2),
+        slopes.T + unit_slope,
+        inverse=inverse,
+        tail_bound=3.0,
     )
     torch.testing.assert_close(outputs, expected[0], atol=1e-10, rtol=0)
     torch.testing.assert_close(log_slope, expected[1], atol=1e-10, rtol=0)
@@ -46,7 +49,16 @@ def test_inverse_and_slope(seed, bins):
 
 def test_zero_knots_are_the_identity():
     inputs = torch.linspace(-5, 5, 101, dtype=torch.float64)
-    zeros = torch.zeros(10, 101, dtype=torch.float64)
-    outputs, log_slope = rational_quadratic_spline(inputs, zeros, zeros, zeros[1:], 3.0)
+    zeros = torch.zeros(2, 10, 101, dtype=torch.float64)
+    outputs, log_slope = rational_quadratic_spline(inputs, zeros, zeros[0, 1:], 3.0)
     torch.testing.assert_close(outputs, inputs)
     torch.testing.assert_close(log_slope, torch.zeros_like(inputs))
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_gradients(inverse):
+    """Points inside and outside, away from knots, where second derivatives jump."""
+    arguments = [values.requires_grad_() for values in random_spline(1, 40, 5)]
+    torch.autograd.gradcheck(
+        lambda *values: rational_quadratic_spline(*values, 3.0, inverse), arguments
+    )

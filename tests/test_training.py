@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
 from sbi_jeffreys.batches import LoadedBatches, SlicedBatches, batches_from
 from sbi_jeffreys.multipliers import FixedMultipliers, ResilientMultipliers
-from sbi_jeffreys.training import JeffreysTraining, ModelPair, TrainingOptions
+from sbi_jeffreys.step import ModelPair, TrainingOptions
+from sbi_jeffreys.training import JeffreysTraining
 from tests.closed_forms import GaussianFlow, QuadraticEnergy
 
 
@@ -64,7 +65,8 @@ def test_one_step_equals_a_hand_written_one():
     theta, x = make_data(20)
 
     torch.manual_seed(3)
-    training._step(theta, x, kernel(x), clip_max_norm=0.8)
+    training.step.clip_max_norm = 0.8
+    training.step(theta, x, kernel(x))
 
     torch.manual_seed(3)
     draws, log_p = flow.sample_and_log_prob((5,), x)
@@ -110,8 +112,8 @@ def test_resuming_is_exact(stops):
         torch.rand(5)  # what happens in between has no influence
     for got, want in zip(parts.pair.parameters(), whole.pair.parameters(), strict=True):
         assert torch.equal(got, want)
-    assert torch.equal(parts.multipliers.values, whole.multipliers.values)
-    assert parts.reference.value == whole.reference.value
+    assert torch.equal(parts.step.multipliers.values, whole.step.multipliers.values)
+    assert parts.step.reference.value == whole.step.reference.value
     durations = "epoch_durations_sec"
     assert {k: v for k, v in parts.history.items() if k != durations} == {
         k: v for k, v in whole.history.items() if k != durations
@@ -202,7 +204,7 @@ def test_stops_by_itself_and_lowers_the_learning_rate_before():
 
 def test_the_learning_rate_falls_whatever_the_sign_of_the_loss():
     training = make_training()
-    optimizer, scheduler = training.optimizer, training.scheduler
+    optimizer, scheduler = training.step.optimizer, training.scheduler
     for epoch in range(100):
         scheduler.step(-10 + 1e-4 * epoch)  # worse each time
     assert optimizer.param_groups[0]["lr"] < 0.01
@@ -219,7 +221,9 @@ def test_a_shared_embedding_is_stepped_once_per_step():
     shared = nn.Linear(1, 1)
     flow, energy = GaussianFlow(), QuadraticEnergy()
     flow.embed = energy.embed = shared
-    flow_group, energy_group = ModelPair(flow, energy).parameter_groups()
+    flow_group, energy_group = ModelPair(
+        flow, energy, TrainingOptions()
+    ).parameter_groups()
     assert set(map(id, shared.parameters())) <= set(map(id, flow_group))
     assert not set(map(id, flow_group)) & set(map(id, energy_group))
 

@@ -1,0 +1,75 @@
+"""Steps replayed as a CUDA graph, which launches their thousands of kernels at once."""
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Record = Callable[[Callable[[], None]], Callable[[], None]]
+
+NUM_EAGER_STEPS = 3
+"""Steps that run as they are before one is captured, so that all is set up."""
+
+
+def cuda_graph(function: Callable[[], None]) -> Callable[[], None]:
+    """Capture the kernels that `function` launches; return what launches them again."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(
+        graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"
+    ):
+        function()
+    return graph.replay
+
+
+class CapturedStep:
+    """A step that is captured once and replayed for every batch of the same shapes.
+
+    Batches of other shapes, such as the last one of an epoch, run eagerly; so do all of
+    them if the step can't be captured, for example because a network of the user's
+    waits for the device. A warning says so.
+    """
+
+    def __init__(
+        self, step: Callable[[Tensor, Tensor, Tensor], None], record: Record = cuda_graph
+    ) -> None:
+        """
+        Args:
+            step: Takes a batch; leaves its results at addresses that do not change.
+            record: Runs or captures a function, and returns what repeats it.
+        """
+        self.step, self.record = step, record
+        self.num_eager = 0
+        self.inputs: tuple[Tensor, ...] = ()
+        self.replay: Callable[[], None] | None = None
+        self.failed = False
+
+    def __call__(self, *batch: Tensor) -> None:
+        """Take a step."""
+        seen = [tensor.shape for tensor in batch] == [kept.shape for kept in self.inputs]
+        if seen and self.replay is None and not self.failed:
+            self._capture()
+        if seen and self.replay is not None:
+            for kept, new in zip(self.inputs, batch, strict=True):
+                kept.copy_(new)
+            self.replay()
+            return
+        self.step(*batch)
+        self.num_eager += 1
+        if self.replay is None and self.num_eager >= NUM_EAGER_STEPS:
+            self.inputs = tuple(tensor.clone() for tensor in batch)
+
+    def forget(self) -> None:
+        """Capture anew: something that was captured as a constant has changed."""
+        self.replay = None
+
+    def _capture(self) -> None:
+        try:
+            self.replay = self.record(lambda: self.step(*self.inputs))
+        except RuntimeError as error:
+            self.failed = True
+            warnings.warn(
+                "The training step could not be captured as a CUDA graph and runs "
+                f"eagerly, which is slower: {error}",
+                stacklevel=2,
+            )
