@@ -155,6 +155,9 @@ def condition_on(
 
 
 class _NFlowsConditional(Conditional):
+    embedded: Tensor
+    context: Any
+
     def __init__(self, estimator: NFlowsFlow, condition: Tensor) -> None:
         flow = estimator.net
         if not isinstance(flow._distribution, StandardNormal):
@@ -165,10 +168,11 @@ class _NFlowsConditional(Conditional):
             )
         self.base, self.transform = flow._distribution, flow._transform
         self.input_shape = estimator.input_shape
-        self.embedded = flow._embedding_net(condition)
         self.batch = len(condition)
-        if isinstance(self.transform, Layers):
-            self.layers = self.transform.given(self.embedded)
+        self.embedded = self.context = flow._embedding_net(condition)
+        self.embeds_once = isinstance(self.transform, Layers)
+        if self.embeds_once:
+            self.context = self.transform.given(self.embedded)
 
     def log_prob(self, input: Tensor) -> Tensor:
         rows = input.reshape(-1, self.input_shape.numel())
@@ -176,8 +180,8 @@ class _NFlowsConditional(Conditional):
         return (self.base.log_prob(noise) + log_det).reshape(-1, self.batch)
 
     def rsample_and_log_prob(self, num: int) -> tuple[Tensor, Tensor]:
-        noise = self.embedded.new_empty(num * self.batch, self.input_shape.numel())
-        noise = torch.randn_like(noise)
+        features = self.input_shape.numel()
+        noise = torch.randn_like(self.embedded.new_empty(num * self.batch, features))
         u, log_det = self.transform.inverse(noise, context=self._context(num))
         log_prob = self.base.log_prob(noise) - log_det
         return (
@@ -186,9 +190,9 @@ class _NFlowsConditional(Conditional):
         )
 
     def _context(self, num: int) -> Any:
-        if isinstance(self.transform, Layers):
-            return self.layers
-        return self.embedded.repeat(num, *[1] * (self.embedded.ndim - 1))
+        if self.embeds_once:
+            return self.context
+        return self.context.repeat(num, *[1] * (self.context.ndim - 1))
 
 
 class _ZukoConditional(Conditional):

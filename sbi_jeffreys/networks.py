@@ -31,8 +31,7 @@ class ContextNet(nn.Module):
         )
         self.from_context = nn.Linear(context_features, hidden_features)
         self.blocks = nn.ModuleList(
-            nn.ModuleList(nn.Linear(hidden_features, hidden_features) for _ in range(2))
-            for _ in range(num_blocks)
+            Residual(hidden_features, activation) for _ in range(num_blocks)
         )
         self.activation = activation
 
@@ -48,9 +47,23 @@ class ContextNet(nn.Module):
             hidden = torch.addmm(
                 per_row(hidden, inputs), inputs, self.from_input.weight.T
             )
-        for first, second in self.blocks:
-            hidden = hidden + second(self.activation(first(self.activation(hidden))))
+        for block in self.blocks:
+            hidden = hidden + block(hidden)
         return self.activation(hidden)
+
+
+class Residual(nn.Module):
+    """What a block of two layers adds to its input, rows of features."""
+
+    def __init__(self, features: int, activation: Activation) -> None:
+        super().__init__()
+        self.first = nn.Linear(features, features)
+        self.second = nn.Linear(features, features)
+        self.activation = activation
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return features of the shape of `hidden`."""
+        return self.second(self.activation(self.first(self.activation(hidden))))
 
 
 def per_row(context: Tensor, rows: Tensor) -> Tensor:

@@ -62,11 +62,12 @@ class _Bin(NamedTuple):
 
 
 class _Curve(NamedTuple):
-    """What g and its derivatives are made of, at a position in a bin."""
+    """What g and its derivatives are made of, at the position ξ in a bin."""
 
-    s: Tensor
+    xi: Tensor
     rest: Tensor  # 1 − ξ
     hump: Tensor  # ξ (1 − ξ)
+    s: Tensor
     bend: Tensor  # d0 + d1 − 2 s
     chord: Tensor  # the denominator of g
     rise: Tensor  # (g − g0) / h
@@ -74,29 +75,27 @@ class _Curve(NamedTuple):
     slope: Tensor  # g'
 
 
-def _curve(bin: _Bin, xi: Tensor) -> _Curve:
+def _curve(bin: _Bin, point: Tensor, inverse: bool) -> _Curve:
+    """Return the curve at ξ(x), or where g(ξ) = y."""
     s = bin.h / bin.w
+    bend = bin.d0 + bin.d1 - 2 * s
+    if inverse:
+        above = point - bin.y0
+        bent = above * bend
+        a = bent + bin.h * (s - bin.d0)
+        b = bin.h * bin.d0 - bent
+        c = 2 * above * s
+        xi = c / (b + (b.square() + 2 * a * c).clamp_(min=1e-12).sqrt_())
+    else:
+        xi = (point - bin.x0) / bin.w
     rest = 1 - xi
     hump = xi * rest
-    bend = bin.d0 + bin.d1 - 2 * s
-    chord = s + bend * hump
-    d0_rest = bin.d0 * rest
-    s_xi = s * xi
+    chord = torch.addcmul(s, bend, hump)
+    s_xi, d0_rest = s * xi, bin.d0 * rest
     rise = xi * (s_xi + d0_rest) / chord
-    bow = xi * (bin.d1 * xi + s * rest) + rest * (d0_rest + s_xi)
-    slope = bow * (s / chord).square()
-    return _Curve(s, rest, hump, bend, chord, rise, bow, slope)
-
-
-def _solve(bin: _Bin, y: Tensor) -> Tensor:
-    """Return ξ in [0, 1] with g(ξ) = y."""
-    rise = y - bin.y0
-    s = bin.h / bin.w
-    bent = rise * (bin.d0 + bin.d1 - 2 * s)
-    a = bent + bin.h * (s - bin.d0)
-    b = bin.h * bin.d0 - bent
-    c = s * rise
-    return 2 * c / (b + torch.sqrt((b.square() + 4 * a * c).clamp(min=1e-12)))
+    bow = xi * torch.addcmul(s_xi, bin.d1 - s, xi) + rest * (d0_rest + 2 * s_xi)
+    slope = bow * (s / chord).square_()
+    return _Curve(xi, rest, hump, s, bend, chord, rise, bow, slope)
 
 
 class _Spline(Function):
@@ -122,27 +121,27 @@ class _Spline(Function):
         inner_ends = ends[1 if inverse else 0, :-1]
         offsets = torch.arange(1, num_bins, dtype=inputs.dtype, device=inputs.device)
         offsets = (offsets * least - tail_bound).view(-1, *[1] * inputs.ndim)
-        index = (point >= torch.add(offsets, inner_ends, alpha=free)).sum(0, keepdim=True)
+        passed = point >= torch.add(offsets, inner_ends, alpha=free)
+        index = passed.sum(0, keepdim=True)
 
-        share, end = _take(shares, index), _take(ends, index)
+        share = _take(shares, index)
+        before = _take(ends, index) - share
+        corner = index.to(inputs.dtype) * least - tail_bound + free * before
+        size = least + free * share
         raw_slopes = pad(slopes, (0, 0) * inputs.ndim + (1, 1)).gather(
             0, torch.cat([index, index + 1])
         )
-        raw_slopes += _UNIT_SLOPE
-        start = index.to(inputs.dtype) * least - tail_bound
-        corner = start + free * (end - share)
-        size = least + free * share
-        slope = MIN_SLOPE + softplus(raw_slopes)
+        slope = MIN_SLOPE + softplus(raw_slopes.add_(_UNIT_SLOPE))
         bin = _Bin(*corner, *size, *slope)
 
-        xi = _solve(bin, point) if inverse else (point - bin.x0) / bin.w
-        curve = _curve(bin, xi)
-        outputs = bin.x0 + xi * bin.w if inverse else bin.y0 + bin.h * curve.rise
+        curve = _curve(bin, point, inverse)
         log_slope = curve.slope.log()
         if inverse:
-            log_slope = -log_slope
+            outputs, log_slope = torch.addcmul(bin.x0, curve.xi, bin.w), -log_slope
+        else:
+            outputs = torch.addcmul(bin.y0, bin.h, curve.rise)
         ctx.save_for_backward(
-            inside, index, shares, share, end, corner, size, raw_slopes, slope, xi
+            inside, passed, index, shares, share, before, raw_slopes, size, slope, *curve
         )
         return torch.where(inside, outputs, inputs), torch.where(inside, log_slope, 0.0)
 
@@ -157,46 +156,42 @@ class _Spline(Function):
         \partial_b \ell$. In the inverse direction, $x = g^{-1}(y)$ moves by
         $(dy - \partial_b g\, db) / g'$, which gives another $\alpha$.
         """
-        inside, index, shares, share, end, corner, size, raw_slopes, slope, xi = (
+        inside, passed, index, shares, share, before, raw_slopes, (w, h), *rest = (
             ctx.saved_tensors
         )
-        bin = _Bin(*corner, *size, *slope)
-        curve = _curve(bin, xi)
-        s, hump, chord, bow = curve.s, curve.hump, curve.chord, curve.bow
+        (d0, d1), xi, rest, hump, s, bend, chord, rise, bow, slope = rest
 
         lean = 1 - 2 * xi
-        bow_xi = 2 * (bin.d1 * xi + s * lean - bin.d0 * curve.rest)
-        log_slope_x = (bow_xi / bow - 2 * curve.bend * lean / chord) / bin.w
+        half_bow_xi = d1 * xi + s * lean - d0 * rest
+        log_slope_x = 2 * (half_bow_xi / bow - bend * lean / chord) / w
         alpha = torch.where(inside, grad_outputs, 0.0)
         beta = torch.where(inside, grad_log_slope, 0.0)
         if ctx.inverse:
-            grad_inputs = (alpha - beta * log_slope_x) / curve.slope
+            grad_inputs = (alpha - beta * log_slope_x) / slope
             alpha, beta = -grad_inputs, -beta
-            grad_x = alpha * curve.slope + beta * log_slope_x
+            grad_x = torch.addcmul(beta * log_slope_x, alpha, slope)
         else:
-            grad_inputs = grad_x = alpha * curve.slope + beta * log_slope_x
+            grad_inputs = grad_x = torch.addcmul(beta * log_slope_x, alpha, slope)
 
-        pull = alpha * bin.h / chord  # α ∂g / ∂(numerator of g)
+        pull = alpha * h / chord  # α ∂g / ∂(numerator of g)
         lift = beta / bow  # β ∂ℓ / ∂bow
-        sink = pull * curve.rise + 2 * beta / chord  # −(both) by the denominator
-        grad_s = pull * xi.square() + 2 * (beta / s + lift * hump) - sink * (1 - 2 * hump)
+        sink = pull * rise + 2 * beta / chord  # −(both) by the denominator
+        pull_xi, lift_xi = pull * xi, lift * xi
         spread = hump * sink
-        grad_d0 = hump * pull + lift * curve.rest.square() - spread
-        grad_d1 = lift * xi.square() - spread
-        grad_s = grad_s / bin.w
-        grad_size = torch.stack([-grad_x * xi - s * grad_s, alpha * curve.rise + grad_s])
+        grad_d0 = rest * (pull_xi + lift * rest) - spread
+        grad_d1 = lift_xi * xi - spread
+        grad_s = xi * pull_xi + 2 * (beta / s + lift_xi * rest + spread) - sink
+        grad_s = grad_s / w
+        grad_size = torch.stack([-grad_x * xi - s * grad_s, alpha * rise + grad_s])
         grad_corner = torch.stack([-grad_x, alpha])
 
         # A corner is where the bins before it end: through the softmax to all sizes.
-        grad_corner, grad_size = ctx.free * grad_corner, ctx.free * grad_size
-        mean = grad_corner * (end - share) + grad_size * share
-        bins = torch.arange(shares.shape[1], device=index.device)
-        before = bins.view(-1, *[1] * xi.ndim) < index
-        grad_sizes = torch.where(
-            before, (grad_corner - mean).unsqueeze(1), -mean.unsqueeze(1)
-        ).mul_(shares)
-        at = index.expand(2, *index.shape)
-        grad_sizes.scatter_add_(1, at, (grad_size * share).unsqueeze(1))
+        grad_size = grad_size.mul_(ctx.free * share)
+        grad_corner = grad_corner.mul_(ctx.free)
+        mean = torch.addcmul(grad_size, grad_corner, before)
+        grad_sizes = shares * -mean.unsqueeze(1)
+        grad_sizes[:, :-1].addcmul_(shares[:, :-1] * passed, grad_corner.unsqueeze(1))
+        grad_sizes.scatter_add_(1, index.expand(2, *index.shape), grad_size.unsqueeze(1))
 
         grad_slope = torch.stack([grad_d0, grad_d1]) * torch.sigmoid(raw_slopes)
         grad_slopes = xi.new_zeros(shares.shape[1] + 1, *xi.shape)

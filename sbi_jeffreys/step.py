@@ -42,7 +42,7 @@ class TrainingOptions:
     normalizer: Normalizer = "generalized"
     averaging: float = 0.99
     decay: float = 0.5
-    num_validation_particles: int = 16
+    num_validation_particles: int = 8
 
 
 class ModelPair(nn.Module):
@@ -104,8 +104,8 @@ class MovingAverage:
         self.module = deepcopy(module).requires_grad_(False).eval()
         first = next(module.parameters())
         self.num_updates = torch.zeros((), device=first.device)
-        self._averages = list(self.module.parameters())
-        self._weights = list(module.parameters())
+        self._averages: list[Tensor] = list(self.module.parameters())
+        self._weights: list[Tensor] = list(module.parameters())
 
     @torch.no_grad()
     def update(self) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
-from torch.nn.functional import logsigmoid, softplus
+from torch.nn.functional import softplus
 
 SOFTNESS = 0.1
 """Width of an interval's rounded edges, in standard deviations of a uniform."""
@@ -108,7 +108,11 @@ class Support(nn.Module):
                 self._log_edge(left) - self._log_edge(right)
             )
             v = torch.where(self._interval, inner, v)
-            log_det = torch.where(self._interval, self._log_slope(inner), log_det)
+            log_slope = self._log_slope(
+                softplus(-(inner + _WIDTH / 2) / self.softness),
+                softplus((inner - _WIDTH / 2) / self.softness),
+            )
+            log_det = torch.where(self._interval, log_slope, log_det)
         if self._has_half_line:
             up, down = self._log_distances(theta)
             v = torch.where(self._above, up, torch.where(self._below, -down, v))
@@ -127,10 +131,11 @@ class Support(nn.Module):
             p = (v + _WIDTH / 2) / self.softness
             q = (v - _WIDTH / 2) / self.softness
             # torch rounds softplus(x) to x beyond a threshold, by default too soon.
-            rise = softplus(p, threshold=40) - softplus(q, threshold=40)
-            t = self.softness / _WIDTH * rise
+            over_low, over_high = softplus(p, threshold=40), softplus(q, threshold=40)
+            t = self.softness / _WIDTH * (over_low - over_high)
             theta = torch.where(self._interval, self._low + t * self._span, theta)
-            log_det = torch.where(self._interval, self._log_slope(v), log_det)
+            log_slope = self._log_slope(over_low - p, over_high)
+            log_det = torch.where(self._interval, log_slope, log_det)
         if self._has_half_line:
             up = torch.where(self._above, v, 0.0)
             down = torch.where(self._below, -v, 0.0)
@@ -174,18 +179,18 @@ class Support(nn.Module):
         r"""$\log(1 - e^{-Wt/s})$."""
         return torch.log(-torch.expm1(-_WIDTH / self.softness * t))
 
-    def _log_slope(self, v: Tensor) -> Tensor:
+    def _log_slope(self, below_low: Tensor, over_high: Tensor) -> Tensor:
         r"""$\log|dv/d\theta|$ on an interval, for which
-        $dt/dv = [\sigma((v + W/2)/s) - \sigma((v - W/2)/s)] / W$.
+        $dt/dv = [\sigma((v + W/2)/s) - \sigma((v - W/2)/s)] / W$, a constant times
+        $\sigma((v + W/2)/s)\, \sigma((W/2 - v)/s)$.
+
+        Args:
+            below_low: $\log(1 + e^{-(v + W/2)/s})$.
+            over_high: $\log(1 + e^{(v - W/2)/s})$.
         """
         s = self.softness
         constant = log(_WIDTH) - log(-expm1(-_WIDTH / s))
-        return (
-            constant
-            - logsigmoid((v + _WIDTH / 2) / s)
-            - logsigmoid((_WIDTH / 2 - v) / s)
-            - self._span.log()
-        )
+        return below_low + over_high + (constant - self._span.log())
 
 
 def location_and_scale(theta: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from math import isfinite
 from typing import Any, cast
 
@@ -20,7 +20,6 @@ from sbi_jeffreys.distributed import (
     mean_over_processes,
     num_processes,
     process_rank,
-    share_random_state,
     share_tensors,
 )
 from sbi_jeffreys.multipliers import FixedMultipliers, ResilientMultipliers
@@ -28,6 +27,14 @@ from sbi_jeffreys.objective import agreement
 from sbi_jeffreys.step import ModelPair, PrimalDualStep, TrainingOptions
 
 TERMS = ("KL(data|flow)", "KL(flow|energy)", "KL(data|energy)")
+
+HELD_OUT = (
+    "validation_loss",
+    "validation_energy_loss",
+    "validation_flow_to_energy",
+    "validation_log_z",
+    "validation_ess",
+)
 
 
 class JeffreysTraining:
@@ -114,6 +121,7 @@ class JeffreysTraining:
         Raises:
             FloatingPointError: If the first epoch diverges, when nothing can be kept.
         """
+        _keep_freed_memory()
         self.step.clip_max_norm = clip_max_norm
         with (
             self._random_state_and_stream(),
@@ -126,7 +134,7 @@ class JeffreysTraining:
             ) as bar,
         ):
             self._restore(self._checkpoint)
-            step = self.step
+            step: PrimalDualStep | CapturedStep = self.step
             if self.device.type == "cuda" and num_processes() == 1:
                 step = CapturedStep(self.step)
             try:
@@ -244,29 +252,19 @@ class JeffreysTraining:
     def _validate(self, validation: Batches) -> dict[str, float]:
         """Return held-out means, in nats, of the averaged models."""
         self.step.average.copy_buffers()
-        rows = []
+        sums = torch.zeros(len(HELD_OUT) + 1, device=self.device)
         for theta, x, weights in validation.ordered():
-            theta = theta.unsqueeze(0)
             flow, energy = self.latest.given(x)
-            draws, log_p = flow.rsample_and_log_prob(
-                self.options.num_validation_particles
-            )
+            num_particles = self.options.num_validation_particles
+            draws, log_p = flow.rsample_and_log_prob(num_particles)
             flow_to_energy, log_z, ess = agreement(log_p, energy(draws))
-            nll, energy_nll = -flow.log_prob(theta)[0], log_z - energy(theta)[0]
-            rows.append(
-                torch.stack(
-                    [weights * nll, weights * energy_nll, flow_to_energy, log_z, ess]
-                )
-            )
-        names = (
-            "validation_loss",
-            "validation_energy_loss",
-            "validation_flow_to_energy",
-            "validation_log_z",
-            "validation_ess",
-        )
-        means = mean_over_processes(torch.cat(rows, -1).mean(-1)).tolist()
-        return dict(zip(names, means, strict=True))
+            nll = -flow.log_prob(theta.unsqueeze(0))[0]
+            energy_nll = log_z - energy(theta.unsqueeze(0))[0]
+            columns = [weights * nll, weights * energy_nll, flow_to_energy, log_z, ess]
+            sums += torch.stack([*columns, torch.ones_like(nll)]).sum(-1)
+        *means, num_pairs = mean_over_processes(sums).tolist()
+        means = [mean / num_pairs for mean in means]
+        return dict(zip(HELD_OUT, means, strict=True))
 
     def _record(self, **values: Any) -> None:
         for name, value in values.items():
@@ -313,6 +311,16 @@ class JeffreysTraining:
             torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+
+
+def _keep_freed_memory() -> None:
+    """Let the process keep the memory that a step frees and the next one needs.
+
+    The GNU C library returns freed memory to the system above a threshold, which it sets
+    to twice the largest block freed so far (at most 32 MiB count). By default a step gets
+    its memory back page by page, for a tenth of its time or more.
+    """
+    torch.empty(2**25 - 2**16, dtype=torch.uint8)
 
 
 def _copy(state: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, cast
 import torch
 from nflows.transforms import Transform
 from torch import Tensor, nn
-from torch.nn.functional import hardswish
+from torch.nn.functional import silu
 
 from sbi_jeffreys.networks import ContextNet, per_row, zero_init
 from sbi_jeffreys.spline import rational_quadratic_spline
@@ -104,7 +104,7 @@ class SplineCoupling(nn.Module):
         self.moves_first_half = moves_first_half and features > 1
         num_moved, num_kept = self.halves if self.moves_first_half else self.halves[::-1]
         self.net = ContextNet(
-            num_kept, context_features, hidden_features, num_blocks, hardswish
+            num_kept, context_features, hidden_features, num_blocks, silu
         )
         self.to_knots = zero_init(
             nn.Linear(hidden_features, (3 * num_bins - 1) * num_moved)
@@ -171,7 +171,7 @@ class ConditionalAffine(nn.Module):
         super().__init__()
         self.features = features
         outputs = (2 + features) * features
-        self.net = ContextNet(0, context_features, hidden_features, num_blocks, hardswish)
+        self.net = ContextNet(0, context_features, hidden_features, num_blocks, silu)
         self.linear = zero_init(nn.Linear(context_features, outputs))
         self.residual = zero_init(nn.Linear(hidden_features, outputs))
 
