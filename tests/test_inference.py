@@ -310,7 +310,8 @@ def test_invalid_simulations_are_left_out_as_in_sbi():
     trainer.append_simulations(theta, x)
     assert len(trainer.get_simulations()[0]) == 91
     keeping = JNPE(BOX, SMALL, show_progress_bars=False)
-    keeping.append_simulations(theta, x, exclude_invalid_x=False)
+    with pytest.warns(UserWarning, match="outliers"):
+        keeping.append_simulations(theta, x, exclude_invalid_x=False)
     with pytest.raises(FloatingPointError, match="epoch 1"):
         keeping.train()
 
@@ -329,16 +330,19 @@ def test_bad_parameters_are_counted():
 def test_shapes_that_do_not_match_are_refused():
     with pytest.raises(AssertionError, match="must match the number"):
         JNPE(BOX).append_simulations(BOX.sample((5,)), torch.zeros(4, 2))
+    with pytest.warns(UserWarning, match="constant"):
+        trainer = JNPE().append_simulations(torch.zeros(5), torch.zeros(5, 1))
     with pytest.raises(ValueError, match=r"shape \(num_simulations, D\)"):
-        JNPE().append_simulations(torch.zeros(5), torch.zeros(5, 1)).train()
+        trainer.train()
 
 
 @pytest.mark.parametrize("num", [1, 2, 5])
 def test_too_few_simulations_to_split(num):
-    trainer = make_trainer(num=num)
     if num > 1:
-        quick(trainer)  # one pair, or more, to train on
+        quick(make_trainer(num=num))  # one pair, or more, to train on
     else:
+        with pytest.warns(UserWarning, match="Only one"):
+            trainer = make_trainer(num=num)
         with pytest.raises(ValueError, match="but 1 with `validation_fraction"):
             trainer.train()
 
@@ -358,9 +362,10 @@ def test_parameters_that_do_not_vary_on_a_bound_of_the_prior():
 
 
 def test_columns_that_do_not_vary():
-    trainer = make_trainer(
-        x=lambda theta: torch.cat([simulate(theta), torch.ones(len(theta), 1)], -1)
-    )
+    with pytest.warns(UserWarning, match="constant"):
+        trainer = make_trainer(
+            x=lambda theta: torch.cat([simulate(theta), torch.ones(len(theta), 1)], -1)
+        )
     flow = quick(trainer)
     x = torch.tensor([[0.1, 0.2, 1.0]])
     assert flow.sample((10,), x).isfinite().all()
