@@ -555,7 +555,7 @@ class JNPE(NPE_C):
         if (
             isinstance(posterior_parameters, DirectPosteriorParameters)
             and prior is self._prior
-            and never_leaves(estimator, prior)
+            and never_leaves(estimator, prior, self._device)
         ):
             return FlowPosterior(
                 estimator, prior, device=device, **asdict(posterior_parameters)

@@ -1,7 +1,5 @@
 """A posterior that needs no rejection, for the flow does not leave the prior."""
 
-from typing import Any
-
 import torch
 from sbi.inference.posteriors import DirectPosterior
 from sbi.neural_nets.estimators.base import ConditionalDensityEstimator
@@ -35,35 +33,24 @@ class FlowPosterior(DirectPosterior):
     ) -> Tensor:
         """Return samples given one observation, shape `(num_samples, D)`.
 
-        Args:
-            sample_shape: Of which `num_samples` is the product.
-            x: The observation, shape `(*condition_shape)` or `(1, *condition_shape)`; by
-                default that of `set_default_x`.
-            max_sampling_batch_size: Most samples drawn at a time; None for that given to
-                the constructor.
-            show_progress_bars: Whether to show progress.
-            reject_outside_prior: Without effect; there are none outside.
-            max_sampling_time: Seconds after which `sbi`'s own loop, used if a time is
-                given, stops.
-            return_partial_on_timeout: Whether to return what there is by then.
+        Args as for `sample_batched`, but x is one observation, with or without a batch
+        axis, and by default that of `set_default_x`.
 
         Raises:
             ValueError: If there are several observations, or none.
         """
         x = self._x_else_default_x(x)
         conditions = self._conditions(x)
-        if len(conditions) != 1 or max_sampling_time is not None:
-            return super().sample(  # which refuses several observations
-                sample_shape,
-                x,
-                max_sampling_batch_size,
-                show_progress_bars,
-                reject_outside_prior,
-                max_sampling_time,
-                return_partial_on_timeout,
-            )
-        return self._draw(
-            sample_shape, conditions, max_sampling_batch_size, show_progress_bars
+        if len(conditions) != 1:
+            return super().sample(sample_shape, x)  # which says what to do instead
+        return self.sample_batched(
+            sample_shape,
+            conditions,
+            max_sampling_batch_size,
+            show_progress_bars,
+            reject_outside_prior,
+            max_sampling_time,
+            return_partial_on_timeout,
         )[:, 0]
 
     def sample_batched(
@@ -88,6 +75,9 @@ class FlowPosterior(DirectPosterior):
             max_sampling_time: Seconds after which `sbi`'s own loop, used if a time is
                 given, stops.
             return_partial_on_timeout: Whether to return what there is by then.
+
+        Raises:
+            ValueError: If `max_sampling_batch_size` is less than 1.
         """
         if max_sampling_time is not None:
             return super().sample_batched(
@@ -103,8 +93,19 @@ class FlowPosterior(DirectPosterior):
             sample_shape, self._conditions(x), max_sampling_batch_size, show_progress_bars
         )
 
-    def leakage_correction(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the acceptance rate for each observation, 1, shape `(batch,)`."""
+    def leakage_correction(
+        self,
+        x: Tensor,
+        num_rejection_samples: int = 10_000,
+        force_update: bool = False,
+        show_progress_bars: bool = False,
+        rejection_sampling_batch_size: int = 10_000,
+    ) -> Tensor:
+        """Return the acceptance rate for each observation, 1, shape `(batch,)`.
+
+        Args:
+            x: Observations; the other arguments, which are sbi's, have no effect.
+        """
         return torch.ones(len(self._conditions(x)), device=self._device)
 
     def _conditions(self, x: Tensor) -> Tensor:
@@ -146,12 +147,17 @@ class FlowPosterior(DirectPosterior):
         return samples
 
 
-def never_leaves(estimator: ConditionalDensityEstimator, prior: Distribution) -> bool:
+def never_leaves(
+    estimator: ConditionalDensityEstimator,
+    prior: Distribution,
+    device: torch.device | str,
+) -> bool:
     """Return whether the estimator's samples are all inside of the prior's support.
 
     Args:
         estimator: Of the posterior; a `ConditionalFlow` may have such a support.
-        prior: As sampled from, on the estimator's device.
+        prior: That samples would have to stay inside of.
+        device: The prior's.
     """
     if (
         not isinstance(estimator, ConditionalFlow)
@@ -162,4 +168,4 @@ def never_leaves(estimator: ConditionalDensityEstimator, prior: Distribution) ->
     support = estimator.support
     far = support.low.new_tensor([[-100.0], [100.0]]).expand(2, len(support.low))
     corners, _ = support.inverse(far)
-    return bool(within_support(prior, corners).all())
+    return bool(within_support(prior, corners.to(device)).all())
