@@ -1,12 +1,25 @@
 """Batches of simulations, on the training device."""
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    SubsetRandomSampler,
+    TensorDataset,
+)
 from torch.utils.data.dataloader import default_collate
+
+from sbi_jeffreys.data import Stacked
+
+AHEAD = 2
+"""Batches that are gathered before they are asked for, where they are streamed."""
 
 
 class Batch(NamedTuple):
@@ -18,6 +31,7 @@ class Batch(NamedTuple):
 
 
 CalibrationKernel = Callable[[Tensor], Tensor]
+Fetched = tuple[Tensor, Tensor, torch.cuda.Event | None]
 
 
 class Batches(Protocol):
@@ -38,8 +52,8 @@ class SlicedBatches:
 
     def __init__(
         self,
-        theta: Tensor,
-        x: Tensor,
+        theta: Tensor | Stacked,
+        x: Tensor | Stacked,
         indices: Tensor,
         batch_size: int,
         drop_last: bool,
@@ -51,25 +65,72 @@ class SlicedBatches:
         self.batch_size = batch_size
         self.drop_last = drop_last
         self.calibration_kernel = calibration_kernel
-        self.device = device
+        self.device = torch.device(device)
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.indices), self.batch_size)
         return full + (rest > 0 and not self.drop_last)
 
     def shuffled(self) -> Iterator[Batch]:
-        """Yield batches in a new random order."""
+        """Yield batches in a new random order, which is drawn at once."""
         order = torch.randperm(len(self.indices), device=self.indices.device)
         batches = self.indices[order].split(self.batch_size)
-        return map(self._take, batches[: len(self)])
+        return self._deliver(batches[: len(self)])
 
     def ordered(self) -> Iterator[Batch]:
         """Yield every pair once, in order."""
-        return map(self._take, self.indices.split(self.batch_size))
+        return self._deliver(self.indices.split(self.batch_size))
 
-    def _take(self, indices: Tensor) -> Batch:
-        x = self.x[indices].to(self.device)
-        return Batch(self.theta[indices].to(self.device), x, self.calibration_kernel(x))
+    def _deliver(self, batches: Iterable[Tensor]) -> Iterator[Batch]:
+        for indices in batches:
+            yield self._batch(self.theta[indices], self.x[indices])
+
+    def _batch(self, theta: Tensor, x: Tensor) -> Batch:
+        x = x.to(self.device)
+        return Batch(theta.to(self.device), x, self.calibration_kernel(x))
+
+
+class StreamedBatches(SlicedBatches):
+    """The same batches, gathered by a thread while those before are used.
+
+    For simulations on disk, and for those in memory while training on a GPU: they are
+    copied there from pinned memory, on a stream beside that of the training steps.
+    """
+
+    def _deliver(self, batches: Iterable[Tensor]) -> Iterator[Batch]:
+        copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        rest = iter(batches)
+        worker = ThreadPoolExecutor(max_workers=1)
+
+        def fetch(num: int) -> list[Future[Fetched]]:
+            return [
+                worker.submit(self._fetch, indices, copies)
+                for indices in islice(rest, num)
+            ]
+
+        try:
+            fetched = deque(fetch(AHEAD))
+            while fetched:
+                theta, x, copied = fetched.popleft().result()
+                fetched.extend(fetch(1))
+                if copied is not None:
+                    steps = torch.cuda.current_stream(self.device)
+                    steps.wait_event(copied)
+                    theta.record_stream(steps)
+                    x.record_stream(steps)
+                yield self._batch(theta, x)
+        finally:
+            worker.shutdown(cancel_futures=True)
+
+    def _fetch(self, indices: Tensor, copies: torch.cuda.Stream | None) -> Fetched:
+        """Gather a batch, on the worker's thread; begin to copy it to a CUDA device."""
+        theta, x = self.theta[indices], self.x[indices]
+        if copies is None:
+            return theta, x, None
+        with torch.cuda.stream(copies):
+            theta = theta.pin_memory().to(self.device, non_blocking=True)
+            x = x.pin_memory().to(self.device, non_blocking=True)
+            return theta, x, copies.record_event()
 
 
 class LoadedBatches:
@@ -103,26 +164,45 @@ def batches_from(
     loader: DataLoader[Any],
     calibration_kernel: CalibrationKernel,
     device: torch.device | str,
+    on_disk: bool = False,
 ) -> Batches:
     """Return the batches of sbi's data loader, which would collate them row by row.
 
     Where the loader's sampler and collation are sbi's own, the same batches are sliced
     from its tensors; otherwise the loader is used.
+
+    Args:
+        loader: Over `TensorDataset`s of parameters, simulations and more, or several of
+            them in a `ConcatDataset`.
+        calibration_kernel: Weights of simulations, from x to `(batch,)`.
+        device: Where to train.
+        on_disk: Whether the tensors are memory-mapped, so that gathering takes a while.
     """
+    parts = (
+        loader.dataset.datasets
+        if isinstance(loader.dataset, ConcatDataset)
+        else [loader.dataset]
+    )
+    datasets = [part for part in parts if isinstance(part, TensorDataset)]
     if (
-        isinstance(loader.dataset, TensorDataset)
-        and type(loader.sampler) is SubsetRandomSampler
-        and loader.collate_fn is default_collate
-        and loader.batch_size is not None
+        len(datasets) < len(parts)
+        or type(loader.sampler) is not SubsetRandomSampler
+        or loader.collate_fn is not default_collate
+        or loader.batch_size is None
     ):
-        theta, x, *_ = loader.dataset.tensors
-        return SlicedBatches(
-            theta,
-            x,
-            torch.as_tensor(loader.sampler.indices),
-            loader.batch_size,
-            loader.drop_last,
-            calibration_kernel,
-            device,
-        )
-    return LoadedBatches(loader, calibration_kernel, device)
+        return LoadedBatches(loader, calibration_kernel, device)
+    theta, x, *_ = (
+        Stacked(column)
+        for column in zip(*(part.tensors for part in datasets), strict=True)
+    )
+    far = on_disk or torch.device(device).type != "cpu"
+    kind = StreamedBatches if far and theta.device.type == "cpu" else SlicedBatches
+    return kind(
+        theta,
+        x,
+        torch.as_tensor(loader.sampler.indices),
+        loader.batch_size,
+        loader.drop_last,
+        calibration_kernel,
+        device,
+    )

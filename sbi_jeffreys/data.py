@@ -1,0 +1,84 @@
+"""Simulations as they are given: tensors or arrays, in memory or on disk."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MAX_ROWS = 100_000
+"""Rows looked at together: enough for exact statistics, and few to hold in memory."""
+
+MAX_ENTRIES = 2**24
+"""Numbers looked at together, where rows are long; but 1,000 rows at least."""
+
+
+def as_tensor(name: str, values: Any) -> Tensor:
+    """Return `values` as a tensor that shares their memory, or their file.
+
+    Args:
+        name: What to call them in an error.
+        values: A tensor, returned as it is, or a float32 NumPy array `(N, ...)`.
+
+    Raises:
+        TypeError: If they are neither, or an array of another type.
+    """
+    if isinstance(values, Tensor):
+        return values
+    if not isinstance(values, np.ndarray):
+        raise TypeError(
+            f"Expected `{name}` to be a tensor or a NumPy array, which may be "
+            f"memory-mapped, got {type(values).__module__}.{type(values).__name__}."
+        )
+    if values.dtype != np.float32:
+        raise TypeError(
+            f"Expected `{name}` of dtype float32, got {values.dtype}, which would have "
+            "to be copied: use `.astype('float32')`, or store float32."
+        )
+    with warnings.catch_warnings():  # nothing here writes to simulations
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(values)
+
+
+def rows_at_once(values: Tensor) -> int:
+    """Return how many rows of `values`, `(N, ...)`, to look at together."""
+    long_rows = MAX_ENTRIES // max(1, values.shape[1:].numel())
+    return min(MAX_ROWS, max(1_000, long_rows))
+
+
+def thinned(values: Tensor) -> Tensor:
+    """Return evenly spaced rows of `values`, as a view; all of them where few."""
+    return values[:: max(1, -(-len(values) // rows_at_once(values)))]
+
+
+def is_finite(values: Tensor) -> bool:
+    """Return whether no entry of `values`, `(N, ...)`, is NaN or infinite."""
+    chunks = values.split(rows_at_once(values))
+    return all(bool(chunk.isfinite().all()) for chunk in chunks)
+
+
+class Stacked:
+    """Tensors as if concatenated, of which rows are gathered without doing so."""
+
+    def __init__(self, parts: Sequence[Tensor]) -> None:
+        """
+        Args:
+            parts: Tensors `(N_i, ...)` that agree in all but N_i.
+        """
+        self.parts = parts
+        self.device = parts[0].device
+
+    def __getitem__(self, indices: Tensor) -> Tensor:
+        """Return the rows at `indices`, shape `(batch,)`, as `(batch, ...)`."""
+        first, *others = self.parts
+        if not others:
+            return first[indices]
+        rows = first.new_empty((len(indices), *first.shape[1:]))
+        start = 0
+        for part in self.parts:
+            here = (indices >= start) & (indices < start + len(part))
+            rows[here] = part[indices[here] - start]
+            start += len(part)
+        return rows
