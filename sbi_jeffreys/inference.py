@@ -40,13 +40,18 @@ from torch.utils.data import (
 )
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from sbi_jeffreys.batches import batches_from
+from sbi_jeffreys.batches import Batches, SlicedBatches, batches_from
 from sbi_jeffreys.data import (
     Stacked,
     as_tensor,
     is_finite,
     rows_at_once,
     thinned,
+)
+from sbi_jeffreys.distributed import (
+    mean_over_processes,
+    num_processes,
+    share_random_state,
 )
 from sbi_jeffreys.energy import ConditionalEnergy, LogRatioNet, base_density
 from sbi_jeffreys.flow import (
@@ -393,6 +398,7 @@ class JNPE(NPE_C):
             FloatingPointError: If the loss is not finite in the very first epoch.
         """
         self._check_simulations(validation_fraction)
+        share_random_state()
         if resume_training and retrain_from_scratch:
             raise ValueError(
                 "Expected at most one of `resume_training` and `retrain_from_scratch`."
@@ -477,6 +483,7 @@ class JNPE(NPE_C):
             batches_from(loader, kernel, self._device, self._on_disk)
             for loader in (train_loader, val_loader)
         )
+        _check_shares(training)
         if not (len(training) and len(validation)):
             raise ValueError(
                 "Expected `dataloader_kwargs` that leave a batch to train and one to "
@@ -633,11 +640,31 @@ class JNPE(NPE_C):
                 f"with `validation_fraction={validation_fraction}` leave {training} and "
                 f"{num - training}."
             )
+        mean = float(mean_over_processes(torch.tensor(float(num), device=self._device)))
+        if mean != num:
+            raise ValueError(
+                "Expected the same simulations in all processes that train together, but "
+                f"this one has {num} and they have {mean} on average."
+            )
 
 
 def register() -> None:
     """Make `sbi.inference.infer(..., method="jnpe")` find `JNPE`."""
     sbi.inference.JNPE = JNPE
+
+
+def _check_shares(training: Batches) -> None:
+    """Raise a ValueError unless all processes can take the same steps."""
+    num = num_processes()
+    if num > 1 and not (
+        isinstance(training, SlicedBatches)
+        and training.drop_last
+        and training.batch_size % num == 0
+    ):
+        raise ValueError(
+            f"Expected `training_batch_size` to be a multiple of the {num} processes "
+            "that train together, and no `dataloader_kwargs` that deliver other batches."
+        )
 
 
 _NOT_REPARAMETERISED = ("mdn", "made", "mdn_snpe_a", "tabpfn")

@@ -172,12 +172,13 @@ class JeffreysTraining:
         """Leave the generators as they were; on CUDA, work on a stream of our own."""
         on_cuda = self.device.type == "cuda"
         with torch.random.fork_rng([self.device] if on_cuda else []):
-            torch.default_generator.manual_seed(self._seed)
+            seed = self._seed + process_rank()
+            torch.default_generator.manual_seed(seed)
             if not on_cuda:
                 yield
                 return
             with torch.cuda.device(self.device):
-                torch.cuda.manual_seed(self._seed + process_rank())
+                torch.cuda.manual_seed(seed)
                 outer, inner = torch.cuda.current_stream(), torch.cuda.Stream()
                 inner.wait_stream(outer)
                 with torch.cuda.stream(inner):
@@ -204,7 +205,7 @@ class JeffreysTraining:
         learning_rate = self.learning_rate
         self.pair.train()
         self.step.reset_statistics()
-        for batch in training.shuffled():
+        for batch in training.shuffled(self._seed + self.epoch):
             step(*batch)
         self._check_finite(self.step.onset.tolist())
         means = (self.step.total / self.step.count).tolist()
