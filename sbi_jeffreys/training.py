@@ -253,7 +253,7 @@ class JeffreysTraining:
     def _validate(self, validation: Batches) -> dict[str, float]:
         """Return held-out means, in nats, of the averaged models."""
         self.step.average.copy_buffers()
-        sums = torch.zeros(len(HELD_OUT) + 1, device=self.device)
+        sums = self.step.groups[0][0].new_zeros(len(HELD_OUT) + 1)
         for theta, x, weights in validation.ordered():
             flow, energy = self.latest.given(x)
             num_particles = self.options.num_validation_particles

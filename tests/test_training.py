@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from statistics import mean
 
 import pytest
 import torch
@@ -99,7 +100,7 @@ def test_converges_to_the_posterior():
     assert flow.loc.item() == pytest.approx(residual.mean().item(), abs=0.05)
     assert flow.log_scale.exp().item() == pytest.approx(0.3, abs=0.06)
     assert energy.b.item() == pytest.approx(0.5, abs=0.1)
-    assert training.history["validation_ess"][-1] > 0.9
+    assert mean(training.history["validation_ess"][-50:]) > 0.9  # one has noise of 0.02
 
 
 @pytest.mark.parametrize("stops", [(7,), (1, 4, 7)])
