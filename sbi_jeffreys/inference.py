@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from sbi_jeffreys.batches import Batches, SlicedBatches, batches_from
+from sbi_jeffreys.conditional import condition_on
 from sbi_jeffreys.distributed import (
     mean_over_processes,
     num_processes,
@@ -31,7 +32,6 @@ from sbi_jeffreys.energy import ConditionalEnergy, LogRatioNet, base_density
 from sbi_jeffreys.flow import (
     ConditionalFlow,
     build_spline_flow,
-    condition_on,
     standardizing_embedding,
 )
 from sbi_jeffreys.multipliers import FixedMultipliers, ResilientMultipliers
@@ -216,7 +216,8 @@ class JNPE(UncopiedSimulations):
 
         Args:
             num_atoms: Without effect; `sbi` uses it in later rounds.
-            training_batch_size: Pairs in a batch, at most the training set.
+            training_batch_size: Pairs in a batch, at most the training set. Where
+                several processes train together (`distributed`), they share it.
             learning_rate: Of Adam, for the flow; the energy's is twice that, unless set.
             validation_fraction: Fraction of simulations held out.
             stop_after_epochs: Epochs without a better held-out loss before stopping.
@@ -242,8 +243,9 @@ class JNPE(UncopiedSimulations):
 
         Raises:
             RuntimeError: If there are no simulations.
-            ValueError: If there are too few to train and to validate on, or if the
-                network was trained before and no argument, or two, say how to go on.
+            ValueError: If there are too few to train and to validate on; if the network
+                was trained before and no argument, or two, say how to go on; or if
+                processes can't share the batches, or have different simulations.
             TypeError: If `density_estimator` can't be sampled differentiably.
             FloatingPointError: If the loss is not finite in the very first epoch.
         """
