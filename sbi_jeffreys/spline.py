@@ -149,21 +149,9 @@ class _Spline(Function):
         \partial_b \ell$. In the inverse direction, $x = g^{-1}(y)$ moves by
         $(dy - \partial_b g\, db) / g'$, which gives another $\alpha$.
         """
-        (
-            inside,
-            passed,
-            index,
-            shares,
-            share,
-            before,
-            raw_slopes,
-            size,
-            s,
-            e,
-            slope,
-            *rest,
-        ) = ctx.saved_tensors
-        curve = _Curve(*ctx.saved_tensors[11:])
+        inside, passed, index, shares, share, before, *rest = ctx.saved_tensors
+        raw_slopes, size, s, e, slope, *rest = rest
+        curve = _Curve(*rest)
         (w, h), xi, c = size, curve.xi, curve.c
 
         lean = 1 - 2 * xi
