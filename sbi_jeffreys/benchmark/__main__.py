@@ -16,16 +16,12 @@ PARTS = ("step", "breakdown", "sampling", "memory", "scaling", "accuracy")
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the arguments, and run a command."""
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    shared.add_argument("--num-simulations", type=int, default=1000)
-    shared.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser = argparse.ArgumentParser(prog="python -m sbi_jeffreys.benchmark")
     commands = parser.add_subparsers(required=True)
 
     nll = commands.add_parser(
         "nll",
-        parents=[shared],
+        parents=[_trainings([0, 1, 2])],
         help="test negative log-likelihood on fresh pairs, beside sbi's NPE",
     )
     nll.add_argument(
@@ -37,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     speed_parser = commands.add_parser(
         "speed",
-        parents=[shared],
+        parents=[_trainings([0])],
         help="time and memory beside sbi's NPE; tasks, numbers of simulations and seeds "
         "but the first are those of the part accuracy",
     )
@@ -52,10 +48,18 @@ def main(arguments: list[str] | None = None) -> None:
     speed_parser.add_argument("--threads", type=int, default=1)
     speed_parser.add_argument("--rounds", type=int, default=speed.Effort.rounds)
     speed_parser.add_argument("--output", type=Path, default=Path("results/speed.md"))
-    speed_parser.set_defaults(command=measure_speed, seeds=[0])
+    speed_parser.set_defaults(command=measure_speed)
 
     parsed = parser.parse_args(arguments)
     parsed.command(parsed)
+
+
+def _trainings(seeds: list[int]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--num-simulations", type=int, default=1000)
+    parser.add_argument("--seeds", nargs="+", type=int, default=seeds)
+    return parser
 
 
 def measure_nll(arguments: argparse.Namespace) -> None:

@@ -65,7 +65,7 @@ def break_down(steps: JNPESteps, rounds: int, num_steps: int) -> Breakdown:
     On CUDA each part is captured and replayed, as the step is.
     """
     training, batch = steps.training, next(steps.batches)
-    with FlopCounterMode(display=False) as counter, _Record() as record:
+    with FlopCounterMode(display=False) as counter, Record() as record:
         training.step(*batch)
     products = record.calls
     parts: dict[str, Callable[[], Any]] = {
@@ -179,7 +179,7 @@ def _run(products: list[Call]) -> None:
         product(*operands)
 
 
-class _Record(TorchDispatchMode):
+class Record(TorchDispatchMode):
     """Notes the matrix products that are run, forwards and backwards."""
 
     def __init__(self) -> None:
