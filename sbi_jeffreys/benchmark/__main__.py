@@ -1,38 +1,71 @@
-"""Command line: `python -m sbi_jeffreys.benchmark nll`."""
+"""Command line: `python -m sbi_jeffreys.benchmark nll` and `... speed`."""
 
 import argparse
-import platform
-from importlib.metadata import version
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import mean, stdev
 
 import torch
 
-from sbi_jeffreys.benchmark.held_out import Row, measure
+from sbi_jeffreys.benchmark import accuracy, held_out, speed
+from sbi_jeffreys.benchmark.contenders import Case
+from sbi_jeffreys.benchmark.report import measured_with, write
 from sbi_jeffreys.benchmark.tasks import TASKS
 
-COLUMNS = ("flow", "energy", "flow_last", "energy_last")
+PARTS = ("step", "breakdown", "sampling", "memory", "scaling", "accuracy")
 
 
-def main() -> None:
-    """Parse the arguments, measure, and write the table."""
+def main(arguments: list[str] | None = None) -> None:
+    """Parse the arguments, and run a command."""
     parser = argparse.ArgumentParser(prog="python -m sbi_jeffreys.benchmark")
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(required=True)
+
     nll = commands.add_parser(
-        "nll", help="test negative log-likelihood on fresh pairs, beside sbi's NPE"
+        "nll",
+        parents=[_trainings([0, 1, 2])],
+        help="test negative log-likelihood on fresh pairs, beside sbi's NPE",
     )
-    nll.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    nll.add_argument("--num-simulations", type=int, default=1000)
-    nll.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     nll.add_argument(
         "--stretch", type=int, default=1, help="train this many times as long afterwards"
     )
     nll.add_argument("--without-npe", action="store_true")
     nll.add_argument("--output", type=Path, default=Path("results/nll.md"))
-    arguments = parser.parse_args()
+    nll.set_defaults(command=measure_nll)
 
-    rows: list[Row] = []
-    for row in measure(
+    speed_parser = commands.add_parser(
+        "speed",
+        parents=[_trainings([0])],
+        help="time and memory beside sbi's NPE; tasks, numbers of simulations and seeds "
+        "but the first are those of the part accuracy",
+    )
+    speed_parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        default=list(PARTS[:-1]),
+        help="by default all but accuracy, which takes long",
+    )
+    speed_parser.add_argument("--device", default="cpu")
+    speed_parser.add_argument("--threads", type=int, default=1)
+    speed_parser.add_argument("--rounds", type=int, default=speed.Effort.rounds)
+    speed_parser.add_argument("--output", type=Path, default=Path("results/speed.md"))
+    speed_parser.set_defaults(command=measure_speed)
+
+    parsed = parser.parse_args(arguments)
+    parsed.command(parsed)
+
+
+def _trainings(seeds: list[int]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--num-simulations", type=int, default=1000)
+    parser.add_argument("--seeds", nargs="+", type=int, default=seeds)
+    return parser
+
+
+def measure_nll(arguments: argparse.Namespace) -> None:
+    """Measure test NLLs, and write them after each training."""
+    rows: list[held_out.Row] = []
+    for row in held_out.measure(
         [TASKS[name] for name in arguments.tasks],
         arguments.num_simulations,
         arguments.seeds,
@@ -41,49 +74,50 @@ def main() -> None:
     ):
         rows.append(row)
         print(row, flush=True)
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(_report(rows))
-    print(_report(rows))
+        write(arguments.output, held_out.report(rows))
+    print(held_out.report(rows))
 
 
-def _report(rows: list[Row]) -> str:
-    machine = (
-        f"sbi {version('sbi')}, torch {torch.__version__}, nflows {version('nflows')}, "
-        f"Python {platform.python_version()}, {platform.machine()}, "
-        f"{torch.get_num_threads()} threads"
-    )
-    lines = [
-        "Test NLL in nats (lower is better): mean ± standard deviation over seeds.",
-        "",
-        f"Measured with {machine}.",
-        "",
-        "| task | method | simulations | seeds | flow | energy | flow, last epoch | "
-        "energy, last epoch | epochs | seconds |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+def measure_speed(arguments: argparse.Namespace) -> None:
+    """Measure part by part, and write the sections that there are."""
+    torch.set_num_threads(arguments.threads)
+    if torch.device(arguments.device).type == "cuda":  # graphs want another than the
+        torch.cuda.set_device(arguments.device)  # default stream
+        torch.cuda.set_stream(torch.cuda.Stream())
+    base = Case(device=arguments.device, seed=arguments.seeds[0])
+    cases = [base, Case(10_000, device=base.device, seed=base.seed)]
+    effort = speed.Effort(rounds=arguments.rounds)
+    measurements: dict[str, Callable[[], str]] = {
+        "step": lambda: speed.steps_and_epochs(cases, effort),
+        "breakdown": lambda: speed.breakdown(cases, effort),
+        "sampling": lambda: speed.sampling(base, effort),
+        "memory": lambda: speed.memory(cases),
+        "scaling": lambda: speed.scaling(base, effort),
+    }
+    sections = [
+        "# Speed, beside sbi's NPE",
+        f"Measured with {measured_with(base.device)}; seed {base.seed}.",
     ]
-    groups: dict[tuple[str, str, int], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row.task, row.method, row.num_simulations), []).append(row)
-    for (task, method, simulations), group in groups.items():
-        losses = [_spread([getattr(row, name) for row in group]) for name in COLUMNS]
-        cells = [
-            task,
-            method,
-            str(simulations),
-            " ".join(str(row.seed) for row in group),
-            *losses,
-            f"{mean(row.epochs for row in group):.0f}",
-            f"{mean(row.seconds for row in group):.0f}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    for part in arguments.parts:
+        grown = _races(arguments) if part == "accuracy" else [measurements[part]()]
+        for section in grown:
+            write(arguments.output, "\n\n".join([*sections, section]))
+        print(f"{section}\n", flush=True)
+        sections.append(section)
 
 
-def _spread(values: list[float]) -> str:
-    if any(value != value for value in values):
-        return ""
-    spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{mean(values):.3f}{spread}"
+def _races(arguments: argparse.Namespace) -> Iterator[str]:
+    """Yield the section on accuracy, a line longer each time."""
+    races = []
+    for race in accuracy.race(
+        [TASKS[name] for name in arguments.tasks],
+        arguments.num_simulations,
+        arguments.seeds,
+        arguments.device,
+    ):
+        print(race, flush=True)
+        races.append(race)
+        yield accuracy.report(races, arguments.num_simulations)
 
 
 if __name__ == "__main__":

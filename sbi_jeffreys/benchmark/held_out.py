@@ -4,6 +4,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator
 from math import log
+from statistics import mean, stdev
 from typing import NamedTuple
 
 import torch
@@ -11,12 +12,25 @@ from sbi.inference import NPE
 from sbi.neural_nets.estimators.base import ConditionalDensityEstimator
 from torch import Tensor, nn
 
+from sbi_jeffreys.benchmark.report import measured_with, table
 from sbi_jeffreys.benchmark.tasks import Task
 from sbi_jeffreys.inference import JNPE
 
 NUM_TEST_PAIRS = 2000
 NUM_PARTICLES = 200
 TEST_SEED = 10_000
+COLUMNS = (
+    "task",
+    "method",
+    "simulations",
+    "seeds",
+    "flow",
+    "energy",
+    "flow, last epoch",
+    "energy, last epoch",
+    "epochs",
+    "seconds",
+)
 
 
 class Row(NamedTuple):
@@ -133,3 +147,39 @@ def _measure_jnpe(
         latest = trainer.latest
         last = flow_nll(latest.flow, *test), energy_nll(latest.energy, latest.flow, *test)
     return Row(task.name, "JNPE", len(theta), seed, *kept, *last, epochs, seconds)
+
+
+def report(rows: Iterable[Row]) -> str:
+    """Return the table, in Markdown, with a line per task, method and size."""
+    groups: dict[tuple[str, str, int], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.task, row.method, row.num_simulations), []).append(row)
+    lines = [
+        (
+            task,
+            method,
+            num_simulations,
+            " ".join(str(row.seed) for row in group),
+            _spread([row.flow for row in group]),
+            _spread([row.energy for row in group]),
+            _spread([row.flow_last for row in group]),
+            _spread([row.energy_last for row in group]),
+            f"{mean(row.epochs for row in group):.0f}",
+            f"{mean(row.seconds for row in group):.0f}",
+        )
+        for (task, method, num_simulations), group in groups.items()
+    ]
+    return "\n\n".join(
+        (
+            "Test NLL in nats (lower is better): mean ± standard deviation over seeds.",
+            f"Measured with {measured_with('cpu')}.",
+            table(COLUMNS, lines),
+        )
+    )
+
+
+def _spread(values: list[float]) -> str:
+    if any(value != value for value in values):
+        return ""
+    spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{mean(values):.3f}{spread}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from sbi.utils import BoxUniform
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, Independent, Normal
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,18 @@ def _box(bound: float, dim: int) -> BoxUniform:
     return BoxUniform(-bound * torch.ones(dim), bound * torch.ones(dim))
 
 
+def _gaussian(scale: float, dim: int) -> Distribution:
+    return Independent(Normal(torch.zeros(dim), scale * torch.ones(dim)), 1)
+
+
 def _gaussian_linear(theta: Tensor) -> Tensor:
     return theta + math.sqrt(0.1) * torch.randn_like(theta)
+
+
+def _gaussian_mixture(theta: Tensor) -> Tensor:
+    """A broad Gaussian around each point, or with probability 1/2 a narrow one."""
+    scale = torch.where(torch.rand(len(theta), 1) < 0.5, 1.0, 0.1)
+    return theta + scale * torch.randn_like(theta)
 
 
 def _two_moons(theta: Tensor) -> Tensor:
@@ -59,10 +69,17 @@ def _slcp(theta: Tensor) -> Tensor:
     return points.flatten(1)
 
 
+def gaussian_linear_uniform(dim: int) -> Task:
+    """Return the task of this name, with `dim` parameters instead of 10."""
+    return Task("gaussian_linear_uniform", _box(1.0, dim), _gaussian_linear)
+
+
 TASKS = {
     task.name: task
     for task in (
-        Task("gaussian_linear_uniform", _box(1.0, 10), _gaussian_linear),
+        gaussian_linear_uniform(10),
+        Task("gaussian_linear", _gaussian(math.sqrt(0.1), 10), _gaussian_linear),
+        Task("gaussian_mixture", _box(10.0, 2), _gaussian_mixture),
         Task("two_moons", _box(1.0, 2), _two_moons),
         Task("slcp", _box(3.0, 5), _slcp),
     )

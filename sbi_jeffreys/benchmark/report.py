@@ -1,0 +1,45 @@
+"""Tables in Markdown, and what they were measured with."""
+
+import os
+import platform
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Return a table in Markdown."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"|{'|'.join(f' {cell} ' for cell in line)}|" for line in lines)
+
+
+def measured_with(device: str) -> str:
+    """Return versions, machine and threads, in words."""
+    return (
+        f"sbi {version('sbi')}, torch {torch.__version__}, nflows {version('nflows')}, "
+        f"Python {platform.python_version()}, {_machine()}, "
+        f"{torch.get_num_threads()} threads, device {_device(device)}"
+    )
+
+
+def write(path: Path, text: str) -> None:
+    """Write a report, into a folder that need not exist."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + "\n")
+
+
+def _machine() -> str:
+    names = []
+    if os.path.exists("/proc/cpuinfo"):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        names = [line.split(":")[1].strip() for line in lines if "model name" in line]
+    return " ".join([platform.machine(), *names[:1], f"with {os.cpu_count()} cores"])
+
+
+def _device(device: str) -> str:
+    if torch.device(device).type != "cuda":
+        return device
+    return f"{device} ({torch.cuda.get_device_name(device)})"
