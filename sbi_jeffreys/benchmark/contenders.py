@@ -163,6 +163,7 @@ class JNPESteps(Steps):
         loader, config, loss_args = trainer.loop
         kernel = loss_args.calibration_kernel
         self.data = batches_from(loader, kernel, case.device)
+        self.seeds = count()
         self.training = trainer._new_training(config)
         self.training.pair.train()
         self.training.step.clip_max_norm = config.clip_max_norm
@@ -173,7 +174,7 @@ class JNPESteps(Steps):
 
     def epoch(self) -> Iterator[Batch]:
         """Draw an order; return an epoch's batches, sliced."""
-        return self.data.shuffled()
+        return self.data.shuffled(next(self.seeds))
 
     def _take(self, batches: Iterable[Batch], num: int) -> None:
         for batch in batches:
