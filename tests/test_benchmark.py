@@ -1,6 +1,7 @@
 """The benchmark command, on small networks; what it measures is not asserted."""
 
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from sbi_jeffreys.benchmark.breakdown import Record, break_down
 from sbi_jeffreys.benchmark.contenders import Case, JNPESteps, NPESteps
 from sbi_jeffreys.benchmark.report import table
 from sbi_jeffreys.benchmark.tasks import TASKS, gaussian_linear_uniform
+from sbi_jeffreys.inference import JNPE
 
 CASE = Case(100, dim=2, batch_size=30, num_particles=2, hidden_features=8)
 EFFORT = speed.Effort(
@@ -151,6 +153,18 @@ def test_sampling():
     header, *rows = rows_of(speed.sampling(CASE, EFFORT))
     assert header == ["request", "NPE, 1/s", "JNPE, 1/s", "ratio of times"]
     assert len(rows) == 2
+
+
+def test_the_peak_is_that_of_training(monkeypatch):
+    """Of 64 MiB, held for a moment only, beside what training itself needs."""
+    train = JNPE.train
+
+    def train_with_ballast(self, **options):
+        torch.ones(2**24)
+        return train(self, **options)
+
+    monkeypatch.setattr(JNPE, "train", train_with_ballast)
+    assert speed.peak_growth("jnpe", asdict(CASE), 1) >= 2**26
 
 
 @pytest.mark.slow
