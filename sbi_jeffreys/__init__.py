@@ -1,12 +1,8 @@
 """Constrained Jeffreys posterior estimation for the `sbi` toolkit."""
 
+from sbi_jeffreys.conditional import Conditional, condition_on
 from sbi_jeffreys.energy import ConditionalEnergy, LogRatioNet
-from sbi_jeffreys.flow import (
-    Conditional,
-    ConditionalFlow,
-    build_spline_flow,
-    condition_on,
-)
+from sbi_jeffreys.flow import ConditionalFlow, build_spline_flow
 from sbi_jeffreys.inference import JNPE, register
 
 __all__ = [

@@ -17,6 +17,7 @@ from torch.utils.data import (
 from torch.utils.data.dataloader import default_collate
 
 from sbi_jeffreys.data import Stacked
+from sbi_jeffreys.distributed import num_processes, process_rank
 
 AHEAD = 2
 """Batches that are gathered before they are asked for, where they are streamed."""
@@ -40,15 +41,18 @@ class Batches(Protocol):
     def __len__(self) -> int:
         """Return the number of batches in an epoch of training."""
 
-    def shuffled(self) -> Iterator[Batch]:
-        """Yield the batches of an epoch of training."""
+    def shuffled(self, seed: int) -> Iterator[Batch]:
+        """Yield the batches of an epoch of training, in the order that `seed` gives."""
 
     def ordered(self) -> Iterator[Batch]:
         """Yield every pair once."""
 
 
 class SlicedBatches:
-    """Batches cut by index from tensors that stay where they are."""
+    """Batches cut by index from tensors that stay where they are.
+
+    Where several processes train together, each gets its share of the rows of a batch.
+    """
 
     def __init__(
         self,
@@ -71,15 +75,17 @@ class SlicedBatches:
         full, rest = divmod(len(self.indices), self.batch_size)
         return full + (rest > 0 and not self.drop_last)
 
-    def shuffled(self) -> Iterator[Batch]:
-        """Yield batches in a new random order, which is drawn at once."""
-        order = torch.randperm(len(self.indices), device=self.indices.device)
+    def shuffled(self, seed: int) -> Iterator[Batch]:
+        """Yield batches in random order."""
+        device = self.indices.device
+        generator = torch.Generator(device).manual_seed(seed)
+        order = torch.randperm(len(self.indices), generator=generator, device=device)
         batches = self.indices[order].split(self.batch_size)
-        return self._deliver(batches[: len(self)])
+        return self._deliver(_shares(batches[: len(self)]))
 
     def ordered(self) -> Iterator[Batch]:
         """Yield every pair once, in order."""
-        return self._deliver(self.indices.split(self.batch_size))
+        return self._deliver(_shares(self.indices.split(self.batch_size)))
 
     def _deliver(self, batches: Iterable[Tensor]) -> Iterator[Batch]:
         for indices in batches:
@@ -88,6 +94,14 @@ class SlicedBatches:
     def _batch(self, theta: Tensor, x: Tensor) -> Batch:
         x = x.to(self.device)
         return Batch(theta.to(self.device), x, self.calibration_kernel(x))
+
+
+def _shares(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Yield this process's part of each batch, unless it is empty."""
+    for indices in batches:
+        share = indices[process_rank() :: num_processes()]
+        if len(share):
+            yield share
 
 
 class StreamedBatches(SlicedBatches):
@@ -149,15 +163,15 @@ class LoadedBatches:
     def __len__(self) -> int:
         return len(self.loader)
 
-    def shuffled(self) -> Iterator[Batch]:
+    def shuffled(self, seed: int) -> Iterator[Batch]:
+        """Yield what the loader yields; it has its own order."""
+        return self.ordered()
+
+    def ordered(self) -> Iterator[Batch]:
         """Yield what the loader yields."""
         for theta, x, *_ in self.loader:
             x = x.to(self.device)
             yield Batch(theta.to(self.device), x, self.calibration_kernel(x))
-
-    def ordered(self) -> Iterator[Batch]:
-        """Yield what the loader yields."""
-        return self.shuffled()
 
 
 def batches_from(

@@ -1,6 +1,7 @@
 """The conditional energy-based model: log prior plus a learned log-ratio."""
 
 import warnings
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -153,7 +154,7 @@ def base_density(prior: Any, theta: Tensor, support: Support) -> Distribution:
     far = torch.cat([step * axes for step in (-4.0, -2.0, 2.0, 4.0)])
     everywhere = bool(prior.log_prob(support.inverse(far)[0]).isfinite().all())
     if everywhere and (log_prob.requires_grad or flat):
-        return prior
+        return _unvalidated(prior)
     lack = "not differentiable by torch" if everywhere else "zero inside of its `support`"
     warnings.warn(
         f"The density of the prior ({type(prior).__name__}) is {lack}; the energy starts "
@@ -161,6 +162,19 @@ def base_density(prior: Any, theta: Tensor, support: Support) -> Distribution:
         stacklevel=2,
     )
     return _gaussian(theta)
+
+
+def _unvalidated(prior: Distribution) -> Distribution:
+    """Return a copy that does not check its arguments, for which a GPU has to wait."""
+    prior = deepcopy(prior)
+    parts = [prior]
+    while parts:
+        part = parts.pop()
+        part._validate_args = False
+        for value in vars(part).values():
+            values = value if isinstance(value, list) else [value]
+            parts += [inner for inner in values if isinstance(inner, Distribution)]
+    return prior
 
 
 def _gaussian(theta: Tensor) -> Distribution:

@@ -1,63 +1,43 @@
 """JNPE: the constrained Jeffreys method behind sbi's trainer interface."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-import numpy as np
 import sbi.inference
 import torch
-from sbi.inference import NPE_C
 from sbi.inference.posteriors.base_posterior import NeuralPosterior
 from sbi.inference.posteriors.posterior_parameters import DirectPosteriorParameters
 from sbi.inference.trainers._contracts import LossArgs, LossArgsNPE, TrainConfig
 from sbi.neural_nets import posterior_nn
 from sbi.neural_nets.estimators.base import ConditionalDensityEstimator
 from sbi.sbi_types import Tracker
-from sbi.utils import (
-    RestrictedPrior,
-    handle_invalid_x,
-    npe_msg_on_invalid_x,
-    test_posterior_net_for_multi_d_x,
-    validate_theta_and_x,
-    warn_if_invalid_for_zscoring,
-)
-from sbi.utils.sbiutils import (
-    ImproperEmpirical,
-    mask_sims_from_prior,
-    within_support,
-)
+from sbi.utils.sbiutils import ImproperEmpirical
 from torch import Tensor, nn
 from torch.distributions import Distribution
-from torch.utils.data import (
-    ConcatDataset,
-    DataLoader,
-    SubsetRandomSampler,
-    TensorDataset,
-)
+from torch.utils.data import DataLoader
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from sbi_jeffreys.batches import batches_from
-from sbi_jeffreys.data import (
-    Stacked,
-    as_tensor,
-    is_finite,
-    rows_at_once,
-    thinned,
+from sbi_jeffreys.batches import Batches, SlicedBatches, batches_from
+from sbi_jeffreys.conditional import condition_on
+from sbi_jeffreys.distributed import (
+    mean_over_processes,
+    num_processes,
+    share_random_state,
 )
 from sbi_jeffreys.energy import ConditionalEnergy, LogRatioNet, base_density
 from sbi_jeffreys.flow import (
     ConditionalFlow,
     build_spline_flow,
-    condition_on,
     standardizing_embedding,
 )
 from sbi_jeffreys.multipliers import FixedMultipliers, ResilientMultipliers
 from sbi_jeffreys.objective import NORMALIZERS, Normalizer
 from sbi_jeffreys.posterior import FlowPosterior, never_leaves
+from sbi_jeffreys.simulations import UncopiedSimulations
 from sbi_jeffreys.step import ModelPair, TrainingOptions
 from sbi_jeffreys.support import support_of
 from sbi_jeffreys.training import TERMS, JeffreysTraining
@@ -66,7 +46,7 @@ FlowBuilder = Callable[[Tensor, Tensor], ConditionalDensityEstimator]
 EnergyBuilder = Callable[[int, int], nn.Module]
 
 
-class JNPE(NPE_C):
+class JNPE(UncopiedSimulations):
     r"""Jeffreys neural posterior estimation: `sbi`'s NPE, trained to resist overfitting.
 
     Trains a conditional flow $p_\phi(\theta | x)$, which becomes the posterior, together
@@ -86,8 +66,6 @@ class JNPE(NPE_C):
         posterior = trainer.build_posterior()
         samples = posterior.sample((1000,), x=x_o)
     """
-
-    _prior: Any
 
     def __init__(
         self,
@@ -186,7 +164,6 @@ class JNPE(NPE_C):
             "step_size": multiplier_step_size,
             "bounds": multiplier_bounds,
         }
-        self._on_disk = False
         self._neural_net: Any = None
         self._energy: ConditionalEnergy | None = None
         self._training: JeffreysTraining | None = None
@@ -212,128 +189,6 @@ class JNPE(NPE_C):
         if self._training is None:
             raise RuntimeError("There are no models yet: call `.train()` first.")
         return self._training.latest
-
-    def append_simulations(
-        self,
-        theta: Tensor | np.ndarray,
-        x: Tensor | np.ndarray,
-        proposal: Any = None,
-        exclude_invalid_x: bool | None = None,
-        data_device: str | None = None,
-    ) -> "JNPE":
-        """Store simulations; as in `sbi`, those with NaN or infinite x are left out.
-
-        Nothing is copied: tensors and arrays are kept as they are (do not change them
-        meanwhile), and a memory-mapped array (`numpy.memmap`, or `numpy.load(path,
-        mmap_mode="r")`) stays on disk, from where a thread gathers each batch while the
-        one before is used. Other arrays on disk (zarr, HDF5) are to be written to such a
-        file first. If some rows are invalid, the valid ones are copied to memory; a
-        pickled trainer holds a copy of all. Networks are standardised by at most
-        100,000 rows.
-
-        Args:
-            theta: Parameters, shape `(N, D)`, float32.
-            x: Simulations, shape `(N, ...)`, float32.
-            proposal: None, the prior, or a `RestrictedPrior` made from the prior, from
-                which `theta` were drawn.
-            exclude_invalid_x: Whether to drop simulations with NaN or infinite x, the
-                default; kept, they need a `density_estimator` that can embed them.
-            data_device: Where to keep the data; by default where training takes place,
-                but memory-mapped arrays on disk. With "cpu", training on a GPU copies
-                the next batches there during a step.
-
-        Raises:
-            NotImplementedError: For another proposal: multi-round corrections of the
-                loss are not known for the Jeffreys objective.
-            TypeError: If `theta` or `x` is neither a tensor nor a float32 array.
-            ValueError: If some `theta` are not finite, or outside of the prior, or if
-                shapes are others than in an earlier call.
-        """
-        restricted = isinstance(proposal, RestrictedPrior)
-        if not (
-            proposal is None
-            or proposal is self._prior
-            or (restricted and proposal._prior is self._prior)
-        ):
-            raise NotImplementedError(
-                "JNPE trains on simulations from the prior, or from a `RestrictedPrior` "
-                f"made from it, but `proposal` is a {type(proposal).__name__}. To focus "
-                "on one x_o, truncate: `RestrictedPrior(prior, "
-                "get_density_thresholder(posterior), sample_with='rejection')`."
-            )
-        on_disk = isinstance(theta, np.memmap) or isinstance(x, np.memmap)
-        theta, x = self._valid_simulations(
-            as_tensor("theta", theta),
-            as_tensor("x", x),
-            exclude_invalid_x is not False,
-            data_device or ("cpu" if on_disk else self._device),
-        )
-        self._check_proposal(proposal)
-
-        self._on_disk |= on_disk
-        self._theta_roundwise.append(theta)
-        self._x_roundwise.append(x)
-        self._prior_masks.append(mask_sims_from_prior(0, len(theta)))
-        self._data_round_index.append(0)
-        self._proposal_roundwise.append(proposal)
-        if self._prior is None or isinstance(self._prior, ImproperEmpirical):
-            values = torch.cat([thinned(part) for part in self._theta_roundwise])
-            weights = torch.ones(len(values), device=self._device)
-            self._prior = ImproperEmpirical(values.to(self._device), weights)
-        return self
-
-    def get_simulations(self, starting_round: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """Return all parameters `(N, D)`, simulations `(N, ...)` and masks `(N, 1)`.
-
-        They are not copies, unless simulations were appended more than once.
-
-        Args:
-            starting_round: As in `sbi`; all simulations belong to round 0.
-        """
-        if starting_round == 0 and len(self._theta_roundwise) == 1:
-            return self._theta_roundwise[0], self._x_roundwise[0], self._prior_masks[0]
-        return super().get_simulations(starting_round)
-
-    def get_dataloaders(
-        self,
-        starting_round: int = 0,
-        training_batch_size: int = 200,
-        validation_fraction: float = 0.1,
-        resume_training: bool = False,
-        dataloader_kwargs: dict[str, Any] | None = None,
-    ) -> tuple[DataLoader[Any], DataLoader[Any]]:
-        """Return loaders of training and held-out rows, as `sbi` does without copies.
-
-        Args:
-            starting_round: Without effect; all simulations belong to round 0.
-            training_batch_size: Pairs in a batch, at most all there are.
-            validation_fraction: Fraction of simulations held out.
-            resume_training: Whether to keep the last split.
-            dataloader_kwargs: Override those of the loaders.
-        """
-        dataset: ConcatDataset[Any] = ConcatDataset(
-            TensorDataset(*tensors)
-            for tensors in zip(
-                self._theta_roundwise, self._x_roundwise, self._prior_masks, strict=True
-            )
-        )
-        if not resume_training:
-            order = torch.randperm(len(dataset))
-            num_training = int((1 - validation_fraction) * len(dataset))
-            self.train_indices, self.val_indices = order.tensor_split([num_training])
-        training, validation = (
-            DataLoader(
-                dataset,
-                **{
-                    "batch_size": min(training_batch_size, len(indices)),
-                    "drop_last": True,
-                    "sampler": SubsetRandomSampler(cast(Sequence[int], indices)),
-                    **(dataloader_kwargs or {}),
-                },
-            )
-            for indices in (self.train_indices, self.val_indices)
-        )
-        return training, validation
 
     def train(
         self,
@@ -361,7 +216,8 @@ class JNPE(NPE_C):
 
         Args:
             num_atoms: Without effect; `sbi` uses it in later rounds.
-            training_batch_size: Pairs in a batch, at most the training set.
+            training_batch_size: Pairs in a batch, at most the training set. Where
+                several processes train together (`distributed`), they share it.
             learning_rate: Of Adam, for the flow; the energy's is twice that, unless set.
             validation_fraction: Fraction of simulations held out.
             stop_after_epochs: Epochs without a better held-out loss before stopping.
@@ -387,12 +243,14 @@ class JNPE(NPE_C):
 
         Raises:
             RuntimeError: If there are no simulations.
-            ValueError: If there are too few to train and to validate on, or if the
-                network was trained before and no argument, or two, say how to go on.
+            ValueError: If there are too few to train and to validate on; if the network
+                was trained before and no argument, or two, say how to go on; or if
+                processes can't share the batches, or have different simulations.
             TypeError: If `density_estimator` can't be sampled differentiably.
             FloatingPointError: If the loss is not finite in the very first epoch.
         """
         self._check_simulations(validation_fraction)
+        share_random_state()
         if resume_training and retrain_from_scratch:
             raise ValueError(
                 "Expected at most one of `resume_training` and `retrain_from_scratch`."
@@ -414,23 +272,6 @@ class JNPE(NPE_C):
             show_train_summary=show_train_summary,
             dataloader_kwargs=dataloader_kwargs,
         )
-
-    def _initialize_neural_network(
-        self, retrain_from_scratch: bool, start_idx: int
-    ) -> None:
-        """Build the networks as `sbi` does, from at most 100,000 training pairs.
-
-        Means and standard deviations are exact to a third of a percent then.
-        """
-        if self._neural_net is not None and not retrain_from_scratch:
-            return
-        rows = self.train_indices[: rows_at_once(self._x_roundwise[0])]
-        theta, x = (
-            Stacked(parts)[rows].to("cpu")
-            for parts in (self._theta_roundwise, self._x_roundwise)
-        )
-        self._neural_net = self._build_neural_net(theta, x)
-        test_posterior_net_for_multi_d_x(self._neural_net, theta.unsqueeze(0), x)
 
     def _build_estimators(self, theta: Tensor, x: Tensor) -> ConditionalFlow:
         """Build flow and energy from training pairs on the CPU; return the flow."""
@@ -477,6 +318,7 @@ class JNPE(NPE_C):
             batches_from(loader, kernel, self._device, self._on_disk)
             for loader in (train_loader, val_loader)
         )
+        _check_shares(training)
         if not (len(training) and len(validation)):
             raise ValueError(
                 "Expected `dataloader_kwargs` that leave a batch to train and one to "
@@ -569,55 +411,6 @@ class JNPE(NPE_C):
             estimator, prior, sample_with, device, posterior_parameters
         )
 
-    def _valid_simulations(
-        self, theta: Tensor, x: Tensor, exclude_invalid_x: bool, data_device: str
-    ) -> tuple[Tensor, Tensor]:
-        """Return the simulations to keep, uncopied where all of them are valid."""
-        self._check_parameters(theta)
-        theta, x = validate_theta_and_x(
-            theta, x, data_device=data_device, training_device=self._device
-        )
-        self._check_shapes(theta, x)
-        if not (len(x) and is_finite(x)):
-            valid, *counts = handle_invalid_x(x, exclude_invalid_x=exclude_invalid_x)
-            npe_msg_on_invalid_x(*counts, exclude_invalid_x, "Single-round JNPE")
-            if exclude_invalid_x:
-                theta, x = theta[valid], x[valid]
-        warn_if_invalid_for_zscoring(thinned(x))
-        return theta, x
-
-    def _check_parameters(self, theta: Tensor) -> None:
-        chunks = theta.split(rows_at_once(theta))
-        if not is_finite(theta):
-            bad = sum(
-                int((~chunk.isfinite().flatten(1).all(-1)).sum()) for chunk in chunks
-            )
-            raise ValueError(
-                f"Expected finite `theta`, but {bad} of {len(theta)} have NaN or "
-                "infinite entries."
-            )
-        if self._prior is not None and not isinstance(self._prior, ImproperEmpirical):
-            outside = sum(
-                int((~within_support(self._prior, chunk.to(self._device))).sum())
-                for chunk in chunks
-            )
-            if outside:
-                raise ValueError(
-                    "Expected parameters inside the support of the prior, but "
-                    f"{outside} of {len(theta)} `theta` are outside. Pass the prior that "
-                    "they were drawn from."
-                )
-
-    def _check_shapes(self, theta: Tensor, x: Tensor) -> None:
-        """Raise a ValueError unless shapes are those of simulations appended before."""
-        appended = {"theta": (theta, self._theta_roundwise), "x": (x, self._x_roundwise)}
-        for name, (values, before) in appended.items():
-            if before and values.shape[1:] != before[0].shape[1:]:
-                raise ValueError(
-                    f"Expected `{name}` of shape {('N', *before[0].shape[1:])}, as "
-                    f"appended before, got {tuple(values.shape)}."
-                )
-
     def _check_simulations(self, validation_fraction: float) -> None:
         for theta in self._theta_roundwise:
             if theta.ndim != 2:
@@ -633,11 +426,31 @@ class JNPE(NPE_C):
                 f"with `validation_fraction={validation_fraction}` leave {training} and "
                 f"{num - training}."
             )
+        mean = float(mean_over_processes(torch.tensor(float(num), device=self._device)))
+        if mean != num:
+            raise ValueError(
+                "Expected the same simulations in all processes that train together, but "
+                f"this one has {num} and they have {mean} on average."
+            )
 
 
 def register() -> None:
     """Make `sbi.inference.infer(..., method="jnpe")` find `JNPE`."""
     sbi.inference.JNPE = JNPE
+
+
+def _check_shares(training: Batches) -> None:
+    """Raise a ValueError unless all processes can take the same steps."""
+    num = num_processes()
+    if num > 1 and not (
+        isinstance(training, SlicedBatches)
+        and training.drop_last
+        and training.batch_size % num == 0
+    ):
+        raise ValueError(
+            f"Expected `training_batch_size` to be a multiple of the {num} processes "
+            "that train together, and no `dataloader_kwargs` that deliver other batches."
+        )
 
 
 _NOT_REPARAMETERISED = ("mdn", "made", "mdn_snpe_a", "tabpfn")

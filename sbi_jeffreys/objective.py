@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from sbi_jeffreys.flow import Conditional
+from sbi_jeffreys.conditional import Conditional
 
 Normalizer = Literal["generalized", "importance", "ranking"]
 NORMALIZERS: tuple[Normalizer, ...] = get_args(Normalizer)

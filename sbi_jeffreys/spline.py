@@ -50,52 +50,39 @@ def rational_quadratic_spline(
     return _Spline.apply(inputs, sizes, slopes, tail_bound, inverse)
 
 
-class _Bin(NamedTuple):
-    """Lower left corner, size, and slopes at the ends of a bin."""
-
-    x0: Tensor
-    y0: Tensor
-    w: Tensor
-    h: Tensor
-    d0: Tensor
-    d1: Tensor
-
-
 class _Curve(NamedTuple):
-    """What g and its derivatives are made of, at the position ξ in a bin."""
+    r"""The curve in a bin, in units of the bin, at a position $\xi$.
+
+    With $e = d / s$ and $q = \xi (1 - \xi)$, $g = g_0 + h R$ and $g' = s M / c^2$, where
+    $c = 1 + (e_0 + e_1 - 2) q$, $R = (\xi^2 + e_0 q) / c$ and
+    $M = e_1 \xi^2 + 2 q + e_0 (1 - \xi)^2$.
+    """
 
     xi: Tensor
     rest: Tensor  # 1 − ξ
-    hump: Tensor  # ξ (1 − ξ)
-    s: Tensor
-    bend: Tensor  # d0 + d1 − 2 s
-    chord: Tensor  # the denominator of g
-    rise: Tensor  # (g − g0) / h
-    bow: Tensor  # g' (chord / s)²
-    slope: Tensor  # g'
+    bend: Tensor  # e0 + e1 − 2
+    e0_rest: Tensor
+    e1_xi: Tensor
+    c: Tensor
+    R: Tensor
+    M: Tensor
+    slope: Tensor  # M / c²
 
 
-def _curve(bin: _Bin, point: Tensor, inverse: bool) -> _Curve:
-    """Return the curve at ξ(x), or where g(ξ) = y."""
-    s = bin.h / bin.w
-    bend = bin.d0 + bin.d1 - 2 * s
-    if inverse:
-        above = point - bin.y0
-        bent = above * bend
-        a = bent + bin.h * (s - bin.d0)
-        b = bin.h * bin.d0 - bent
-        c = 2 * above * s
-        xi = c / (b + (b.square() + 2 * a * c).clamp_(min=1e-12).sqrt_())
-    else:
-        xi = (point - bin.x0) / bin.w
+def _solve(e: Tensor, bend: Tensor, rise: Tensor) -> Tensor:
+    r"""Return $\xi$ with $R(\xi)$ = rise."""
+    b = e[0] - rise * bend
+    root = torch.addcmul(b.square(), 1 - b, rise, value=4).clamp_(min=1e-12).sqrt_()
+    return 2 * rise / root.add_(b)
+
+
+def _curve(e: Tensor, bend: Tensor, xi: Tensor) -> _Curve:
     rest = 1 - xi
-    hump = xi * rest
-    chord = torch.addcmul(s, bend, hump)
-    s_xi, d0_rest = s * xi, bin.d0 * rest
-    rise = xi * (s_xi + d0_rest) / chord
-    bow = xi * torch.addcmul(s_xi, bin.d1 - s, xi) + rest * (d0_rest + 2 * s_xi)
-    slope = bow * (s / chord).square_()
-    return _Curve(xi, rest, hump, s, bend, chord, rise, bow, slope)
+    c = 1 + bend * (xi * rest)
+    e0_rest, e1_xi = e * torch.stack([rest, xi])
+    R = xi * (xi + e0_rest) / c
+    M = torch.addcmul(xi * torch.add(e1_xi, rest, alpha=2), rest, e0_rest)
+    return _Curve(xi, rest, bend, e0_rest, e1_xi, c, R, M, M / c.square())
 
 
 class _Spline(Function):
@@ -126,22 +113,28 @@ class _Spline(Function):
 
         share = _take(shares, index)
         before = _take(ends, index) - share
-        corner = index.to(inputs.dtype) * least - tail_bound + free * before
-        size = least + free * share
+        start = index.to(inputs.dtype) * least - tail_bound
+        x0, y0 = torch.add(start, before, alpha=free)
+        size = free * share + least
+        w, h = size
         raw_slopes = pad(slopes, (0, 0) * inputs.ndim + (1, 1)).gather(
             0, torch.cat([index, index + 1])
         )
-        slope = MIN_SLOPE + softplus(raw_slopes.add_(_UNIT_SLOPE))
-        bin = _Bin(*corner, *size, *slope)
+        raw_slopes += _UNIT_SLOPE
+        s = h / w
+        e = (softplus(raw_slopes) + MIN_SLOPE) / s
+        bend = e.sum(0) - 2
 
-        curve = _curve(bin, point, inverse)
-        log_slope = curve.slope.log()
+        xi = _solve(e, bend, (point - y0) / h) if inverse else (point - x0) / w
+        curve = _curve(e, bend, xi)
+        slope = s * curve.slope
         if inverse:
-            outputs, log_slope = torch.addcmul(bin.x0, curve.xi, bin.w), -log_slope
+            outputs, log_slope = torch.addcmul(x0, xi, w), -slope.log()
         else:
-            outputs = torch.addcmul(bin.y0, bin.h, curve.rise)
+            outputs, log_slope = torch.addcmul(y0, curve.R, h), slope.log()
         ctx.save_for_backward(
-            inside, passed, index, shares, share, before, raw_slopes, size, slope, *curve
+            *(inside, passed, index, shares, share, before, raw_slopes, size, s, e),
+            *(slope, *curve),
         )
         return torch.where(inside, outputs, inputs), torch.where(inside, log_slope, 0.0)
 
@@ -156,44 +149,42 @@ class _Spline(Function):
         \partial_b \ell$. In the inverse direction, $x = g^{-1}(y)$ moves by
         $(dy - \partial_b g\, db) / g'$, which gives another $\alpha$.
         """
-        inside, passed, index, shares, share, before, raw_slopes, (w, h), *rest = (
-            ctx.saved_tensors
-        )
-        (d0, d1), xi, rest, hump, s, bend, chord, rise, bow, slope = rest
+        inside, passed, index, shares, share, before, *rest = ctx.saved_tensors
+        raw_slopes, size, s, e, slope, *rest = rest
+        curve = _Curve(*rest)
+        (w, h), xi, c = size, curve.xi, curve.c
 
         lean = 1 - 2 * xi
-        half_bow_xi = d1 * xi + s * lean - d0 * rest
-        log_slope_x = 2 * (half_bow_xi / bow - bend * lean / chord) / w
+        half_m_xi = curve.e1_xi - curve.e0_rest + lean
+        log_slope_x = 2 * (half_m_xi / curve.M - curve.bend * lean / c) / w
         alpha = torch.where(inside, grad_outputs, 0.0)
         beta = torch.where(inside, grad_log_slope, 0.0)
         if ctx.inverse:
-            grad_inputs = (alpha - beta * log_slope_x) / slope
+            grad_x = -alpha
+            grad_inputs = torch.addcmul(alpha, beta, log_slope_x, value=-1) / slope
             alpha, beta = -grad_inputs, -beta
-            grad_x = torch.addcmul(beta * log_slope_x, alpha, slope)
         else:
-            grad_inputs = grad_x = torch.addcmul(beta * log_slope_x, alpha, slope)
+            grad_inputs = grad_x = torch.addcmul(alpha * slope, beta, log_slope_x)
 
-        pull = alpha * h / chord  # α ∂g / ∂(numerator of g)
-        lift = beta / bow  # β ∂ℓ / ∂bow
-        sink = pull * rise + 2 * beta / chord  # −(both) by the denominator
-        pull_xi, lift_xi = pull * xi, lift * xi
-        spread = hump * sink
-        grad_d0 = rest * (pull_xi + lift * rest) - spread
-        grad_d1 = lift_xi * xi - spread
-        grad_s = xi * pull_xi + 2 * (beta / s + lift_xi * rest + spread) - sink
-        grad_s = grad_s / w
-        grad_size = torch.stack([-grad_x * xi - s * grad_s, alpha * rise + grad_s])
+        q_c = xi * curve.rest / c
+        pull = alpha * h * q_c
+        sink = torch.add(pull * curve.R, beta * q_c, alpha=2)
+        grad_e = torch.stack([curve.rest, xi]).square_() * (beta / curve.M) - sink
+        grad_e[0] += pull
+        grad_log_s = beta - (grad_e * e).sum(0)
+        grad_size = torch.stack([-grad_log_s, grad_log_s]) / size
+        grad_size += torch.stack([-grad_x * xi, alpha * curve.R])
         grad_corner = torch.stack([-grad_x, alpha])
 
         # A corner is where the bins before it end: through the softmax to all sizes.
-        grad_size = grad_size.mul_(ctx.free * share)
-        grad_corner = grad_corner.mul_(ctx.free)
+        grad_size *= ctx.free * share
+        grad_corner *= ctx.free
         mean = torch.addcmul(grad_size, grad_corner, before)
         grad_sizes = shares * -mean.unsqueeze(1)
         grad_sizes[:, :-1].addcmul_(shares[:, :-1] * passed, grad_corner.unsqueeze(1))
         grad_sizes.scatter_add_(1, index.expand(2, *index.shape), grad_size.unsqueeze(1))
 
-        grad_slope = torch.stack([grad_d0, grad_d1]) * torch.sigmoid(raw_slopes)
+        grad_slope = grad_e * torch.sigmoid(raw_slopes) / s
         grad_slopes = xi.new_zeros(shares.shape[1] + 1, *xi.shape)
         grad_slopes.scatter_(0, index, grad_slope[:1])
         grad_slopes.scatter_(0, index + 1, grad_slope[1:])

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Adam
 
+from sbi_jeffreys.conditional import Conditional
 from sbi_jeffreys.distributed import mean_over_processes
-from sbi_jeffreys.flow import Conditional
 from sbi_jeffreys.multipliers import (
     EntropyReference,
     FixedMultipliers,

@@ -172,12 +172,13 @@ class JeffreysTraining:
         """Leave the generators as they were; on CUDA, work on a stream of our own."""
         on_cuda = self.device.type == "cuda"
         with torch.random.fork_rng([self.device] if on_cuda else []):
-            torch.default_generator.manual_seed(self._seed)
+            seed = self._seed + process_rank()
+            torch.default_generator.manual_seed(seed)
             if not on_cuda:
                 yield
                 return
             with torch.cuda.device(self.device):
-                torch.cuda.manual_seed(self._seed + process_rank())
+                torch.cuda.manual_seed(seed)
                 outer, inner = torch.cuda.current_stream(), torch.cuda.Stream()
                 inner.wait_stream(outer)
                 with torch.cuda.stream(inner):
@@ -204,7 +205,7 @@ class JeffreysTraining:
         learning_rate = self.learning_rate
         self.pair.train()
         self.step.reset_statistics()
-        for batch in training.shuffled():
+        for batch in training.shuffled(self._seed + self.epoch):
             step(*batch)
         self._check_finite(self.step.onset.tolist())
         means = (self.step.total / self.step.count).tolist()
@@ -252,7 +253,7 @@ class JeffreysTraining:
     def _validate(self, validation: Batches) -> dict[str, float]:
         """Return held-out means, in nats, of the averaged models."""
         self.step.average.copy_buffers()
-        sums = torch.zeros(len(HELD_OUT) + 1, device=self.device)
+        sums = self.step.groups[0][0].new_zeros(len(HELD_OUT) + 1)
         for theta, x, weights in validation.ordered():
             flow, energy = self.latest.given(x)
             num_particles = self.options.num_validation_particles

@@ -45,16 +45,16 @@ def assert_same(some, others):
 def assert_delivered_alike(batches, expected):
     for epoch in range(2):
         torch.manual_seed(epoch)
-        want = list(expected.shuffled())
+        want = list(expected.shuffled(0))
         state = torch.get_rng_state()
         torch.manual_seed(epoch)
         got = []
-        for batch in batches.shuffled():
+        for batch in batches.shuffled(0):
             torch.rand(3)  # as a training step does, at the same time
             got.append(batch)
         assert_same(got, want)
         torch.manual_seed(epoch)
-        list(batches.shuffled())
+        list(batches.shuffled(0))
         assert torch.equal(torch.get_rng_state(), state)
     assert_same(batches.ordered(), expected.ordered())
 
@@ -104,7 +104,7 @@ def test_batches_are_gathered_ahead_but_not_all_at_once():
             return super().__getitem__(indices)
 
     streamed = make(StreamedBatches, theta=Watched([torch.zeros(60, 2)]))
-    batches = streamed.shuffled()
+    batches = streamed.shuffled(0)
     assert not gathered
     next(batches)
     assert len(gathered) <= 3
@@ -122,7 +122,7 @@ def test_an_error_of_the_thread_reaches_the_caller():
 @pytest.mark.parametrize("error", [KeyboardInterrupt, FloatingPointError])
 def test_an_error_of_the_step_ends_the_thread(error):
     def epoch():
-        for _ in make(StreamedBatches).shuffled():
+        for _ in make(StreamedBatches).shuffled(0):
             raise error
 
     with pytest.raises(error):

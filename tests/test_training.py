@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from statistics import mean
 
 import pytest
 import torch
@@ -99,7 +100,7 @@ def test_converges_to_the_posterior():
     assert flow.loc.item() == pytest.approx(residual.mean().item(), abs=0.05)
     assert flow.log_scale.exp().item() == pytest.approx(0.3, abs=0.06)
     assert energy.b.item() == pytest.approx(0.5, abs=0.1)
-    assert training.history["validation_ess"][-1] > 0.9
+    assert mean(training.history["validation_ess"][-50:]) > 0.9  # one has noise of 0.02
 
 
 @pytest.mark.parametrize("stops", [(7,), (1, 4, 7)])
@@ -231,7 +232,7 @@ def test_a_shared_embedding_is_stepped_once_per_step():
 def test_every_epoch_visits_pairs_once_in_full_batches():
     batches = make_batches(range(50), batch_size=20)
     theta, _ = make_data()
-    epoch = [batch.theta for batch in batches.shuffled()]
+    epoch = [batch.theta for batch in batches.shuffled(0)]
     assert [len(batch) for batch in epoch] == [20, 20] == [20] * len(batches)
     seen = torch.cat(epoch).flatten().tolist()
     assert len(set(seen)) == 40
@@ -258,5 +259,5 @@ def test_sbi_loaders_are_sliced_and_others_used():
     assert isinstance(loaded, LoadedBatches)
     for batches in (batches_from(plain, kernel, "cpu"), loaded):
         assert len(batches) == 3
-        seen = torch.cat([batch.theta for batch in batches.shuffled()])
+        seen = torch.cat([batch.theta for batch in batches.shuffled(0)])
         assert set(seen.flatten().tolist()) == set(theta[:30].flatten().tolist())
