@@ -88,13 +88,18 @@ def test_steps_go_on_from_epoch_to_epoch(kind, monkeypatch):
     """An epoch has 3 batches; the constructor has taken 5 steps."""
     steps, num_epochs = kind(CASE), []
     epoch = kind.epoch
-    monkeypatch.setattr(kind, "epoch", lambda self: num_epochs.append(1) or epoch(self))
+
+    def counted(self, number):
+        num_epochs.append(number)
+        return epoch(self, number)
+
+    monkeypatch.setattr(kind, "epoch", counted)
     trained = steps.trainer._neural_net if kind is NPESteps else steps.training.pair
     before = [p.clone() for p in trained.parameters()]
     steps.run(1)
-    assert len(num_epochs) == 0
+    assert num_epochs == []
     steps.run(4)
-    assert len(num_epochs) == 2
+    assert num_epochs == [2, 3]
     after = zip(before, trained.parameters(), strict=True)
     assert any(not torch.equal(a, b) for a, b in after)
 
@@ -156,7 +161,7 @@ def test_sampling():
 
 
 def test_the_peak_is_that_of_training(monkeypatch):
-    """Of 64 MiB, held for a moment only, beside what training itself needs."""
+    """64 MiB, held for a moment only, count; a few may have been resident before."""
     train = JNPE.train
 
     def train_with_ballast(self, **options):
@@ -164,7 +169,7 @@ def test_the_peak_is_that_of_training(monkeypatch):
         return train(self, **options)
 
     monkeypatch.setattr(JNPE, "train", train_with_ballast)
-    assert speed.peak_growth("jnpe", asdict(CASE), 1) >= 2**26
+    assert speed.peak_growth("jnpe", asdict(CASE), 1) > 60 * 2**20
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sbi_jeffreys.batches import Batch
 from sbi_jeffreys.benchmark.contenders import JNPESteps, seconds
 from sbi_jeffreys.capture import cuda_graph
-from sbi_jeffreys.flow import Conditional
+from sbi_jeffreys.conditional import Conditional
 from sbi_jeffreys.objective import jeffreys_divergences
 from sbi_jeffreys.training import JeffreysTraining
 
