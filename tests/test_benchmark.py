@@ -1,6 +1,7 @@
 """The benchmark command, on small networks; what it measures is not asserted."""
 
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from sbi_jeffreys.benchmark.breakdown import Record, break_down
 from sbi_jeffreys.benchmark.contenders import Case, JNPESteps, NPESteps
 from sbi_jeffreys.benchmark.report import table
 from sbi_jeffreys.benchmark.tasks import TASKS, gaussian_linear_uniform
+from sbi_jeffreys.inference import JNPE
 
 CASE = Case(100, dim=2, batch_size=30, num_particles=2, hidden_features=8)
 EFFORT = speed.Effort(
@@ -86,13 +88,18 @@ def test_steps_go_on_from_epoch_to_epoch(kind, monkeypatch):
     """An epoch has 3 batches; the constructor has taken 5 steps."""
     steps, num_epochs = kind(CASE), []
     epoch = kind.epoch
-    monkeypatch.setattr(kind, "epoch", lambda self: num_epochs.append(1) or epoch(self))
+
+    def counted(self, number):
+        num_epochs.append(number)
+        return epoch(self, number)
+
+    monkeypatch.setattr(kind, "epoch", counted)
     trained = steps.trainer._neural_net if kind is NPESteps else steps.training.pair
     before = [p.clone() for p in trained.parameters()]
     steps.run(1)
-    assert len(num_epochs) == 0
+    assert num_epochs == []
     steps.run(4)
-    assert len(num_epochs) == 2
+    assert num_epochs == [2, 3]
     after = zip(before, trained.parameters(), strict=True)
     assert any(not torch.equal(a, b) for a, b in after)
 
@@ -151,6 +158,18 @@ def test_sampling():
     header, *rows = rows_of(speed.sampling(CASE, EFFORT))
     assert header == ["request", "NPE, 1/s", "JNPE, 1/s", "ratio of times"]
     assert len(rows) == 2
+
+
+def test_the_peak_is_that_of_training(monkeypatch):
+    """64 MiB, held for a moment only, count; a few may have been resident before."""
+    train = JNPE.train
+
+    def train_with_ballast(self, **options):
+        torch.ones(2**24)
+        return train(self, **options)
+
+    monkeypatch.setattr(JNPE, "train", train_with_ballast)
+    assert speed.peak_growth("jnpe", asdict(CASE), 1) > 60 * 2**20
 
 
 @pytest.mark.slow

@@ -111,7 +111,7 @@ class Steps(ABC):
 
     def __init__(self, device: str) -> None:
         self.device = device
-        self.batches = chain.from_iterable(self.epoch() for _ in count())
+        self.batches = chain.from_iterable(self.epoch(number) for number in count())
         self.run(NUM_EAGER_STEPS + 2)
 
     def run(self, num: int) -> None:
@@ -123,8 +123,8 @@ class Steps(ABC):
         return seconds(lambda: self.run(num), self.device) / num
 
     @abstractmethod
-    def epoch(self) -> Iterator[Any]:
-        """Draw an order; return an epoch's batches."""
+    def epoch(self, number: int) -> Iterator[Any]:
+        """Draw an order; return the batches of the epoch of this number."""
 
     @abstractmethod
     def _take(self, batches: Iterable[Any], num: int) -> None: ...
@@ -141,7 +141,7 @@ class NPESteps(Steps):
         self.trainer.optimizer = Adam(flow.parameters(), lr=self.config.learning_rate)
         super().__init__(case.device)
 
-    def epoch(self) -> Iterator[Any]:
+    def epoch(self, number: int) -> Iterator[Any]:
         """Draw an order; return an epoch's batches, gathered row by row."""
         return iter(self.loader)
 
@@ -163,7 +163,6 @@ class JNPESteps(Steps):
         loader, config, loss_args = trainer.loop
         kernel = loss_args.calibration_kernel
         self.data = batches_from(loader, kernel, case.device)
-        self.seeds = count()
         self.training = trainer._new_training(config)
         self.training.pair.train()
         self.training.step.clip_max_norm = config.clip_max_norm
@@ -172,9 +171,9 @@ class JNPESteps(Steps):
             self.step = CapturedStep(self.training.step)
         super().__init__(case.device)
 
-    def epoch(self) -> Iterator[Batch]:
-        """Draw an order; return an epoch's batches, sliced."""
-        return self.data.shuffled(next(self.seeds))
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """Draw an order, by the number; return an epoch's batches, sliced."""
+        return self.data.shuffled(number)
 
     def _take(self, batches: Iterable[Batch], num: int) -> None:
         for batch in batches:

@@ -271,7 +271,7 @@ def _compare_steps(npe: Steps, jnpe: Steps, effort: Effort) -> Comparison:
 def _begin_epoch(steps: Steps, effort: Effort) -> float:
     """Return the median time until an epoch has its first batch, in seconds."""
     return median(
-        seconds(lambda: next(steps.epoch()), steps.device) for _ in range(effort.rounds)
+        seconds(lambda: next(steps.epoch(0)), steps.device) for _ in range(effort.rounds)
     )
 
 
