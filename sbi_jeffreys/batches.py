@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
@@ -111,8 +112,12 @@ class StreamedBatches(SlicedBatches):
     copied there from pinned memory, on a stream beside that of the training steps.
     """
 
+    @cached_property
+    def _copies(self) -> torch.cuda.Stream | None:
+        return torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+
     def _deliver(self, batches: Iterable[Tensor]) -> Iterator[Batch]:
-        copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        copies = self._copies
         rest = iter(batches)
         worker = ThreadPoolExecutor(max_workers=1)
 

@@ -13,12 +13,21 @@ NUM_EAGER_STEPS = 3
 
 
 def cuda_graph(function: Callable[[], None]) -> Callable[[], None]:
-    """Capture the kernels that `function` launches; return what launches them again."""
+    """Capture the kernels that `function` launches; return what launches them again.
+
+    Raises:
+        RuntimeError: If `function` waits for the device, or can't be captured otherwise.
+    """
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(
         graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"
     ):
-        function()
+        mode = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("error")  # before the capture becomes invalid
+        try:
+            function()
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
     return graph.replay
 
 
@@ -56,7 +65,7 @@ class CapturedStep:
             return
         self.step(*batch)
         self.num_eager += 1
-        if self.replay is None and self.num_eager >= NUM_EAGER_STEPS:
+        if not self.failed and self.replay is None and self.num_eager >= NUM_EAGER_STEPS:
             self.inputs = tuple(tensor.clone() for tensor in batch)
 
     def forget(self) -> None:

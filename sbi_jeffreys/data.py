@@ -60,15 +60,18 @@ def is_finite(values: Tensor) -> bool:
 
 
 class Stacked:
-    """Tensors as if concatenated, of which rows are gathered without doing so."""
+    """Tensors as if concatenated, of which rows are gathered without doing so.
+
+    On a GPU they are concatenated: to look for rows in each would wait for the device.
+    """
 
     def __init__(self, parts: Sequence[Tensor]) -> None:
         """
         Args:
             parts: Tensors `(N_i, ...)` that agree in all but N_i.
         """
-        self.parts = parts
         self.device = parts[0].device
+        self.parts = parts if self.device.type == "cpu" else [torch.cat(list(parts))]
 
     def __getitem__(self, indices: Tensor) -> Tensor:
         """Return the rows at `indices`, shape `(batch,)`, as `(batch, ...)`."""

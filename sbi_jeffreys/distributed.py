@@ -6,6 +6,9 @@ gradients by PyTorch's `DistributedDataParallel`, and divergences and held-out l
 the functions below. With one process they do nothing.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, distributed
 
@@ -29,12 +32,33 @@ def mean_over_processes(values: Tensor) -> Tensor:
     return values / num_processes()
 
 
-def share_random_state() -> None:
-    """Give all processes the first one's random state (torch's, on the CPU)."""
-    if num_processes() > 1:
-        state = [torch.get_rng_state()]
-        distributed.broadcast_object_list(state)
-        torch.set_rng_state(state[0])
+def all_have(value: int, device: torch.device | str) -> bool:
+    """Return whether a number is the same in all processes."""
+    if num_processes() == 1:
+        return True
+    bounds = torch.tensor([value, -value], device=device)
+    distributed.all_reduce(bounds, distributed.ReduceOp.MIN)
+    return bool(bounds[0] == -bounds[1])
+
+
+@contextmanager
+def first_random_state(device: torch.device | str) -> Iterator[None]:
+    """Meanwhile, give all processes the first one's random state (torch's, on the CPU).
+
+    Afterwards the others go on from where theirs was.
+    """
+    if num_processes() == 1:
+        yield
+        return
+    own = torch.get_rng_state()
+    state = [own]
+    distributed.broadcast_object_list(state, device=torch.device(device))
+    torch.set_rng_state(state[0])
+    try:
+        yield
+    finally:
+        if process_rank() > 0:
+            torch.set_rng_state(own)
 
 
 def share_tensors(tensors: list[Tensor]) -> None:

@@ -24,9 +24,10 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from sbi_jeffreys.batches import Batches, SlicedBatches, batches_from
 from sbi_jeffreys.conditional import condition_on
 from sbi_jeffreys.distributed import (
-    mean_over_processes,
+    all_have,
+    first_random_state,
     num_processes,
-    share_random_state,
+    process_rank,
 )
 from sbi_jeffreys.energy import ConditionalEnergy, LogRatioNet, base_density
 from sbi_jeffreys.flow import (
@@ -245,33 +246,33 @@ class JNPE(UncopiedSimulations):
             RuntimeError: If there are no simulations.
             ValueError: If there are too few to train and to validate on; if the network
                 was trained before and no argument, or two, say how to go on; or if
-                processes can't share the batches, or have different simulations.
+                processes can't share the batches, or differ in the number of simulations.
             TypeError: If `density_estimator` can't be sampled differentiably.
             FloatingPointError: If the loss is not finite in the very first epoch.
         """
         self._check_simulations(validation_fraction)
-        share_random_state()
         if resume_training and retrain_from_scratch:
             raise ValueError(
                 "Expected at most one of `resume_training` and `retrain_from_scratch`."
             )
-        return super().train(
-            num_atoms=num_atoms,
-            training_batch_size=training_batch_size,
-            learning_rate=learning_rate,
-            validation_fraction=validation_fraction,
-            stop_after_epochs=stop_after_epochs,
-            max_num_epochs=max_num_epochs,
-            clip_max_norm=clip_max_norm,
-            calibration_kernel=calibration_kernel,
-            resume_training=resume_training,
-            force_first_round_loss=force_first_round_loss,
-            discard_prior_samples=discard_prior_samples,
-            use_combined_loss=use_combined_loss,
-            retrain_from_scratch=retrain_from_scratch,
-            show_train_summary=show_train_summary,
-            dataloader_kwargs=dataloader_kwargs,
-        )
+        with first_random_state(self._device):
+            return super().train(
+                num_atoms=num_atoms,
+                training_batch_size=training_batch_size,
+                learning_rate=learning_rate,
+                validation_fraction=validation_fraction,
+                stop_after_epochs=stop_after_epochs,
+                max_num_epochs=max_num_epochs,
+                clip_max_norm=clip_max_norm,
+                calibration_kernel=calibration_kernel,
+                resume_training=resume_training,
+                force_first_round_loss=force_first_round_loss,
+                discard_prior_samples=discard_prior_samples,
+                use_combined_loss=use_combined_loss,
+                retrain_from_scratch=retrain_from_scratch,
+                show_train_summary=show_train_summary,
+                dataloader_kwargs=dataloader_kwargs,
+            )
 
     def _build_estimators(self, theta: Tensor, x: Tensor) -> ConditionalFlow:
         """Build flow and energy from training pairs on the CPU; return the flow."""
@@ -352,8 +353,9 @@ class JNPE(UncopiedSimulations):
         self._summary["best_validation_loss"].append(state.best_loss)
         for name, values in state.history.items():
             self._summary.setdefault(name, []).extend(values[first_epoch:])
-        self._summarize(round_=self._round)
-        self._track(state.history, first_epoch)
+        if process_rank() == 0:
+            self._summarize(round_=self._round)
+            self._track(state.history, first_epoch)
         if train_config.show_train_summary:
             print(self._describe_round(self._round, self._summary))
         return self._neural_net
@@ -426,11 +428,10 @@ class JNPE(UncopiedSimulations):
                 f"with `validation_fraction={validation_fraction}` leave {training} and "
                 f"{num - training}."
             )
-        mean = float(mean_over_processes(torch.tensor(float(num), device=self._device)))
-        if mean != num:
+        if not all_have(num, self._device):
             raise ValueError(
                 "Expected the same simulations in all processes that train together, but "
-                f"this one has {num} and they have {mean} on average."
+                f"their numbers differ; this one has {num}."
             )
 
 

@@ -87,7 +87,7 @@ class UncopiedSimulations(NPE_C):
             as_tensor("theta", theta),
             as_tensor("x", x),
             exclude_invalid_x is not False,
-            data_device or ("cpu" if on_disk else self._device),
+            self._data_device(data_device, on_disk),
         )
         self._check_proposal(proposal)
 
@@ -102,6 +102,18 @@ class UncopiedSimulations(NPE_C):
             weights = torch.ones(len(values), device=self._device)
             self._prior = ImproperEmpirical(values.to(self._device), weights)
         return self
+
+    def _data_device(self, data_device: str | None, on_disk: bool) -> str:
+        """Return where to keep simulations; all of them are kept in one place."""
+        before = [str(theta.device) for theta in self._theta_roundwise[:1]]
+        if data_device is None:
+            return before[0] if before else "cpu" if on_disk else self._device
+        if before and torch.device(data_device).type != torch.device(before[0]).type:
+            raise ValueError(
+                f"Expected `data_device` to be {before[0]!r}, where simulations appended "
+                f"before are, got {data_device!r}."
+            )
+        return data_device
 
     def get_simulations(self, starting_round: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """Return all parameters `(N, D)`, simulations `(N, ...)` and masks `(N, 1)`.
@@ -142,17 +154,23 @@ class UncopiedSimulations(NPE_C):
             order = torch.randperm(len(dataset))
             num_training = int((1 - validation_fraction) * len(dataset))
             self.train_indices, self.val_indices = order.tensor_split([num_training])
+        splits = self.train_indices, self.val_indices
+        # Tensors take a fifth of the memory, but workers of a loader want integers.
+        samples = [
+            rows.tolist() if dataloader_kwargs else cast(Sequence[int], rows)
+            for rows in splits
+        ]
         training, validation = (
             DataLoader(
                 dataset,
                 **{
                     "batch_size": min(training_batch_size, len(indices)),
                     "drop_last": True,
-                    "sampler": SubsetRandomSampler(cast(Sequence[int], indices)),
+                    "sampler": SubsetRandomSampler(rows),
                     **(dataloader_kwargs or {}),
                 },
             )
-            for indices in (self.train_indices, self.val_indices)
+            for indices, rows in zip(splits, samples, strict=True)
         )
         return training, validation
 

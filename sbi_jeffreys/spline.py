@@ -126,7 +126,7 @@ class _Spline(Function):
         bend = e.sum(0) - 2
 
         xi = _solve(e, bend, (point - y0) / h) if inverse else (point - x0) / w
-        curve = _curve(e, bend, xi)
+        curve = _curve(e, bend, xi.clamp_(0, 1))  # knots are known but to rounding
         slope = s * curve.slope
         if inverse:
             outputs, log_slope = torch.addcmul(x0, xi, w), -slope.log()

@@ -17,7 +17,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Adam
 
 from sbi_jeffreys.conditional import Conditional
-from sbi_jeffreys.distributed import mean_over_processes
+from sbi_jeffreys.distributed import mean_over_processes, num_processes
 from sbi_jeffreys.multipliers import (
     EntropyReference,
     FixedMultipliers,
@@ -157,7 +157,7 @@ class PrimalDualStep:
                 {"params": self.groups[1], "lr": energy_learning_rate},
             ],
             fused=all(p.is_floating_point() for p in pair.parameters()),
-            capturable=device.type == "cuda",
+            capturable=device.type == "cuda" and num_processes() == 1,
         )
         self.average = MovingAverage(pair, pair.options.averaging)
         self.reference = EntropyReference(device)

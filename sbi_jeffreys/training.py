@@ -106,6 +106,7 @@ class JeffreysTraining:
 
         Each epoch ends in a checkpoint. An interrupt (Ctrl-C) falls back to the last one
         and returns as if training had ended there; so does a divergence, with a warning.
+        (An interrupt that reaches only some of several processes leaves them waiting.)
 
         Args:
             training: Pairs to train on.
@@ -202,7 +203,7 @@ class JeffreysTraining:
         validation: Batches,
     ) -> None:
         start = time.perf_counter()
-        learning_rate = self.learning_rate
+        learning_rates = self._learning_rates()
         self.pair.train()
         self.step.reset_statistics()
         for batch in training.shuffled(self._seed + self.epoch):
@@ -219,7 +220,7 @@ class JeffreysTraining:
         self.epoch += 1
         self.step.reference.update(loss)
         self.scheduler.step(loss)
-        if isinstance(step, CapturedStep) and self.learning_rate != learning_rate:
+        if isinstance(step, CapturedStep) and self._learning_rates() != learning_rates:
             step.forget()
         self.epochs_since_best += 1
         if loss < self.best_loss:
@@ -229,16 +230,14 @@ class JeffreysTraining:
         self._record(
             training_loss=means[0],
             epoch_durations_sec=time.perf_counter() - start,
-            learning_rate=learning_rate,
+            learning_rate=learning_rates[0],
             multipliers=self.step.multipliers.values.tolist(),
             divergences=means,
             **held_out,
         )
 
-    @property
-    def learning_rate(self) -> float:
-        """Of the flow, at present."""
-        return self.step.optimizer.param_groups[0]["lr"]
+    def _learning_rates(self) -> list[float]:
+        return [group["lr"] for group in self.step.optimizer.param_groups]
 
     def _check_finite(self, onset: list[float]) -> None:
         first = min(onset)
@@ -252,6 +251,7 @@ class JeffreysTraining:
     @torch.no_grad()
     def _validate(self, validation: Batches) -> dict[str, float]:
         """Return held-out means, in nats, of the averaged models."""
+        share_tensors(list(self.pair.buffers()))  # each process has its own since a step
         self.step.average.copy_buffers()
         sums = self.step.groups[0][0].new_zeros(len(HELD_OUT) + 1)
         for theta, x, weights in validation.ordered():

@@ -31,8 +31,8 @@ def train(rank, batch_size=100, num_simulations=460):
     trainer.append_simulations(theta, x)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Training stopped at")
-        trainer.train(training_batch_size=batch_size, max_num_epochs=3)
-        trainer.train(max_num_epochs=5, resume_training=True, training_batch_size=100)
+        trainer.train(training_batch_size=batch_size, max_num_epochs=1)
+        trainer.train(max_num_epochs=3, resume_training=True, training_batch_size=100)
     return trainer
 
 

@@ -47,11 +47,17 @@ class NoWaiting(TorchDispatchMode):
     """Refuse operations that make the host wait, or whose result's shape depends on
     values: neither can be captured."""
 
-    REFUSED = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "equal")
+    REFUSED = (
+        *("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "equal"),
+        "lift_fresh",  # a constant made on the host
+    )
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.overloadpacket.__name__
         assert name not in self.REFUSED, name
+        if name.startswith("index"):
+            indices = [i for i in args[1] if i is not None] if name[5:6] != "_s" else []
+            assert all(index.dtype != torch.bool for index in indices), "mask"
         return function(*args, **(kwargs or {}))
 
 
@@ -62,9 +68,19 @@ def test_a_step_does_not_wait_for_the_device(name):
         step(*batch)
 
 
-def test_no_waiting_notices():
-    with pytest.raises(AssertionError, match="_local_scalar_dense"), NoWaiting():
-        torch.ones(3).sum().item()
+@pytest.mark.parametrize(
+    ("wait", "name"),
+    [
+        (lambda ones: ones.sum().item(), "_local_scalar_dense"),
+        (lambda ones: ones[ones > 0], "mask"),
+        (lambda ones: ones.index_put_((ones > 0,), ones[0]), "mask"),
+        (lambda ones: ones + torch.tensor(1.0), "lift_fresh"),
+    ],
+)
+def test_no_waiting_notices(wait, name):
+    ones = torch.ones(3)
+    with pytest.raises(AssertionError, match=name), NoWaiting():
+        wait(ones)
 
 
 def test_a_step_leaves_its_results_where_they_were():
@@ -136,7 +152,9 @@ def test_a_cuda_graph_gives_the_numbers_of_eager_steps():
     for step, train in ((eager, eager), (replayed, CapturedStep(replayed))):
         step.reset_statistics()
         torch.cuda.manual_seed(1)
-        with torch.cuda.stream(torch.cuda.Stream()):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
             for _ in range(10):
                 train(*batch)
         torch.cuda.synchronize()
@@ -150,4 +168,24 @@ def test_a_cuda_graph_gives_the_numbers_of_eager_steps():
 def test_training_on_a_gpu_captures_its_step(recwarn):
     prior = BoxUniform(-torch.ones(2), torch.ones(2), device="cuda")
     trained_step(prior, device="cuda", num=2000)
-    assert not [w for w in recwarn if "CUDA graph" in str(w.message)]
+    assert not [w for w in recwarn if "could not be captured" in str(w.message)]
+
+
+class Waiting(torch.nn.Flatten):
+    """An embedding that looks at its values."""
+
+    def forward(self, x):
+        return super().forward(x) + 0 * x.sum().item()
+
+
+@pytest.mark.gpu
+def test_training_on_a_gpu_goes_on_if_its_step_can_not_be_captured():
+    prior = BoxUniform(-torch.ones(2), torch.ones(2), device="cuda")
+    theta = prior.sample((2000,)).cpu()
+    trainer = JNPE(
+        prior, device="cuda", embedding_net=Waiting(), show_progress_bars=False
+    )
+    trainer.append_simulations(theta, theta + 0.1, data_device="cpu")
+    with pytest.warns(UserWarning, match="could not be captured"):
+        trainer.train(max_num_epochs=3)
+    assert len(trainer.summary["validation_loss"]) == 3

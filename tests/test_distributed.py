@@ -10,7 +10,7 @@ import torch
 from sbi_jeffreys import distributed
 from tests import several_processes
 
-RTOL, ATOL = 1e-3, 1e-4  # sums in float32 are taken in another order
+RTOL, ATOL = 1e-4, 1e-5  # rounding differs, and grows with every step of Adam
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_two_processes_give_the_result_of_one(results, monkeypatch):
     for name, values in alone["summary"].items():
         got = torch.tensor(results[0]["summary"][name], dtype=torch.float64)
         want = torch.tensor(values, dtype=torch.float64)
-        torch.testing.assert_close(got, want, rtol=RTOL, atol=ATOL, msg=name)
+        torch.testing.assert_close(got, want, rtol=RTOL, atol=ATOL)
 
 
 def test_batches_that_can_not_be_shared_are_refused(results):

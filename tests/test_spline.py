@@ -62,3 +62,21 @@ def test_gradients(inverse):
     torch.autograd.gradcheck(
         lambda *values: rational_quadratic_spline(*values, 3.0, inverse), arguments
     )
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("shift", [0.0, -8.0])
+def test_points_at_knots_in_single_precision(inverse, shift):
+    """Next to knots, where slopes may be tiny, nothing becomes NaN."""
+    _, sizes, slopes = (values.float() for values in random_spline(2, num=2000))
+    slopes += shift
+    shares = torch.softmax(sizes[1 if inverse else 0], 0)
+    knots = 6 * (1e-3 * torch.arange(1, 11)[:, None] + 0.99 * shares.cumsum(0)) - 3
+    for knot in knots[:-1]:
+        for step in (-3, -1, 0, 1, 3):
+            point = (knot + step * torch.finfo().eps * knot.abs()).requires_grad_()
+            leaves = [point, sizes.requires_grad_(), slopes.requires_grad_()]
+            outputs, log_slope = rational_quadratic_spline(*leaves, 3.0, inverse)
+            gradients = torch.autograd.grad(outputs.sum() + log_slope.sum(), leaves)
+            for values in (outputs, log_slope, *gradients):
+                assert values.isfinite().all()
