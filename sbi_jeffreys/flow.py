@@ -188,7 +188,7 @@ def build_spline_flow(
         layers += [
             SplineCoupling(
                 features,
-                moves_first_half=i % 2 == 0,
+                moves_first_half=i % 2 == 1,
                 context_features=context_features,
                 hidden_features=hidden_features,
                 num_blocks=num_blocks,
@@ -197,5 +197,5 @@ def build_spline_flow(
             ),
             Mixing(features),
         ]
-    flow = Flow(Layers(layers), StandardNormal((features,)), embed)
+    flow = Flow(Layers(features, layers), StandardNormal((features,)), embed)
     return SplineFlow(flow, theta[0].shape, x[0].shape)

@@ -35,11 +35,21 @@ class LayersGivenContext(list[tuple[Layer, Any]]):
 
 
 class Layers(Transform):
-    """Layers in sequence. Takes a context, or what `given` made of it."""
+    """Layers in sequence. Takes a context, or what `given` made of it.
 
-    def __init__(self, layers: list[nn.Module]) -> None:
+    Couplings act on halves: parameters are first put in the order 1, 3, ..., 0, 2, ...,
+    so that each half has every second one, for neighbours often belong together.
+    """
+
+    order: Tensor
+    restore: Tensor
+
+    def __init__(self, features: int, layers: list[nn.Module]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
+        numbers = torch.arange(features)
+        self.register_buffer("order", torch.cat([numbers[1::2], numbers[::2]]))
+        self.register_buffer("restore", self.order.argsort())
 
     def given(self, context: Tensor) -> LayersGivenContext:
         """Return what depends on the context alone, for use with many rows.
@@ -54,21 +64,21 @@ class Layers(Transform):
         self, inputs: Tensor, context: Tensor | LayersGivenContext
     ) -> tuple[Tensor, Tensor]:
         """Map parameters towards noise; return the rows and log determinants."""
-        log_dets = []
+        rows, log_dets = inputs.index_select(-1, self.order), []
         for layer, given in self._given(context):
-            inputs, log_det = layer.forward(inputs, given)
+            rows, log_det = layer.forward(rows, given)
             log_dets.append(log_det)
-        return inputs, _sum(log_dets)
+        return rows, _sum(log_dets)
 
     def inverse(
         self, inputs: Tensor, context: Tensor | LayersGivenContext
     ) -> tuple[Tensor, Tensor]:
         """Map noise towards parameters; return the rows and log determinants."""
-        log_dets = []
+        rows, log_dets = inputs, []
         for layer, given in reversed(self._given(context)):
-            inputs, log_det = layer.inverse(inputs, given)
+            rows, log_det = layer.inverse(rows, given)
             log_dets.append(log_det)
-        return inputs, _sum(log_dets)
+        return rows.index_select(-1, self.restore), _sum(log_dets)
 
     def _given(self, context: Tensor | LayersGivenContext) -> LayersGivenContext:
         return self.given(context) if isinstance(context, Tensor) else context

@@ -490,6 +490,15 @@ def test_arrays_that_would_have_to_be_copied_are_refused():
         new_trainer().append_simulations(theta, theta.tolist())
 
 
+def test_simulations_are_kept_on_one_device():
+    theta = BOX.sample((20,))
+    trainer = new_trainer().append_simulations(theta, simulate(theta))
+    with pytest.raises(ValueError, match="`data_device` to be 'cpu', where simulations"):
+        trainer.append_simulations(theta, simulate(theta), data_device="cuda")
+    trainer.append_simulations(theta.numpy(), simulate(theta).numpy(), data_device="cpu")
+    assert len(trainer.get_simulations()[0]) == 40
+
+
 def test_simulations_of_another_shape_than_before_are_refused():
     trainer = make_trainer()
     with pytest.raises(ValueError, match=r"`x` of shape \('N', 2\), .* got \(10, 3\)"):

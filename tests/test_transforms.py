@@ -76,7 +76,7 @@ def test_inverses_and_log_determinants(features):
     layers = make_layers(features)
     context = torch.randn(7, CONTEXT, dtype=torch.float64)
     rows = torch.randn(14, features, dtype=torch.float64)  # two of each context
-    for layer in [*layers, Layers(layers)]:
+    for layer in [*layers, Layers(features, layers)]:
         given = layer.given(context)
         noise, log_det = layer.forward(rows, given)
         back, log_det_back = layer.inverse(noise, given)
@@ -93,7 +93,7 @@ def test_inverses_and_log_determinants(features):
 
 def test_layers_take_a_context_or_what_they_made_of_it():
     torch.manual_seed(2)
-    layers = Layers(make_layers())
+    layers = Layers(FEATURES, make_layers())
     rows = torch.randn(6, FEATURES, dtype=torch.float64)
     context = torch.randn(3, CONTEXT, dtype=torch.float64)
     for direction in (layers.forward, layers.inverse):
