@@ -55,8 +55,8 @@ class NoWaiting(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.overloadpacket.__name__
         assert name not in self.REFUSED, name
-        if name.startswith("index"):
-            indices = [i for i in args[1] if i is not None] if name[5:6] != "_s" else []
+        if name in ("index", "index_put", "index_put_"):
+            indices = [index for index in args[1] if index is not None]
             assert all(index.dtype != torch.bool for index in indices), "mask"
         return function(*args, **(kwargs or {}))
 
