@@ -68,7 +68,7 @@ class UncopiedSimulations(NPE_C):
                 loss are not known for the Jeffreys objective.
             TypeError: If `theta` or `x` is neither a tensor nor a float32 array.
             ValueError: If some `theta` are not finite, or outside of the prior, or if
-                shapes are others than in an earlier call.
+                shapes or `data_device` are others than in an earlier call.
         """
         restricted = isinstance(proposal, RestrictedPrior)
         if not (

@@ -91,7 +91,8 @@ class MovingAverage:
     r"""Exponential moving average of a module's parameters, $\bar w$.
 
     Early on it forgets the start faster: after n updates, the share of the newest
-    weights is $\max(1 - \rho, 9 / (9 + n))$.
+    weights is $\max(1 - \rho, 9 / (9 + n))$. Torch's `AveragedModel` waits for the device
+    at each update, to see whether it is the first.
     """
 
     def __init__(self, module: nn.Module, past: float) -> None:

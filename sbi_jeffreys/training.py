@@ -68,7 +68,6 @@ class JeffreysTraining:
         """
         self.pair = ModelPair(flow, energy, options)
         share_tensors([t.data for t in self.pair.state_dict().values()])
-        self.options = options
         self.device = multipliers.values.device
         self.step = PrimalDualStep(
             self.pair, multipliers, learning_rate, energy_learning_rate
@@ -256,7 +255,7 @@ class JeffreysTraining:
         sums = self.step.groups[0][0].new_zeros(len(HELD_OUT) + 1)
         for theta, x, weights in validation.ordered():
             flow, energy = self.latest.given(x)
-            num_particles = self.options.num_validation_particles
+            num_particles = self.pair.options.num_validation_particles
             draws, log_p = flow.rsample_and_log_prob(num_particles)
             flow_to_energy, log_z, ess = agreement(log_p, energy(draws))
             nll = -flow.log_prob(theta.unsqueeze(0))[0]

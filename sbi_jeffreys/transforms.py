@@ -23,11 +23,18 @@ MAX_LOG_SCALE = 6.0
 class Layer(Protocol):
     """A layer as described above."""
 
-    def given(self, context: Tensor) -> Any: ...  # noqa: D102
+    def given(self, context: Tensor) -> Any:
+        """Return what depends on embedded conditions, shape `(B, C)`, or on nothing."""
 
-    def forward(self, rows: Tensor, given: Any) -> tuple[Tensor, Tensor]: ...  # noqa: D102
+    def forward(self, rows: Tensor, given: Any) -> tuple[Tensor, Tensor]:
+        """Map parameters, shape `(S·B, D)`, to as many rows nearer to noise.
 
-    def inverse(self, rows: Tensor, given: Any) -> tuple[Tensor, Tensor]: ...  # noqa: D102
+        Returns:
+            The rows, and log determinants in nats, shape `(S·B,)`.
+        """
+
+    def inverse(self, rows: Tensor, given: Any) -> tuple[Tensor, Tensor]:
+        """Map noise towards parameters; shapes as in `forward`."""
 
 
 class LayersGivenContext(list[tuple[Layer, Any]]):

@@ -59,7 +59,7 @@ def test_zero_knots_are_the_identity():
 def test_gradients(inverse):
     """Points inside and outside, away from knots, where second derivatives jump."""
     arguments = [values.requires_grad_() for values in random_spline(1, 40, 5)]
-    torch.autograd.gradcheck(
+    assert torch.autograd.gradcheck(
         lambda *values: rational_quadratic_spline(*values, 3.0, inverse), arguments
     )
 

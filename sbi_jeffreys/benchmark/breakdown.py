@@ -105,7 +105,7 @@ def _repeat(function: Callable[[], Any], times: int) -> None:
 
 def _flow(training: JeffreysTraining, batch: Batch, with_draws: bool) -> None:
     """Descend on the flow's terms; x is embedded once for both directions."""
-    options = training.options
+    options = training.pair.options
     flow = training.pair.flow.given(batch.x)
     value = -flow.log_prob(batch.theta.unsqueeze(0)).mean()
     if with_draws:
@@ -117,7 +117,7 @@ def _flow(training: JeffreysTraining, batch: Batch, with_draws: bool) -> None:
 
 def _energy(training: JeffreysTraining, batch: Batch) -> Callable[[], None]:
     """Return what descends on the objective, with draws that are there already."""
-    options = training.options
+    options = training.pair.options
     flow, energy = training.pair.given(batch.x)
     with torch.no_grad():
         drawn = _Drawn(
