@@ -78,6 +78,7 @@ class ConditionalEnergy(nn.Module):
         support: Support,
         theta: Tensor,
         embedding_net: nn.Module,
+        condition_shape: torch.Size,
     ) -> None:
         """
         Args:
@@ -86,13 +87,15 @@ class ConditionalEnergy(nn.Module):
             base: p, with a `log_prob` that is differentiable to its argument.
             support: Its bounds; p is evaluated inside of them.
             theta: Parameters that give the standardisation, shape `(N, D)`.
-            embedding_net: Embeds conditions, `(batch, ...)`.
+            embedding_net: Embeds conditions, `(batch, *condition_shape)`.
+            condition_shape: Shape of one condition.
         """
         super().__init__()
         self.net = net
         self.base = base
         self.support = support
         self.embedding_net = embedding_net
+        self.condition_shape = condition_shape
         loc, scale = location_and_scale(support.unbend(theta))
         self.register_buffer("loc", loc)
         self.register_buffer("scale", scale)

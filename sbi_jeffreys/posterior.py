@@ -1,4 +1,4 @@
-"""A posterior that needs no rejection, for the flow does not leave the prior."""
+"""The flow as a posterior that needs no rejection, for it does not leave the prior."""
 
 import torch
 from sbi.inference.posteriors import DirectPosterior
@@ -8,18 +8,66 @@ from sbi.utils import RestrictedPrior
 from sbi.utils.sbiutils import within_support
 from torch import Tensor
 from torch.distributions import Distribution
-from tqdm.auto import tqdm
 
+from sbi_jeffreys.agreement import ChecksAgreement
+from sbi_jeffreys.blocks import blocks, progress_bar
+from sbi_jeffreys.energy import ConditionalEnergy
 from sbi_jeffreys.flow import ConditionalFlow, Shape
+from sbi_jeffreys.novelty import Novelty
+from sbi_jeffreys.pair import ModelPair
 
 
-class FlowPosterior(DirectPosterior):
+class FlowPosterior(ChecksAgreement, DirectPosterior):
     """`sbi`'s `DirectPosterior` of a flow that never leaves the prior's support.
 
     Samples are drawn once, without rejection, and in bounded memory: at most
     `max_sampling_batch_size` at a time, over draws and observations together. Densities
-    need no correction for leakage. All else is as in `sbi`.
+    need no correction for leakage. `agreement` compares the flow with the energy that
+    was trained beside it. All else is as in `sbi`.
     """
+
+    def __init__(
+        self,
+        posterior_estimator: ConditionalFlow,
+        prior: Distribution,
+        max_sampling_batch_size: int = 10_000,
+        device: torch.device | str | None = None,
+        x_shape: torch.Size | None = None,
+        enable_transform: bool = True,
+        energy: ConditionalEnergy | None = None,
+        novelty: Novelty | None = None,
+        num_simulations: int | None = None,
+    ) -> None:
+        """
+        Args:
+            posterior_estimator: The flow.
+            prior: It is never outside of.
+            max_sampling_batch_size: Most samples drawn at a time.
+            device: Where to sample; by default where the flow is.
+            x_shape: Deprecated in `sbi`.
+            enable_transform: Whether `map` ascends in unconstrained space.
+            energy: That was trained with the flow, for `agreement`.
+            novelty: Compares observations with the simulations, likewise.
+            num_simulations: That flow and energy were trained on, for the record.
+        """
+        super().__init__(
+            posterior_estimator,
+            prior,
+            max_sampling_batch_size,
+            device,
+            x_shape,
+            enable_transform,
+        )
+        self.pair = None if energy is None else ModelPair(posterior_estimator, energy)
+        self.novelty = novelty
+        self.num_simulations = num_simulations
+
+    def to(self, device: torch.device | str) -> None:
+        """Move all that belongs to the posterior; see `sbi`."""
+        super().to(device)
+        for module in (self.pair, self.novelty):
+            if module is not None:
+                module.to(device)
 
     def sample(
         self,
@@ -39,10 +87,13 @@ class FlowPosterior(DirectPosterior):
         Raises:
             ValueError: If there are several observations, or none.
         """
-        x = self._x_else_default_x(x)
-        conditions = self._conditions(x)
+        conditions = self._conditions(self._x_else_default_x(x))
         if len(conditions) != 1:
-            return super().sample(sample_shape, x)  # which says what to do instead
+            raise ValueError(
+                f"Expected one observation `x`, got {len(conditions)}. For the posterior "
+                "given each, use `.sample_batched()`. For the posterior given all, which "
+                "a flow does not know, `build_posterior(sample_with='energy')`."
+            )
         return self.sample_batched(
             sample_shape,
             conditions,
@@ -124,26 +175,15 @@ class FlowPosterior(DirectPosterior):
         num, size = torch.Size(sample_shape).numel(), batch_size
         if size is None:
             size = self.max_sampling_batch_size
-        if size < 1:
-            raise ValueError(
-                f"Expected `max_sampling_batch_size` to be at least 1, got {size}."
-            )
-        draws = max(1, min(num, size))
-        width = size // draws
         samples = torch.empty(
             (num, len(conditions), *flow.input_shape), device=self._device
         )
-        with tqdm(
-            total=num * len(conditions),
-            desc=f"Drawing {num} samples for each of {len(conditions)} observations",
-            disable=not show_progress,
-        ) as bar:
-            for column in range(0, len(conditions), width):
-                some = conditions[column : column + width].to(self._device)
-                for row in range(0, num, draws):
-                    block = samples[row : row + draws, column : column + width]
-                    block.copy_(flow.sample(torch.Size(block.shape[:1]), condition=some))
-                    bar.update(block.shape[:2].numel())
+        with progress_bar(num, len(conditions), show_progress) as bar:
+            for rows, columns in blocks(num, len(conditions), size):
+                block = samples[rows, columns]
+                some = conditions[columns].to(self._device)
+                block.copy_(flow.sample(torch.Size(block.shape[:1]), condition=some))
+                bar.update(block.shape[:2].numel())
         return samples
 
 

@@ -4,26 +4,25 @@ Everything a step reads or writes stays on the device, at addresses that do not 
 and nothing in it waits for the device: what an epoch reports is summed up there.
 """
 
-from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
-from sbi.neural_nets.estimators.base import ConditionalDensityEstimator
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Adam
 
-from sbi_jeffreys.conditional import Conditional
 from sbi_jeffreys.distributed import mean_over_processes, num_processes
+from sbi_jeffreys.energy import ConditionalEnergy
+from sbi_jeffreys.flow import ConditionalFlow
 from sbi_jeffreys.multipliers import (
     EntropyReference,
     FixedMultipliers,
     ResilientMultipliers,
 )
 from sbi_jeffreys.objective import Normalizer, jeffreys_divergences
+from sbi_jeffreys.pair import ModelPair
 
 
 @dataclass(frozen=True)
@@ -45,18 +44,16 @@ class TrainingOptions:
     num_validation_particles: int = 8
 
 
-class ModelPair(nn.Module):
-    """The flow and the energy, which may share an embedding network."""
+class TrainedPair(ModelPair):
+    """A pair that is being trained, whose value is its divergences on a batch."""
 
     def __init__(
         self,
-        flow: ConditionalDensityEstimator,
-        energy: nn.Module,
+        flow: ConditionalFlow,
+        energy: ConditionalEnergy,
         options: TrainingOptions,
     ) -> None:
-        super().__init__()
-        self.flow = flow
-        self.energy = energy
+        super().__init__(flow, energy)
         self.options = options
 
     def forward(self, theta: Tensor, x: Tensor, weights: Tensor) -> Tensor:
@@ -71,14 +68,6 @@ class ModelPair(nn.Module):
         return jeffreys_divergences(
             flow, energy, theta, self.options.num_particles, self.options.normalizer
         ).mean(weights)
-
-    def given(self, x: Tensor) -> tuple[Conditional, Callable[[Tensor], Tensor]]:
-        r"""Return $p_\phi(\cdot | x)$ and $f_\psi(\cdot, x)$, x being embedded once."""
-        flow = self.flow.given(x)
-        energy = partial(self.energy, condition=x)
-        if self.energy.embedding_net is self.flow.embedding_net:
-            energy = partial(energy, embedded=flow.embedded)
-        return flow, energy
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Return the flow's parameters, and those that are the energy's alone."""
@@ -135,7 +124,7 @@ class PrimalDualStep:
 
     def __init__(
         self,
-        pair: ModelPair,
+        pair: TrainedPair,
         multipliers: ResilientMultipliers | FixedMultipliers,
         learning_rate: float,
         energy_learning_rate: float,

@@ -8,8 +8,7 @@ from math import isfinite
 from typing import Any, cast
 
 import torch
-from sbi.neural_nets.estimators.base import ConditionalDensityEstimator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm.auto import tqdm
@@ -22,9 +21,12 @@ from sbi_jeffreys.distributed import (
     process_rank,
     share_tensors,
 )
+from sbi_jeffreys.energy import ConditionalEnergy
+from sbi_jeffreys.flow import ConditionalFlow
 from sbi_jeffreys.multipliers import FixedMultipliers, ResilientMultipliers
 from sbi_jeffreys.objective import agreement
-from sbi_jeffreys.step import ModelPair, PrimalDualStep, TrainingOptions
+from sbi_jeffreys.pair import ModelPair
+from sbi_jeffreys.step import PrimalDualStep, TrainedPair, TrainingOptions
 
 TERMS = ("KL(data|flow)", "KL(flow|energy)", "KL(data|energy)")
 
@@ -48,8 +50,8 @@ class JeffreysTraining:
 
     def __init__(
         self,
-        flow: ConditionalDensityEstimator,
-        energy: nn.Module,
+        flow: ConditionalFlow,
+        energy: ConditionalEnergy,
         multipliers: ResilientMultipliers | FixedMultipliers,
         options: TrainingOptions,
         learning_rate: float,
@@ -66,7 +68,7 @@ class JeffreysTraining:
             energy_learning_rate: Likewise for the energy.
             patience: Epochs without improvement after which learning rates fall.
         """
-        self.pair = ModelPair(flow, energy, options)
+        self.pair = TrainedPair(flow, energy, options)
         share_tensors([t.data for t in self.pair.state_dict().values()])
         self.device = multipliers.values.device
         self.step = PrimalDualStep(

@@ -36,6 +36,7 @@ def make_energy(prior, theta, x):
         support_of(prior, theta),
         theta,
         nn.Identity(),
+        x[0].shape,
     )
 
 
@@ -84,7 +85,9 @@ def test_parameters_reach_the_network_standardised():
     prior = PRIORS["normal"]
     theta = prior.sample((400,))
     net = Recording()
-    energy = ConditionalEnergy(net, prior, support_of(prior, theta), theta, nn.Identity())
+    energy = ConditionalEnergy(
+        net, prior, support_of(prior, theta), theta, nn.Identity(), torch.Size((3,))
+    )
     energy(theta.unsqueeze(0), torch.randn(400, 3))
     torch.testing.assert_close(net.seen[0].mean(0), torch.zeros(2), atol=1e-5, rtol=0)
     torch.testing.assert_close(net.seen[0].std(0), torch.ones(2), atol=1e-5, rtol=0)

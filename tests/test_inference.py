@@ -85,7 +85,7 @@ def test_arguments_are_those_of_npe_in_its_order():
     assert positional(JNPE.__init__) == positional(NPE.__init__)
     assert positional(JNPE.train) == positional(NPE.train)
     assert positional(JNPE.append_simulations) == positional(NPE.append_simulations)
-    assert JNPE.build_posterior is NPE.build_posterior
+    assert positional(JNPE.build_posterior) == positional(NPE.build_posterior)
 
 
 # ---------------------------------------------------------------- what it gives

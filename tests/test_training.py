@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
 from sbi_jeffreys.batches import LoadedBatches, SlicedBatches, batches_from
 from sbi_jeffreys.multipliers import FixedMultipliers, ResilientMultipliers
-from sbi_jeffreys.step import ModelPair, TrainingOptions
+from sbi_jeffreys.step import TrainedPair, TrainingOptions
 from sbi_jeffreys.training import JeffreysTraining
 from tests.closed_forms import GaussianFlow, QuadraticEnergy
 
@@ -222,7 +222,7 @@ def test_a_shared_embedding_is_stepped_once_per_step():
     shared = nn.Linear(1, 1)
     flow, energy = GaussianFlow(), QuadraticEnergy()
     flow.embed = energy.embed = shared
-    flow_group, energy_group = ModelPair(
+    flow_group, energy_group = TrainedPair(
         flow, energy, TrainingOptions()
     ).parameter_groups()
     assert set(map(id, shared.parameters())) <= set(map(id, flow_group))

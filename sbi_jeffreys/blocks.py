@@ -1,0 +1,34 @@
+"""Draws for many observations, a block at a time, so that memory is bounded."""
+
+from collections.abc import Iterator
+
+from tqdm.auto import tqdm
+
+
+def blocks(num: int, batch: int, size: int) -> Iterator[tuple[slice, slice]]:
+    """Split `num` draws for each of `batch` observations into blocks of at most `size`.
+
+    Returns:
+        Slices of draws and of observations, all draws for some before those for others.
+
+    Raises:
+        ValueError: If `size` is less than 1.
+    """
+    if size < 1:
+        raise ValueError(
+            f"Expected `max_sampling_batch_size` to be at least 1, got {size}."
+        )
+    height = max(1, min(num, size))
+    width = size // height
+    for column in range(0, batch, width):
+        for row in range(0, num, height):
+            yield slice(row, row + height), slice(column, column + width)
+
+
+def progress_bar(num: int, batch: int, show: bool) -> tqdm:
+    """Return the bar that counts `num` samples for each of `batch` observations."""
+    return tqdm(
+        total=num * batch,
+        desc=f"Drawing {num} samples for each of {batch} observations",
+        disable=not show,
+    )

@@ -1,0 +1,172 @@
+r"""From draws of the flow to draws of the energy model: importance weights, resampling.
+
+With $\theta_k \sim p$ and $w_k = e^{f(\theta_k)} / p(\theta_k)$,
+
+    Z ≈ 1/N Σ w_k,        ESS = (Σ w_k)² / Σ w_k²,        SE(log Z) ≈ √(1/ESS − 1/N),
+
+with the largest weights smoothed by a generalized Pareto distribution, whose shape k̂
+tells whether they can be trusted (Vehtari et al., JMLR 25(72), 2024).
+"""
+
+from collections.abc import Callable
+from math import ceil, log
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sbi_jeffreys.arviz_api import pareto_smoothed
+
+MAX_PARETO_K = 0.7
+"""Above it importance sampling needs more draws than anyone has (Vehtari et al.)."""
+
+MIN_DRAWS_TO_JUDGE = 1_000
+"""Draws that k̂ is worth a warning from, while sampling."""
+
+
+class ImportanceWeights(NamedTuple):
+    """Draws from the flow, and what makes of them draws from the energy model.
+
+    Attributes:
+        theta: Draws, shape `(num, batch, D)`.
+        log_weights: Smoothed, and normalised so that weights sum to one, `(num, batch)`.
+        pareto_k: Shape of the weights' tail, `(batch,)`; unreliable above 0.7. Minus
+            infinity if there is no tail, the weights being equal.
+        ess: Effective number of samples, between 1 and num, `(batch,)`.
+        log_z: Estimate of log Z in nats, `(batch,)`.
+        log_z_se: Its standard error.
+    """
+
+    theta: Tensor
+    log_weights: Tensor
+    pareto_k: Tensor
+    ess: Tensor
+    log_z: Tensor
+    log_z_se: Tensor
+
+
+def smooth(theta: Tensor, log_weights: Tensor) -> ImportanceWeights:
+    """Smooth, normalise and judge importance weights.
+
+    Args:
+        theta: Draws, shape `(num, batch, D)`.
+        log_weights: Their log weights, shape `(num, batch)`; minus infinity for none.
+
+    Raises:
+        RuntimeError: If all draws for some observation have weight zero.
+    """
+    num = len(log_weights)
+    raw = log_weights.double()
+    if num and bool(raw.amax(0).isneginf().any()):
+        raise RuntimeError(
+            f"None of {num} draws of the flow is inside of the prior's support for at "
+            "least one observation: the flow can't be corrected there."
+        )
+    smoothed, pareto_k = pareto_smoothed(raw.T.cpu().numpy())
+    log_shares = torch.from_numpy(smoothed).to(raw.device).T
+    # Most weights are not in the tail: they tell what was subtracted.
+    offset = (raw - log_shares).nanmedian(0).values
+    ess = 1 / (2 * log_shares).exp().sum(0)
+    return ImportanceWeights(
+        theta,
+        log_shares.to(log_weights),
+        torch.from_numpy(pareto_k).to(log_weights),
+        ess.to(log_weights),
+        (offset - log(num)).to(log_weights),
+        (1 / ess - 1 / num).clamp(min=0).sqrt().to(log_weights),
+    )
+
+
+def effective_sample_size(log_weights: Tensor) -> Tensor:
+    """Return the ESS, `(batch,)`, of log weights `(num, batch)`; 0 if all are -inf."""
+    shares = log_weights.double().softmax(0)
+    return (1 / shares.square().sum(0)).nan_to_num(0.0)
+
+
+def resample(log_weights: Tensor, num: int, replacement: bool = False) -> Tensor:
+    r"""Choose draws in proportion to their weights, by default none twice.
+
+    Draw k is included with probability $\pi_k = \min(1, c w_k)$, c such that they sum to
+    `num`: exact importance resampling while no weight exceeds $1/c$; above, the excess is
+    spread over the others, a bias towards the flow that vanishes as the pool grows. One
+    uniform number for all draws (systematic sampling) keeps the noise low.
+
+    Args:
+        log_weights: Of a pool of independent draws, shape `(pool, batch)`.
+        num: How many to choose for each column.
+        replacement: Whether to choose in proportion to the weights whatever they are,
+            the same draw several times if need be. So are columns of which fewer than
+            `num` draws have any weight.
+
+    Returns:
+        Indices into the pool, shape `(num, batch)`.
+    """
+    weights = log_weights.double().softmax(0)
+    expected = num * weights
+    if not replacement and num:
+        enough = (weights > 0).sum(0) >= num
+        expected = torch.where(enough, _capped(weights, num), expected)
+    ends = expected.cumsum(0).T.contiguous()
+    ends *= num / ends[:, -1:]
+    start = torch.rand_like(ends[:, :1])
+    steps = start + torch.arange(num, device=ends.device)
+    return torch.searchsorted(ends, steps, right=True).clamp(max=len(weights) - 1).T
+
+
+def _capped(weights: Tensor, num: int) -> Tensor:
+    r"""Return $\pi_k = \min(1, c w_k)$ that sum to `num`, shape `(pool, batch)`."""
+    largest = weights.topk(num, dim=0).values
+    rest = weights.sum(0) - largest.cumsum(0) + largest  # from the k-th largest downwards
+    left = torch.arange(num, 0, -1, device=weights.device).unsqueeze(1)
+    certain = (left * largest > rest).long().cumprod(0).sum(0, keepdim=True)
+    certain = certain.clamp(max=num - 1)
+    c = (num - certain) / rest.gather(0, certain)
+    return (c * weights).clamp(max=1)
+
+
+def corrected_draws(
+    draw: Callable[[Tensor, int], tuple[Tensor, Tensor]],
+    batch: int,
+    num: int,
+    pool: int,
+    most: int,
+    ess: float,
+    replacement: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Choose draws from pools that grow until they are effective enough.
+
+    Args:
+        draw: Returns draws `(n, columns, D)` and log weights `(n, columns)`, given the
+            indices of some observations and n.
+        batch: Number of observations.
+        num: Samples to choose for each.
+        pool: Draws to start with.
+        most: Draws to stop at.
+        ess: Effective sample size to stop at.
+        replacement: See `resample`.
+
+    Returns:
+        Samples, shape `(num, batch, D)`, and k̂ of each pool, `(batch,)`; minus infinity
+        where a pool of fewer than 1,000 draws tells little.
+    """
+    columns = torch.arange(batch)
+    theta, log_weights = draw(columns, pool)
+    samples = theta.new_empty(num, batch, theta.shape[-1])
+    pareto_k = theta.new_full((batch,), -torch.inf)
+    while True:
+        need = ess / effective_sample_size(log_weights).cpu()
+        ready = (need <= 1) | (len(theta) >= most)
+        if bool(ready.any()):
+            weights = smooth(theta[:, ready], log_weights[:, ready])
+            chosen = resample(weights.log_weights, num, replacement).unsqueeze(-1)
+            samples[:, columns[ready]] = weights.theta.take_along_dim(chosen, 0)
+            if len(theta) >= MIN_DRAWS_TO_JUDGE:
+                pareto_k[columns[ready]] = weights.pareto_k
+        if bool(ready.all()):
+            return samples, pareto_k
+        theta, log_weights = theta[:, ~ready], log_weights[:, ~ready]
+        columns, need = columns[~ready], need[~ready]
+        growth = float(need.median().clamp(1.2, 2.0))
+        more = draw(columns, min(ceil(growth * len(theta)), most) - len(theta))
+        theta = torch.cat([theta, more[0]])
+        log_weights = torch.cat([log_weights, more[1]])

@@ -1,0 +1,373 @@
+"""The energy model as a posterior: the flow's draws, corrected by importance weights."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from math import ceil
+
+import torch
+from sbi.inference.posteriors.base_posterior import NeuralPosterior
+from sbi.inference.posteriors.posterior_parameters import PosteriorParameters
+from sbi.neural_nets.estimators.shape_handling import reshape_to_batch_event
+from sbi.utils import mcmc_transform
+from sbi.utils.sbiutils import within_support
+from sbi.utils.torchutils import process_device
+from sbi.utils.user_input_checks_utils import move_distribution_to_device
+from torch import Tensor
+from torch.distributions import Distribution
+
+from sbi_jeffreys.agreement import ChecksAgreement
+from sbi_jeffreys.blocks import blocks, progress_bar
+from sbi_jeffreys.correction import ImportanceWeights, corrected_draws, smooth
+from sbi_jeffreys.flow import Shape
+from sbi_jeffreys.novelty import Novelty
+from sbi_jeffreys.pair import ModelPair
+from sbi_jeffreys.potential import EnergyPotential
+from sbi_jeffreys.samplers import FlowProposal
+from sbi_jeffreys.tempering import MIN_PARTICLES, spread, temper
+
+MIN_POOL = 100
+"""Draws from the flow for each observation, however few samples are asked for."""
+
+MAX_CACHED = 10_000
+"""Observations of which log Z is remembered."""
+
+
+@dataclass(frozen=True)
+class EnergyPosteriorParameters(PosteriorParameters):
+    """How `build_posterior(sample_with="energy")` samples.
+
+    Attributes:
+        ess_per_sample: The pool of draws from the flow grows until its effective sample
+            size is this many times the number of samples that are chosen from it.
+        max_draws_per_sample: Or until it is this many times as large.
+        max_sampling_batch_size: Most draws from the flow at a time.
+        enable_transform: Whether `map` ascends in unconstrained space.
+    """
+
+    ess_per_sample: float = 2.0
+    max_draws_per_sample: float = 16.0
+    max_sampling_batch_size: int = 10_000
+    enable_transform: bool = True
+
+    def validate(self) -> None:
+        """Raise a ValueError if a parameter is out of range."""
+        for name in ("ess_per_sample", "max_draws_per_sample", "max_sampling_batch_size"):
+            least = 0 if name == "ess_per_sample" else 1
+            if not getattr(self, name) >= least:
+                raise ValueError(
+                    f"Expected `{name}` to be at least {least}, got "
+                    f"{getattr(self, name)}."
+                )
+
+
+class EnergyPosterior(ChecksAgreement, NeuralPosterior):
+    r"""$q(\theta | x) = e^{f(\theta, x)} / Z(x)$, sampled by way of the flow.
+
+    Samples are chosen from a pool of draws of the flow, without replacement, in
+    proportion to Pareto-smoothed importance weights (`correction`). They carry no
+    weights. Several observations in one call of `sample`, `log_prob`, `potential` or
+    `map` are several observations of the same parameters: the posterior given all of
+    them is sampled by tempering (`tempering`). `sample_batched` and `log_prob_batched`
+    are given a batch of observations, each with parameters of its own.
+    """
+
+    pair: ModelPair
+
+    def __init__(
+        self,
+        pair: ModelPair,
+        prior: Distribution,
+        novelty: Novelty | None = None,
+        num_simulations: int | None = None,
+        ess_per_sample: float = 2.0,
+        max_draws_per_sample: float = 16.0,
+        max_sampling_batch_size: int = 10_000,
+        enable_transform: bool = True,
+        device: torch.device | str | None = None,
+    ) -> None:
+        """
+        Args:
+            pair: Flow and energy.
+            prior: Its support bounds all samples.
+            novelty: Compares observations with the simulations, for `agreement`.
+            num_simulations: That flow and energy were trained on, for the record.
+            ess_per_sample: See `EnergyPosteriorParameters`, as the next three.
+            max_draws_per_sample: See there.
+            max_sampling_batch_size: See there.
+            enable_transform: See there.
+            device: Where to sample; by default the CPU.
+        """
+        self.pair = pair.eval()
+        self.prior = prior
+        self.novelty = novelty
+        self.num_simulations = num_simulations
+        self.ess_per_sample = ess_per_sample
+        self.max_draws_per_sample = max_draws_per_sample
+        self.max_sampling_batch_size = max_sampling_batch_size
+        self.enable_transform = enable_transform
+        self._log_z: OrderedDict[bytes, tuple[int, Tensor, Tensor]] = OrderedDict()
+        self._on_device(process_device(device or "cpu"))
+
+    def _on_device(self, device: torch.device | str) -> None:
+        super().__init__(
+            EnergyPotential(self.pair.energy, self.prior, device=device),
+            theta_transform=mcmc_transform(
+                self.prior, device=device, enable_transform=self.enable_transform
+            ),
+            device=device,
+        )
+        self.proposal = FlowProposal(self.pair.flow, self.potential_fn)
+        self._purpose = "It corrects the flow's samples by the energy."
+
+    def to(self, device: torch.device | str) -> None:
+        """Move all that belongs to the posterior to the device."""
+        device, x = process_device(device), self.default_x
+        self.pair.to(device)
+        self.prior = move_distribution_to_device(self.prior, device)
+        if self.novelty is not None:
+            self.novelty.to(device)
+        self._on_device(device)
+        if x is not None:
+            self.set_default_x(x)
+
+    def sample(
+        self,
+        sample_shape: Shape = (),
+        x: Tensor | None = None,
+        max_sampling_batch_size: int | None = None,
+        show_progress_bars: bool = True,
+        replacement: bool = False,
+    ) -> Tensor:
+        """Return samples given an observation, or several, shape `(*sample_shape, D)`.
+
+        Args:
+            sample_shape: Shape of the samples.
+            x: One observation, with or without a batch axis, or several of the same
+                parameters, `(n, *condition_shape)`; by default that of `set_default_x`.
+            max_sampling_batch_size: Most draws from the flow at a time; by default that
+                of the constructor.
+            show_progress_bars: Whether to show progress.
+            replacement: Whether the same draw may be chosen several times.
+
+        Raises:
+            ValueError: If there is no observation, or several without a proper prior.
+            RuntimeError: If no draw of the flow is inside of the prior.
+        """
+        conditions = self._conditions(self._x_else_default_x(x))
+        if len(conditions) == 1:
+            samples = self.sample_batched(
+                sample_shape,
+                conditions,
+                max_sampling_batch_size,
+                show_progress_bars,
+                replacement,
+            )
+            return samples[..., 0, :]
+        num = torch.Size(sample_shape).numel()
+        self.potential_fn.set_x(conditions)
+        particles = temper(
+            self.potential_fn,
+            self.proposal,
+            max(num, MIN_PARTICLES),
+            show_progress_bars,
+        )
+        theta = spread(self.potential_fn, particles)
+        some = torch.randperm(len(theta), device=theta.device)[:num]
+        return theta[some].reshape(*sample_shape, -1)
+
+    def sample_batched(
+        self,
+        sample_shape: Shape,
+        x: Tensor,
+        max_sampling_batch_size: int | None = None,
+        show_progress_bars: bool = True,
+        replacement: bool = False,
+    ) -> Tensor:
+        """Return samples given each observation, shape `(*sample_shape, batch, D)`.
+
+        Where fewer draws have any weight than there are samples asked for, some are
+        chosen several times. Warns, once for each posterior, where k̂ > 0.7 in a pool of
+        at least 1,000 draws.
+
+        Args:
+            sample_shape: Shape of the samples for each observation.
+            x: Observations, shape `(batch, *condition_shape)`.
+            max_sampling_batch_size: Most draws from the flow at a time; by default that
+                of the constructor.
+            show_progress_bars: Whether to show progress.
+            replacement: Whether the same draw may be chosen several times.
+
+        Raises:
+            ValueError: If `max_sampling_batch_size` is less than 1.
+            RuntimeError: If no draw of the flow is inside of the prior.
+        """
+        conditions, num = self._conditions(x), torch.Size(sample_shape).numel()
+        ess = self.ess_per_sample * num
+        most = max(MIN_POOL, ceil(self.max_draws_per_sample * num))
+        pool = min(most, max(MIN_POOL, ceil(1.2 * ess)))
+        size = max_sampling_batch_size
+        if size is None:
+            size = self.max_sampling_batch_size
+        samples = conditions.new_empty(num, len(conditions), *self._theta_shape)
+        pareto_k = conditions.new_full((len(conditions),), -torch.inf)
+        with progress_bar(num, len(conditions), show_progress_bars) as bar:
+            for _, columns in blocks(pool, len(conditions), max(pool, size)):
+                some = conditions[columns]
+
+                def draw(
+                    which: Tensor, num: int, x: Tensor = some
+                ) -> tuple[Tensor, Tensor]:
+                    return self.pair.weighted_draws(x[which], num, self.prior, size)
+
+                samples[:, columns], pareto_k[columns] = corrected_draws(
+                    draw, len(some), num, pool, most, ess, replacement
+                )
+                bar.update(num * len(some))
+        self._warn_of(pareto_k)
+        return samples.reshape(*sample_shape, len(conditions), -1)
+
+    def importance_weights(
+        self,
+        x: Tensor | None = None,
+        num_samples: int = 10_000,
+        x_is_iid: bool = False,
+        show_progress_bars: bool = False,
+    ) -> ImportanceWeights:
+        """Return draws from the flow with the weights that correct them.
+
+        Args:
+            x: Observations, shape `(batch, *condition_shape)`; by default that of
+                `set_default_x`.
+            num_samples: Draws for each observation.
+            x_is_iid: Whether these are several observations of the same parameters. Then
+                draws come from tempering, weights and k̂ from its last step, and the
+                batch is 1.
+            show_progress_bars: Whether to show the tempering's progress.
+
+        Raises:
+            ValueError: If there is no observation, or no sample is asked for.
+            RuntimeError: If no draw of the flow is inside of the prior.
+        """
+        if num_samples < 4:
+            raise ValueError(
+                f"Expected `num_samples` to be at least 4, got {num_samples}."
+            )
+        conditions = self._conditions(self._x_else_default_x(x))
+        if not x_is_iid:
+            return smooth(
+                *self.pair.weighted_draws(
+                    conditions, num_samples, self.prior, self.max_sampling_batch_size
+                )
+            )
+        self.potential_fn.set_x(conditions)
+        particles = temper(
+            self.potential_fn, self.proposal, num_samples, show_progress_bars
+        )
+        weights = smooth(particles.theta.unsqueeze(1), particles.log_weights.unsqueeze(1))
+        return weights._replace(
+            log_z=particles.log_z.reshape(1), log_z_se=particles.log_z_se.reshape(1)
+        )
+
+    def log_evidence_ratio(
+        self,
+        x: Tensor | None = None,
+        num_samples: int = 10_000,
+        x_is_iid: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        r"""Return log Z and its standard error in nats, both of shape `(batch,)`.
+
+        $Z(x) = \int p(\theta) e^{r(\theta, x)} d\theta$ is 1 where r is the log-ratio
+        $\log p(x | \theta) / p(x)$. For n observations of the same parameters it
+        estimates $p(x_1, \ldots, x_n) / \prod_i p(x_i)$.
+
+        It is remembered for each x, and estimated anew only from more samples.
+
+        Args:
+            x: As in `importance_weights`.
+            num_samples: Likewise.
+            x_is_iid: Likewise.
+        """
+        conditions = self._conditions(self._x_else_default_x(x))
+        parts = (conditions,) if x_is_iid else conditions.split(1)
+        keys = [part.cpu().numpy().tobytes() for part in parts]
+        new = [
+            i
+            for i, key in enumerate(keys)
+            if key not in self._log_z or self._log_z[key][0] < num_samples
+        ]
+        width = max(1, self.max_sampling_batch_size // num_samples)
+        for some in (new[i : i + width] for i in range(0, len(new), width)):
+            weights = self.importance_weights(
+                torch.cat([parts[i] for i in some]), num_samples, x_is_iid
+            )
+            for i, *estimate in zip(some, weights.log_z, weights.log_z_se, strict=True):
+                self._log_z[keys[i]] = (num_samples, *estimate)
+        values = [torch.stack(self._log_z[key][1:]) for key in keys]
+        while len(self._log_z) > MAX_CACHED:
+            self._log_z.popitem(last=False)
+        log_z, log_z_se = torch.stack(values, 1).to(self._device)
+        return log_z, log_z_se
+
+    def log_prob(
+        self,
+        theta: Tensor,
+        x: Tensor | None = None,
+        track_gradients: bool = False,
+        num_normalizer_samples: int = 10_000,
+    ) -> Tensor:
+        """Return log densities in nats, shape `(N,)`, normalised by the estimated log Z.
+
+        Args:
+            theta: Parameters, shape `(N, D)`.
+            x: One observation, or several of the same parameters; by default that of
+                `set_default_x`.
+            track_gradients: Whether the result is differentiable to `theta`.
+            num_normalizer_samples: Draws that log Z is estimated from, see
+                `log_evidence_ratio`.
+        """
+        conditions = self._conditions(self._x_else_default_x(x))
+        log_z, _ = self.log_evidence_ratio(
+            conditions, num_normalizer_samples, x_is_iid=len(conditions) > 1
+        )
+        self.potential_fn.set_x(conditions)
+        return self.potential_fn(theta, track_gradients=track_gradients) - log_z
+
+    @torch.no_grad()
+    def log_prob_batched(
+        self, theta: Tensor, x: Tensor, num_normalizer_samples: int = 10_000
+    ) -> Tensor:
+        """Return log densities in nats, shape `(*sample_shape, batch)`.
+
+        Args:
+            theta: Parameters, shape `(*sample_shape, batch, D)`.
+            x: Observations, shape `(batch, *condition_shape)`.
+            num_normalizer_samples: Draws that each log Z is estimated from.
+
+        Raises:
+            ValueError: If the batches differ.
+        """
+        conditions = self._conditions(x)
+        theta = torch.as_tensor(theta).to(self._device)
+        if theta.ndim < 2 or theta.shape[-2] != len(conditions):
+            raise ValueError(
+                f"Expected `theta` of shape (*sample_shape, {len(conditions)}, D), for "
+                f"as many observations, got {tuple(theta.shape)}."
+            )
+        log_z, _ = self.log_evidence_ratio(conditions, num_normalizer_samples)
+        rows = theta.flatten(0, -3) if theta.ndim > 2 else theta.unsqueeze(0)
+        log_prob = rows.new_empty(rows.shape[:2])
+        for some, columns in blocks(
+            len(log_prob), len(conditions), self.max_sampling_batch_size
+        ):
+            f = self.pair.energy(rows[some, columns], conditions[columns])
+            log_prob[some, columns] = f - log_z[columns]
+        inside = within_support(self.prior, rows.flatten(0, 1)).reshape(log_prob.shape)
+        return torch.where(inside, log_prob, -torch.inf).reshape(theta.shape[:-1])
+
+    def _conditions(self, x: Tensor) -> Tensor:
+        x = reshape_to_batch_event(x, self.pair.energy.condition_shape)
+        return x.to(self._device)
+
+    @property
+    def _theta_shape(self) -> torch.Size:
+        return self.pair.flow.input_shape
