@@ -51,7 +51,7 @@ class Novelty(nn.Module):
         loc, scale = location_and_scale(x)
         k = min(num_neighbors, len(x) - 1)
         simulations = (x - loc) / scale
-        among = torch.cdist(simulations, simulations).fill_diagonal_(torch.inf)
+        among = _distances(simulations, simulations).fill_diagonal_(torch.inf)
         ranked = among.sort(-1).values
         self.k = k
         self.register_buffer("loc", loc)
@@ -67,8 +67,13 @@ class Novelty(nn.Module):
         Args:
             x: Observations, shape `(batch, *condition_shape)`.
         """
-        new = torch.cdist((x.flatten(1) - self.loc) / self.scale, self.simulations)
+        new = _distances((x.flatten(1) - self.loc) / self.scale, self.simulations)
         own = new.kthvalue(self.k, dim=-1, keepdim=True).values
         # With the observation among them, k-th distances shrink to its own, if nearer.
         others = torch.maximum(torch.minimum(new, self.distance), self.nearer)
         return (1 + (others >= own).sum(-1)) / (1 + len(self.simulations))
+
+
+def _distances(x: Tensor, y: Tensor) -> Tensor:
+    """Return Euclidean distances, not by the matrix product that rounds small ones."""
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")

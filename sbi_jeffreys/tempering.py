@@ -72,6 +72,7 @@ def temper(
 
     Raises:
         RuntimeError: If no draw of the flow is inside of the prior's support.
+        FloatingPointError: If the energy is NaN.
     """
     theta = proposal.sample((num,))
     log_prior, log_ratio = _parts(potential, theta)
@@ -108,8 +109,14 @@ def spread(potential: EnergyPotential, particles: Particles) -> Tensor:
 
 
 def _parts(potential: EnergyPotential, theta: Tensor) -> tuple[Tensor, Tensor]:
-    log_prior = potential.log_prior(theta)
-    return log_prior, potential(theta, track_gradients=False) - log_prior
+    values = potential(theta, track_gradients=False)
+    if bool(values.isnan().any()):
+        raise FloatingPointError(
+            f"The energy is NaN at {int(values.isnan().sum())} of {len(theta)} draws."
+        )
+    outside = values.isneginf()
+    log_prior = torch.where(outside, 0.0, potential.log_prior(theta))
+    return log_prior, torch.where(outside, -torch.inf, values - log_prior)
 
 
 def _log_mean(log_weights: Tensor) -> tuple[Tensor, Tensor]:

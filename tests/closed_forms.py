@@ -1,11 +1,14 @@
-"""A Gaussian flow and a quadratic energy, whose divergences are known exactly."""
+"""Gaussian flows and energies, of which divergences and posteriors are known exactly."""
 
 from math import log, pi
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import MultivariateNormal, Normal
 
-from sbi_jeffreys import Conditional
+from sbi_jeffreys import Conditional, ConditionalEnergy, ConditionalFlow
+from sbi_jeffreys.pair import ModelPair
+from sbi_jeffreys.support import location_and_scale, support_of
 
 
 class GaussianFlow(nn.Module):
@@ -66,3 +69,88 @@ def kl_flow_energy(flow: GaussianFlow, energy: QuadraticEnergy, dim: int) -> Ten
     variance = (2 * flow.log_scale).exp()
     square = variance + (flow.loc - energy.b) ** 2
     return 0.5 * dim * (energy.a * square - 1 - torch.log(energy.a * variance))
+
+
+class ConjugateGaussian:
+    """θ ~ N(0, 1) and x_i ~ N(θ, variance), in each of D dimensions by itself."""
+
+    def __init__(self, dim: int = 2, variance: float = 0.5) -> None:
+        self.dim, self.variance = dim, variance
+        self.prior = MultivariateNormal(torch.zeros(dim), torch.eye(dim))
+
+    def simulate(self, num: int, seed: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        theta = torch.randn(num, self.dim, generator=generator)
+        noise = torch.randn(num, self.dim, generator=generator)
+        return theta, theta + self.variance**0.5 * noise
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, float]:
+        """Mean `(D,)` and variance of θ given all of x, `(n, D)`."""
+        variance = 1 / (1 + len(x) / self.variance)
+        return variance * x.sum(0) / self.variance, variance
+
+    def log_evidence_ratio(self, x: Tensor) -> float:
+        """log p(x_1, ..., x_n) − Σ log p(x_i), of x `(n, D)`."""
+        n = len(x)
+        covariance = self.variance * torch.eye(n) + torch.ones(n, n)
+        together = MultivariateNormal(torch.zeros(n), covariance).log_prob(x.T)
+        alone = Normal(0.0, (1 + self.variance) ** 0.5).log_prob(x)
+        return float(together.sum() - alone.sum())
+
+    def energy(self) -> ConditionalEnergy:
+        theta, _ = self.simulate(500, seed=0)
+        net = _GaussianLogRatio(self.variance, theta)
+        support = support_of(self.prior, theta)
+        shape = torch.Size((self.dim,))
+        return ConditionalEnergy(net, self.prior, support, theta, nn.Identity(), shape)
+
+    def flow(self, width: float = 1.0, shift: float = 0.0) -> "GaussianPosteriorFlow":
+        return GaussianPosteriorFlow(self, width, shift)
+
+    def pair(self, width: float = 1.0, shift: float = 0.0) -> ModelPair:
+        return ModelPair(self.flow(width, shift), self.energy())
+
+
+class _GaussianLogRatio(nn.Module):
+    """log p(x | θ) / p(x), of standardised θ."""
+
+    def __init__(self, variance: float, theta: Tensor) -> None:
+        super().__init__()
+        self.variance = variance
+        loc, scale = location_and_scale(theta)
+        self.register_buffer("loc", loc)
+        self.register_buffer("scale", scale)
+
+    def forward(self, input: Tensor, condition: Tensor) -> Tensor:
+        theta = input * self.scale + self.loc
+        likelihood = Normal(theta, self.variance**0.5).log_prob(condition)
+        evidence = Normal(0.0, (1 + self.variance) ** 0.5).log_prob(condition)
+        return (likelihood - evidence).sum(-1)
+
+
+class GaussianPosteriorFlow(ConditionalFlow):
+    """The posterior given one x, `width` times as wide, shifted by `shift` of its sds."""
+
+    embedding_net = None
+
+    def __init__(self, task: ConjugateGaussian, width: float, shift: float) -> None:
+        nn.Module.__init__(self)
+        self.task, self.width, self.shift = task, width, shift
+        self._input_shape = self._condition_shape = torch.Size((task.dim,))
+
+    def given(self, condition: Tensor) -> Conditional:
+        scale = self.task.posterior(condition[:1])[1] ** 0.5
+        mean = condition / (1 + self.task.variance) + self.shift * scale
+        return _NormalGivenX(Normal(mean, self.width * scale))
+
+
+class _NormalGivenX(Conditional):
+    def __init__(self, normal: Normal) -> None:
+        self.normal = normal
+
+    def log_prob(self, input: Tensor) -> Tensor:
+        return self.normal.log_prob(input).sum(-1)
+
+    def rsample_and_log_prob(self, num: int) -> tuple[Tensor, Tensor]:
+        draws = self.normal.rsample((num,))
+        return draws, self.log_prob(draws)

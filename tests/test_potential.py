@@ -1,0 +1,95 @@
+"""The energy of a conjugate Gaussian as a potential, against the exact posterior."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from sbi.utils import BoxUniform
+from sbi.utils.sbiutils import ImproperEmpirical
+from torch.distributions import MultivariateNormal
+
+from sbi_jeffreys.potential import EnergyPotential
+from tests.closed_forms import ConjugateGaussian
+
+TASK = ConjugateGaussian(dim=3, variance=0.4)
+THETA, X = TASK.simulate(60_000, seed=3)
+
+
+def make_potential(x_o=None, prior=TASK.prior):
+    return EnergyPotential(TASK.energy(), prior, x_o)
+
+
+def exact(theta, x):
+    mean, variance = TASK.posterior(x)
+    posterior = MultivariateNormal(mean, variance * torch.eye(3))
+    return posterior.log_prob(theta) + TASK.log_evidence_ratio(x)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7])
+@pytest.mark.parametrize("track_gradients", [True, False])
+def test_log_ratios_of_several_observations_add_up_and_the_prior_counts_once(
+    n, track_gradients
+):
+    got = make_potential(X[:n])(THETA[:50], track_gradients=track_gradients)
+    torch.testing.assert_close(got, exact(THETA[:50], X[:n]), atol=2e-4, rtol=1e-4)
+
+
+def test_more_pairs_than_are_evaluated_at_once():
+    got = make_potential(X[:3])(THETA[:40_000], track_gradients=False)
+    torch.testing.assert_close(got, exact(THETA[:40_000], X[:3]), atol=1e-3, rtol=1e-3)
+
+
+def test_each_theta_may_have_an_observation_of_its_own():
+    potential = make_potential()
+    potential.set_x(X[:5], x_is_iid=False)
+    want = torch.stack(
+        [exact(t, x.unsqueeze(0)) for t, x in zip(THETA[:5], X[:5], strict=True)]
+    )
+    torch.testing.assert_close(potential(THETA[:5]), want, atol=1e-4, rtol=1e-4)
+
+
+def test_gradients_are_those_of_the_posterior():
+    theta = THETA[:4].clone().requires_grad_()
+    (slope,) = torch.autograd.grad(make_potential(X[:3])(theta).sum(), theta)
+    mean, variance = TASK.posterior(X[:3])
+    torch.testing.assert_close(slope, (mean - THETA[:4]) / variance, atol=1e-3, rtol=1e-3)
+    assert not make_potential(X[:1])(theta, track_gradients=False).requires_grad
+
+
+def test_there_is_nothing_outside_of_the_prior():
+    """Nor a gradient that is not finite inside."""
+    box = BoxUniform(-torch.ones(3), torch.ones(3))
+    potential = make_potential(X[:2], prior=box)
+    theta = torch.tensor([[0.0, 0.0, 1.5], [0.1, 0.2, 0.3]], requires_grad=True)
+    values = potential(theta)
+    assert values.isneginf().tolist() == [True, False]
+    (slope,) = torch.autograd.grad(values[1], theta)
+    assert slope[1].isfinite().all()
+
+
+def test_a_new_observation_replaces_the_old_one():
+    potential = make_potential(X[:1])
+    first = potential(THETA[:5])
+    copy = deepcopy(potential)
+    potential.set_x(X[1])  # without a batch axis
+    assert not torch.allclose(first, potential(THETA[:5]))
+    torch.testing.assert_close(copy(THETA[:5]), first)
+    torch.testing.assert_close(potential.to("cpu")(THETA[:5]), potential(THETA[:5]))
+    potential.set_x(X[:1])
+    torch.testing.assert_close(first, potential(THETA[:5]))
+
+
+def test_several_observations_need_a_proper_prior():
+    theta = torch.randn(10, 3)
+    improper = ImproperEmpirical(theta, torch.ones(10))
+    potential = make_potential(X[:1], prior=improper)
+    with pytest.raises(ValueError, match="got 2 observations"):
+        potential.set_x(X[:2])
+    potential.set_x(X[:2], x_is_iid=False)
+
+
+def test_without_an_observation_there_is_no_potential():
+    with pytest.raises(ValueError, match="No observed data"):
+        make_potential()(THETA[:2])
+    with pytest.raises(RuntimeError, match="trailing dimensions"):
+        make_potential(X[:1, :2])
