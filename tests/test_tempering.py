@@ -79,6 +79,7 @@ def test_a_flow_that_misses_the_prior_or_an_energy_that_is_nan_is_an_error():
     potential = EnergyPotential(TASK.energy(), box, torch.zeros(3, 2))
     with pytest.raises(RuntimeError, match="No draw of the flow is inside"):
         temper(potential, Nowhere(), 50)
+    potential = EnergyPotential(TASK.energy(), TASK.prior, torch.zeros(3, 2))
     potential.energy.net.scale.fill_(torch.nan)
     with pytest.raises(FloatingPointError, match="NaN at 50 of 50 draws"):
         temper(potential, FlowProposal(TASK.flow(), potential), 50)
