@@ -2,6 +2,7 @@
 
 from sbi_jeffreys.conditional import Conditional, condition_on
 from sbi_jeffreys.energy import ConditionalEnergy, LogRatioNet
+from sbi_jeffreys.energy_posterior import EnergyPosterior, EnergyPosteriorParameters
 from sbi_jeffreys.flow import ConditionalFlow, build_spline_flow
 from sbi_jeffreys.inference import JNPE, register
 
@@ -10,6 +11,8 @@ __all__ = [
     "Conditional",
     "ConditionalEnergy",
     "ConditionalFlow",
+    "EnergyPosterior",
+    "EnergyPosteriorParameters",
     "LogRatioNet",
     "build_spline_flow",
     "condition_on",

@@ -21,7 +21,7 @@ from sbi_jeffreys.pair import ModelPair
 MIN_P_VALUE = 0.01
 """Below it x is called unlike the simulations: of x like them, one in a hundred is."""
 
-MAX_FLOW_TO_ENERGY = 0.3
+MAX_FLOW_TO_ENERGY = 0.5
 """KL(p ‖ q) in nats above which flow and energy are said to differ."""
 
 
@@ -35,7 +35,7 @@ class AgreementReport:
       that are drawn like the simulations, at most one in a hundred is called so.
     - no agreement: Pareto k̂ > 0.7. The flow misses some of the energy model; neither
       the flow nor its correction is reliable.
-    - they differ: KL(p ‖ q) > 0.3 nats + 2 SE. Prefer the corrected posterior.
+    - they differ: KL(p ‖ q) > 0.5 nats + 2 SE. Prefer the corrected posterior.
     - they agree.
 
     Attributes:

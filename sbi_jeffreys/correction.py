@@ -113,12 +113,26 @@ def resample(log_weights: Tensor, num: int, replacement: bool = False) -> Tensor
     return torch.searchsorted(ends, steps, right=True).clamp(max=len(weights) - 1).T
 
 
+def displaced(log_weights: Tensor, num: int) -> Tensor:
+    r"""Return the share of the weight that `resample` moves to other draws, `(batch,)`.
+
+    That is $\sum_k \max(0, w_k / \sum_j w_j - 1 / num)$, which bounds the error in total
+    variation that comes from choosing none twice, as long as it is small.
+
+    Args:
+        log_weights: Shape `(pool, batch)`.
+        num: How many are chosen.
+    """
+    shares = log_weights.double().softmax(0)
+    return (shares - 1 / max(num, 1)).clamp(min=0).sum(0)
+
+
 def _capped(weights: Tensor, num: int) -> Tensor:
     r"""Return $\pi_k = \min(1, c w_k)$ that sum to `num`, shape `(pool, batch)`."""
-    largest = weights.topk(num, dim=0).values
-    rest = weights.sum(0) - largest.cumsum(0) + largest  # from the k-th largest downwards
+    ranked = weights.sort(0, descending=True).values
+    rest = ranked.flip(0).cumsum(0).flip(0)[:num]  # from the k-th largest downwards
     left = torch.arange(num, 0, -1, device=weights.device).unsqueeze(1)
-    certain = (left * largest > rest).long().cumprod(0).sum(0, keepdim=True)
+    certain = (left * ranked[:num] > rest).long().cumprod(0).sum(0, keepdim=True)
     certain = certain.clamp(max=num - 1)
     c = (num - certain) / rest.gather(0, certain)
     return (c * weights).clamp(max=1)
@@ -131,7 +145,7 @@ def corrected_draws(
     pool: int,
     most: int,
     ess: float,
-    replacement: bool = False,
+    max_displaced: float | None,
 ) -> tuple[Tensor, Tensor]:
     """Choose draws from pools that grow until they are effective enough.
 
@@ -142,8 +156,9 @@ def corrected_draws(
         num: Samples to choose for each.
         pool: Draws to start with.
         most: Draws to stop at.
-        ess: Effective sample size to stop at.
-        replacement: See `resample`.
+        ess: Effective sample size to stop at,
+        max_displaced: if no more than this share of the weight is displaced by choosing
+            none twice; None if draws may be chosen several times.
 
     Returns:
         Samples, shape `(num, batch, D)`, and k̂ of each pool, `(batch,)`; minus infinity
@@ -155,10 +170,14 @@ def corrected_draws(
     pareto_k = theta.new_full((batch,), -torch.inf)
     while True:
         need = ess / effective_sample_size(log_weights).cpu()
+        if max_displaced is not None:
+            crowded = displaced(log_weights, num).cpu() > max_displaced
+            need = torch.where(crowded, need.clamp(min=1.5), need)
         ready = (need <= 1) | (len(theta) >= most)
         if bool(ready.any()):
             weights = smooth(theta[:, ready], log_weights[:, ready])
-            chosen = resample(weights.log_weights, num, replacement).unsqueeze(-1)
+            chosen = resample(weights.log_weights, num, max_displaced is None)
+            chosen = chosen.unsqueeze(-1)
             samples[:, columns[ready]] = weights.theta.take_along_dim(chosen, 0)
             if len(theta) >= MIN_DRAWS_TO_JUDGE:
                 pareto_k[columns[ready]] = weights.pareto_k

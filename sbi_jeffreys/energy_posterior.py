@@ -38,25 +38,32 @@ class EnergyPosteriorParameters(PosteriorParameters):
 
     Attributes:
         ess_per_sample: The pool of draws from the flow grows until its effective sample
-            size is this many times the number of samples that are chosen from it.
-        max_draws_per_sample: Or until it is this many times as large.
+            size is this many times the number of samples that are chosen from it;
+        max_displaced: and until at most this share of the probability is where the flow,
+            rather than the energy, has it, for no draw is chosen twice;
+        max_draws_per_sample: or until it is this many times as large.
         max_sampling_batch_size: Most draws from the flow at a time.
         enable_transform: Whether `map` ascends in unconstrained space.
     """
 
     ess_per_sample: float = 2.0
+    max_displaced: float = 0.01
     max_draws_per_sample: float = 16.0
     max_sampling_batch_size: int = 10_000
     enable_transform: bool = True
 
     def validate(self) -> None:
         """Raise a ValueError if a parameter is out of range."""
-        for name in ("ess_per_sample", "max_draws_per_sample", "max_sampling_batch_size"):
-            least = 0 if name == "ess_per_sample" else 1
-            if not getattr(self, name) >= least:
+        for name, least in (
+            ("ess_per_sample", 0),
+            ("max_displaced", 0),
+            ("max_draws_per_sample", 1),
+            ("max_sampling_batch_size", 1),
+        ):
+            value = getattr(self, name)
+            if not value >= least:
                 raise ValueError(
-                    f"Expected `{name}` to be at least {least}, got "
-                    f"{getattr(self, name)}."
+                    f"Expected `{name}` to be at least {least}, got {value}."
                 )
 
 
@@ -80,6 +87,7 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
         novelty: Novelty | None = None,
         num_simulations: int | None = None,
         ess_per_sample: float = 2.0,
+        max_displaced: float = 0.01,
         max_draws_per_sample: float = 16.0,
         max_sampling_batch_size: int = 10_000,
         enable_transform: bool = True,
@@ -91,7 +99,8 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
             prior: Its support bounds all samples.
             novelty: Compares observations with the simulations, for `agreement`.
             num_simulations: That flow and energy were trained on, for the record.
-            ess_per_sample: See `EnergyPosteriorParameters`, as the next three.
+            ess_per_sample: See `EnergyPosteriorParameters`, as the next four.
+            max_displaced: See there.
             max_draws_per_sample: See there.
             max_sampling_batch_size: See there.
             enable_transform: See there.
@@ -102,6 +111,7 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
         self.novelty = novelty
         self.num_simulations = num_simulations
         self.ess_per_sample = ess_per_sample
+        self.max_displaced = max_displaced
         self.max_draws_per_sample = max_draws_per_sample
         self.max_sampling_batch_size = max_sampling_batch_size
         self.enable_transform = enable_transform
@@ -173,7 +183,7 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
         )
         theta = spread(self.potential_fn, particles)
         some = torch.randperm(len(theta), device=theta.device)[:num]
-        return theta[some].reshape(*sample_shape, -1)
+        return theta[some].reshape(*sample_shape, *self._theta_shape)
 
     def sample_batched(
         self,
@@ -203,6 +213,7 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
         """
         conditions, num = self._conditions(x), torch.Size(sample_shape).numel()
         ess = self.ess_per_sample * num
+        max_displaced = None if replacement else self.max_displaced
         most = max(MIN_POOL, ceil(self.max_draws_per_sample * num))
         pool = min(most, max(MIN_POOL, ceil(1.2 * ess)))
         size = max_sampling_batch_size
@@ -220,11 +231,11 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
                     return self.pair.weighted_draws(x[which], num, self.prior, size)
 
                 samples[:, columns], pareto_k[columns] = corrected_draws(
-                    draw, len(some), num, pool, most, ess, replacement
+                    draw, len(some), num, pool, most, ess, max_displaced
                 )
                 bar.update(num * len(some))
         self._warn_of(pareto_k)
-        return samples.reshape(*sample_shape, len(conditions), -1)
+        return samples.reshape(*sample_shape, len(conditions), *self._theta_shape)
 
     def importance_weights(
         self,

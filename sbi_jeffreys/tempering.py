@@ -123,7 +123,7 @@ def _log_mean(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     """Return the log of the mean weight, in nats, and the variance of that estimate."""
     num = len(log_weights)
     ess = effective_sample_size(log_weights.unsqueeze(1))[0]
-    return log_weights.logsumexp(0) - log(num), 1 / ess - 1 / num
+    return log_weights.logsumexp(0) - log(num), (1 / ess - 1 / num).to(log_weights)
 
 
 def _longest_step(log_ratio: Tensor, most: float) -> float:

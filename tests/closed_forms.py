@@ -123,7 +123,8 @@ class _GaussianLogRatio(nn.Module):
 
     def forward(self, input: Tensor, condition: Tensor) -> Tensor:
         theta = input * self.scale + self.loc
-        likelihood = Normal(theta, self.variance**0.5).log_prob(condition)
+        scale = torch.tensor(self.variance**0.5)
+        likelihood = Normal(theta, scale, validate_args=False).log_prob(condition)
         evidence = Normal(0.0, (1 + self.variance) ** 0.5).log_prob(condition)
         return (likelihood - evidence).sum(-1)
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from sbi_jeffreys.correction import (
     MAX_PARETO_K,
     corrected_draws,
+    displaced,
     effective_sample_size,
     resample,
     smooth,
@@ -167,13 +168,32 @@ def test_pools_grow_until_they_are_effective_or_as_large_as_allowed():
         return torch.randn(num, len(columns), 2), log_w[:, columns]
 
     torch.manual_seed(0)
-    samples, pareto_k = corrected_draws(draw, 3, 1000, 2200, 16_000, ess=2000.0)
+    samples, pareto_k = corrected_draws(
+        draw, 3, 1000, 2200, 16_000, 2000.0, max_displaced=None
+    )
     assert samples.shape == (1000, 3, 2)
     assert pareto_k[2] > MAX_PARETO_K > pareto_k[1]
     drawn = [sum(num for columns, num in calls if i in columns) for i in range(3)]
     assert drawn[0] == 2200  # ESS / N is 0.99
     assert 2000 / math.exp(-0.81) * 0.8 < drawn[1] < 2 * 2000 / math.exp(-0.81)
     assert drawn[2] == 16_000
+
+
+def test_pools_grow_until_little_weight_is_displaced():
+    """Of the tail that a flow too narrow misses, more is there in larger pools."""
+
+    def draw(columns, num):
+        theta, log_w = gaussian_weights(num, 1, 0.6, dim=2, seed=num)
+        return theta, log_w
+
+    samples, _ = corrected_draws(draw, 1, 1000, 2400, 16_000, 0.0, max_displaced=0.01)
+    loose, _ = corrected_draws(draw, 1, 1000, 2400, 16_000, 0.0, max_displaced=1.0)
+    assert len(samples.unique(dim=0)) == len(loose.unique(dim=0)) == 1000
+    logs = torch.tensor([0.0, 0.0, 1.0]).exp().log().unsqueeze(1)
+    shares = logs[:, 0].softmax(0)
+    assert float(displaced(logs, 2)) == pytest.approx(float(shares[2]) - 0.5)
+    assert float(displaced(logs, 1)) == 0.0
+    assert samples.var() > loose.var()  # the tails come from the largest weights
 
 
 def test_effective_sample_size():
