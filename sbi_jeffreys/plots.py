@@ -172,7 +172,7 @@ def _plot_one_agreement(report: Any, verdict: str) -> Figure:
     log_z, pareto_k = float(report.log_z[0]), float(report.pareto_k[0])
     relative = np.sort(log_weights[np.isfinite(log_weights)] - log_z)
     with panels(2, 4.0, 2.9) as (figure, (histogram, tail)):
-        color = color_of("flow" if bool(report.is_trustworthy[0]) else "energy")
+        color = color_of("flow") if bool(report.is_trustworthy[0]) else RED
         histogram.hist(relative, bins=50, density=True, color=color, alpha=0.6)
         histogram.axvline(0, color=GREY, linestyle="--", label="perfect agreement")
         kl, se, ess = (
@@ -189,7 +189,12 @@ def _plot_one_agreement(report: Any, verdict: str) -> Figure:
         weights = np.exp(relative[-int(min(num / 5, 3 * num**0.5)) :])
         for k, line, style, label in (
             (pareto_k, "black", "-", "Pareto tail with k̂"),
-            (MAX_PARETO_K, RED, "--", f"with k = {MAX_PARETO_K}, the most to be trusted"),
+            (
+                MAX_PARETO_K,
+                GREY,
+                "--",
+                f"with k = {MAX_PARETO_K}, the most to be trusted",
+            ),
         ):
             if np.isfinite(pareto_k):
                 share = len(weights) / num * _pareto_tail(weights, k)
@@ -200,6 +205,7 @@ def _plot_one_agreement(report: Any, verdict: str) -> Figure:
             xlabel="weight / mean weight",
             ylabel="fraction of draws above",
             title=f"Tail of the weights, Pareto k̂ {pareto_k:.2f}",
+            xlim=(min(0.1, np.exp(relative[0])), max(10, 1.5 * weights[-1])),
             ylim=(0.3 / num, 1.5),
         )
         for axis in (histogram, tail):

@@ -26,24 +26,24 @@ def load_arviz() -> ModuleType:
 
 
 def plot_densities(
-    data: Mapping[str, Any],
+    data: Any,
     var_names: list[str] | None = None,
     reference: Mapping[str, ArrayLike] | None = None,
 ) -> Figure:
     """Draw the densities of each parameter, all posteriors in one panel.
 
     Args:
-        data: `InferenceData` by name of the posterior.
+        data: `InferenceData`, or several by name of the posterior.
         var_names: Of the variables to draw; all by default.
         reference: Values to mark, such as the true ones, by name of the variable, each
             of the variable's shape.
 
     Raises:
-        TypeError: If `data` is no mapping of `InferenceData`.
+        TypeError: If `data` is something else.
         ValueError: If variables or `reference` are not those of the posteriors.
         ImportError: If this is arviz 1, which has functions of its own for it.
     """
-    arviz = _arviz_that_draws(data, "posterior", "plot_dist")
+    arviz, data = _arviz_and_named(data, "posterior", "plot_dist")
     shapes = _shapes(data, "posterior", var_names)
     marks: list[float] = []
     for name, shape in shapes.items():
@@ -77,19 +77,19 @@ def plot_densities(
     return figure
 
 
-def plot_forest(data: Mapping[str, Any], var_names: list[str] | None = None) -> Figure:
+def plot_forest(data: Any, var_names: list[str] | None = None) -> Figure:
     """Draw medians, quartiles and 94 % highest-density intervals of each parameter.
 
     Args:
-        data: `InferenceData` by name of the posterior.
+        data: `InferenceData`, or several by name of the posterior.
         var_names: Of the variables to draw; all by default.
 
     Raises:
-        TypeError: If `data` is no mapping of `InferenceData`.
+        TypeError: If `data` is something else.
         ValueError: If a variable is not in all posteriors.
         ImportError: If this is arviz 1, which has functions of its own for it.
     """
-    arviz = _arviz_that_draws(data, "posterior", "plot_forest")
+    arviz, data = _arviz_and_named(data, "posterior", "plot_forest")
     shapes = _shapes(data, "posterior", var_names)
     rows = len(data) * sum(map(prod, shapes.values()))
     with panels(1, 5.0, 0.9 + 0.22 * rows) as (figure, (axis,)):
@@ -113,25 +113,23 @@ def plot_forest(data: Mapping[str, Any], var_names: list[str] | None = None) -> 
     return figure
 
 
-def plot_predictive(
-    data: Mapping[str, Any], var_names: list[str] | None = None
-) -> Figure:
+def plot_predictive(data: Any, var_names: list[str] | None = None) -> Figure:
     """Draw densities of predicted data, and of the observed, a column for a posterior.
 
     Each thin line is of the entries of one predicted x.
 
     Args:
-        data: `InferenceData` by name of the posterior, with the groups
+        data: `InferenceData`, or several by name of the posterior, with the groups
             `posterior_predictive` and `observed_data`.
         var_names: Of the observed variables to draw; all by default.
 
     Raises:
-        TypeError: If `data` is no mapping of such.
+        TypeError: If `data` is something else, or lacks a group.
         ValueError: If a variable is not in all posteriors.
         ImportError: If this is arviz 1, which has functions of its own for it.
     """
-    arviz = _arviz_that_draws(data, "posterior_predictive", "plot_ppc_dist")
-    _arviz_that_draws(data, "observed_data", "plot_ppc_dist")
+    arviz, data = _arviz_and_named(data, "posterior_predictive", "plot_ppc_dist")
+    _arviz_and_named(data, "observed_data", "plot_ppc_dist")
     names = list(_shapes(data, "observed_data", var_names))
     with panels(len(names) * len(data), 3.4, 2.6, len(data)) as (figure, axes):
         for column, (name, each) in enumerate(data.items()):
@@ -156,26 +154,29 @@ def plot_predictive(
     return figure
 
 
-def _arviz_that_draws(data: Any, group: str, in_arviz_1: str) -> ModuleType:
-    """Return arviz, if it is version 0 and `data` have the group."""
+def _arviz_and_named(
+    data: Any, group: str, in_arviz_1: str
+) -> tuple[ModuleType, Mapping[str, Any]]:
+    """Return arviz, if it is version 0, and data by name, if all have the group."""
     arviz = load_arviz()
     if not hasattr(arviz, "InferenceData"):
         raise ImportError(
             f"Expected arviz 0, got {arviz.__version__}; there, `arviz.{in_arviz_1}` "
             "draws the same data."
         )
-    if not isinstance(data, Mapping) or not data:
+    named = {"posterior": data} if isinstance(data, arviz.InferenceData) else data
+    if not isinstance(named, Mapping) or not named:
         raise TypeError(
-            "Expected `data` to map names to InferenceData, got "
-            f"{type(data).__name__}{' (empty)' if isinstance(data, Mapping) else ''}."
+            "Expected `data` to be InferenceData, or to map names to some, got "
+            f"{type(data).__name__}{' (empty)' if isinstance(named, Mapping) else ''}."
         )
-    for name, each in data.items():
-        if group not in getattr(each, "groups", list)():
+    for name, each in named.items():
+        if not (isinstance(each, arviz.InferenceData) and group in each.groups()):
             raise TypeError(
                 f"Expected `data[{name!r}]` to be InferenceData with the group "
-                f"{group!r}, got {type(each).__name__}."
+                f"{group!r}, got {each!r}."
             )
-    return arviz
+    return arviz, named
 
 
 def _shapes(
