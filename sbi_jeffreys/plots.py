@@ -116,17 +116,21 @@ def plot_agreement(report: Any) -> Figure:
     """Draw how flow and energy agree, with the verdict in the title.
 
     For one observation: log-weights of draws from the flow, as a histogram, and the tail
-    of the weights beside that of Pareto k̂ and of 0.7. For several: KL, ESS and k̂ of
-    each, in red where the verdict is not to trust.
+    of the weights beside that of Pareto k̂ and of 0.7; a few very low ones may be cut off
+    at the left. For several: KL, ESS and k̂ of each, in red where the verdict is not to
+    trust.
 
     Args:
         report: Of `posterior.agreement(x)`.
+
+    Raises:
+        ValueError: If the only observation gives no draw any weight.
     """
     verdicts = list(report.verdicts)
     if len(verdicts) == 1:
         return _plot_one_agreement(report, verdicts[0])
     kl, kl_se, ess, pareto_k, good = (
-        np.asarray(values)
+        values.cpu().numpy()
         for values in (
             report.flow_to_energy,
             report.flow_to_energy_se,
@@ -167,13 +171,19 @@ def plot_agreement(report: Any) -> Figure:
 
 
 def _plot_one_agreement(report: Any, verdict: str) -> Figure:
-    log_weights = np.asarray(report.log_weights, dtype=float)[:, 0]
+    log_weights = report.log_weights[:, 0].double().cpu().numpy()
     num = len(log_weights)
     log_z, pareto_k = float(report.log_z[0]), float(report.pareto_k[0])
     relative = np.sort(log_weights[np.isfinite(log_weights)] - log_z)
+    if not len(relative):
+        raise ValueError("Expected `report` of draws with some weight, got none.")
     with panels(2, 4.0, 2.9) as (figure, (histogram, tail)):
         color = color_of("flow") if bool(report.is_trustworthy[0]) else RED
-        histogram.hist(relative, bins=50, density=True, color=color, alpha=0.6)
+        low = relative[len(relative) // 100]
+        low = max(relative[0], 2 * low - relative[-1])
+        counts, edges = np.histogram(relative, 50, (low, relative[-1]))
+        density = counts / np.diff(edges) / len(relative)
+        histogram.stairs(density, edges, fill=True, color=color, alpha=0.6)
         histogram.axvline(0, color=GREY, linestyle="--", label="perfect agreement")
         kl, se, ess = (
             float(values[0])
@@ -205,7 +215,7 @@ def _plot_one_agreement(report: Any, verdict: str) -> Figure:
             xlabel="weight / mean weight",
             ylabel="fraction of draws above",
             title=f"Tail of the weights, Pareto k̂ {pareto_k:.2f}",
-            xlim=(min(0.1, np.exp(relative[0])), max(10, 1.5 * weights[-1])),
+            xlim=(min(0.1, np.exp(low)), max(10, 1.5 * weights[-1])),
             ylim=(0.3 / num, 1.5),
         )
         for axis in (histogram, tail):

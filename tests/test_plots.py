@@ -139,8 +139,9 @@ def test_agreement_at_one_observation(tmp_path, pareto_k):
     figure = rendered(plots.plot_agreement(report), tmp_path)
     histogram, tail = figure.axes
     assert figure.get_suptitle().replace("\n", " ") == report.verdicts[0]
-    areas = [patch.get_width() * patch.get_height() for patch in histogram.patches]
-    assert sum(areas) == pytest.approx(1)
+    density, edges, _ = histogram.patches[0].get_data()
+    assert density @ np.diff(edges) == pytest.approx(1)
+    assert edges[-1] == pytest.approx(float((report.log_weights - report.log_z).max()))
     weights = np.sort((report.log_weights - report.log_z)[:, 0].exp().numpy())
     assert tail.lines[0].get_xdata() == pytest.approx(weights, rel=1e-4)
     assert tail.lines[0].get_ydata()[[0, -1]] == pytest.approx([1 - 0.5 / 400, 0.5 / 400])
@@ -164,6 +165,23 @@ def test_draws_without_weight_are_counted_but_not_drawn(tmp_path):
     report.log_weights[:100] = -torch.inf
     tail = rendered(plots.plot_agreement(report), tmp_path).axes[1]
     assert tail.lines[0].get_ydata()[0] == pytest.approx(299.5 / 400)
+
+
+def test_one_very_low_weight_does_not_squeeze_the_others(tmp_path):
+    report = make_report()
+    report.log_weights[0] = -1000.0
+    histogram, tail = rendered(plots.plot_agreement(report), tmp_path).axes
+    assert histogram.get_xlim()[0] > -10
+    assert tail.get_xlim()[0] > 1e-4
+    density, edges, _ = histogram.patches[0].get_data()
+    assert density @ np.diff(edges) == pytest.approx(399 / 400)
+
+
+def test_no_weight_at_all_is_refused():
+    report = make_report()
+    report.log_weights[:] = -torch.inf
+    with pytest.raises(ValueError, match="with some weight"):
+        plots.plot_agreement(report)
 
 
 def test_equal_weights_are_drawn(tmp_path):
