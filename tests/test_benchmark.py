@@ -1,7 +1,7 @@
 """The benchmark command, on small networks; what it measures is not asserted."""
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -23,6 +23,8 @@ EFFORT = speed.Effort(
     num_training_epochs=1,
     num_samples=200,
     num_observations=2,
+    num_corrected_samples=3,
+    num_corrected_observations=2,
 )
 
 
@@ -154,10 +156,49 @@ def test_overhead_and_floor_follow_from_the_parts():
 
 
 @pytest.mark.filterwarnings("ignore:.*samples")
-def test_sampling():
+def test_sampling(monkeypatch):
+    build = JNPE.build_posterior  # a stand-in, until the flow can be corrected
+    monkeypatch.setattr(
+        JNPE, "build_posterior", lambda self, sample_with="direct": build(self)
+    )
     header, *rows = rows_of(speed.sampling(CASE, EFFORT))
     assert header == ["request", "NPE, 1/s", "JNPE, 1/s", "ratio of times"]
-    assert len(rows) == 2
+    assert len(rows) == 2 + 2 + 3
+    assert [row[0] for row in rows[4:]] == ["NPE", "JNPE, flow", "JNPE, corrected"]
+
+
+def test_three_posteriors_are_sampled_in_turn(monkeypatch):
+    """NPE takes 4, 8, 2 s; the flow a half; the corrected posterior 6 times the flow."""
+    calls = []
+
+    class Posterior:
+        def __init__(self, name):
+            self.name = name
+
+        def sample_batched(self, shape, x, **options):
+            calls.append((self.name, shape, len(x)))
+
+    def fake_seconds(function, device):
+        function()
+        npe = (4.0, 8.0, 2.0)[(len(calls) - 1) // 3]
+        return {"npe": npe, "flow": npe / 2, "corrected": 3 * npe}[calls[-1][0]]
+
+    monkeypatch.setattr(speed, "seconds", fake_seconds)
+    posteriors = [Posterior(name) for name in ("npe", "flow", "corrected")]
+    section = speed._corrected_sampling(posteriors, CASE, replace(EFFORT, rounds=3))
+    assert calls == [("npe", (3,), 2), ("flow", (3,), 2), ("corrected", (3,), 2)] * 3
+    header, *rows = rows_of(section)
+    assert header == ["posterior", "1/s", "ratio of times", "goal"]
+    assert rows == [
+        ["NPE", "2", "", ""],
+        ["JNPE, flow", "3", "0.50 (0.50 to 0.50) of NPE's", "at most 1: met"],
+        [
+            "JNPE, corrected",
+            "0",
+            "6.00 (6.00 to 6.00) of the flow's",
+            "at most 5: missed",
+        ],
+    ]
 
 
 def test_the_peak_is_that_of_training(monkeypatch):

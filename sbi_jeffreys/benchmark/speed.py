@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -61,6 +62,9 @@ class Effort:
         num_training_epochs: Before posteriors are sampled.
         num_samples: Drawn for one observation.
         num_observations: For each of which a hundredth as many are drawn.
+        num_corrected_samples: Drawn of NPE, flow and corrected posterior in turn, for
+            each of `num_corrected_observations`.
+        num_corrected_observations: See there.
     """
 
     rounds: int = 3
@@ -69,6 +73,8 @@ class Effort:
     num_training_epochs: int = 20
     num_samples: int = 10_000
     num_observations: int = 2_000
+    num_corrected_samples: int = 1_000
+    num_corrected_observations: int = 500
 
 
 def steps_and_epochs(cases: Iterable[Case], effort: Effort) -> str:
@@ -138,11 +144,12 @@ def breakdown(cases: Iterable[Case], effort: Effort) -> str:
 
 def sampling(case: Case, effort: Effort) -> str:
     """Compare the rates at which posteriors are sampled."""
-    posteriors = []
-    for trainer in (case.npe(), case.jnpe()):
+    trainers = (case.npe(), case.jnpe())
+    for trainer in trainers:
         with _max_num_epochs_expected():
             trainer.train(max_num_epochs=effort.num_training_epochs)
-        posteriors.append(trainer.build_posterior())
+    posteriors = [trainer.build_posterior() for trainer in trainers]
+    corrected = trainers[1].build_posterior(sample_with="energy")
     _, x = case.task.simulate(effort.num_observations, case.seed + 1)
     x = x.to(case.device)
     few = effort.num_samples // 100
@@ -176,7 +183,59 @@ def sampling(case: Case, effort: Effort) -> str:
         f"with D = {case.dim}. For one observation, NPE rejects what falls outside of "
         "the prior; for many it is told not to, for then it may not end: of some "
         "observations next to no sample is accepted. JNPE's samples are all inside.",
-        table(["request", "NPE, 1/s", "JNPE, 1/s", "ratio of times"], lines),
+        "\n\n".join(
+            [
+                table(["request", "NPE, 1/s", "JNPE, 1/s", "ratio of times"], lines),
+                _corrected_sampling([*posteriors, corrected], case, effort),
+            ]
+        ),
+    )
+
+
+def _corrected_sampling(posteriors: list[Any], case: Case, effort: Effort) -> str:
+    """Compare NPE, JNPE's flow, and the flow corrected by the energy, in turn."""
+    npe, flow, corrected = posteriors
+    num = effort.num_corrected_samples
+    _, x = case.task.simulate(effort.num_corrected_observations, case.seed + 2)
+    x = x.to(case.device)
+    draws = (
+        partial(npe.sample_batched, reject_outside_prior=False),
+        flow.sample_batched,
+        corrected.sample_batched,
+    )
+    rounds = [
+        [
+            seconds(partial(draw, (num,), x=x, show_progress_bars=False), case.device)
+            for draw in draws
+        ]
+        for _ in range(effort.rounds)
+    ]
+    times = [list(of_one) for of_one in zip(*rounds, strict=True)]
+    rates = [f"{num * len(x) / median(of_one):,.0f}" for of_one in times]
+    to_npe, to_flow = (
+        compare(iter(first).__next__, iter(second).__next__, effort.rounds)
+        for first, second in pairwise(times)
+    )
+    return "\n\n".join(
+        [
+            f"`sample_batched(({num},), x)`, {len(x)} observations, of the three in turn "
+            "(NPE, flow, corrected, NPE, ...). The last is "
+            '`trainer.build_posterior(sample_with="energy")`. Ratios of times within a '
+            "round, as median (lowest to highest).",
+            table(
+                ["posterior", "1/s", "ratio of times", "goal"],
+                [
+                    ["NPE", rates[0], "", ""],
+                    ["JNPE, flow", rates[1], f"{to_npe} of NPE's", _goal(to_npe, 1)],
+                    [
+                        "JNPE, corrected",
+                        rates[2],
+                        f"{to_flow} of the flow's",
+                        _goal(to_flow, 5),
+                    ],
+                ],
+            ),
+        ]
     )
 
 
@@ -301,6 +360,10 @@ def _max_num_epochs_expected() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*max_num_epochs")
         yield
+
+
+def _goal(result: Comparison, most: float) -> str:
+    return f"at most {most}: {'met' if result.ratio <= most else 'missed'}"
 
 
 def _in_ms(result: Comparison) -> list[str]:

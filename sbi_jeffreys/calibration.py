@@ -1,0 +1,219 @@
+r"""Calibration on held-out simulations: SBC and TARP, from the same posterior samples.
+
+With $(\theta, x)$ simulated and $\theta_1, \dots, \theta_S$ drawn from an exact posterior
+given x, the rank of $\theta$ among the draws, in any one number $g(\theta, x)$, is
+uniform on $0, \dots, S$. Simulation-based calibration (Talts et al., arXiv:1804.06788)
+takes each parameter for g; TARP (Lemos et al., arXiv:2302.03026) the distance from a
+random reference point, which sees all parameters together.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from math import ceil
+from typing import Any, overload
+
+import torch
+from numpy.random import SeedSequence
+from sbi.diagnostics import check_tarp, run_sbc, run_tarp
+from sbi.diagnostics.sbc import check_uniformity_frequentist
+from sbi.diagnostics.tarp import get_tarp_references
+from sbi.inference.posteriors.base_posterior import NeuralPosterior
+from sbi.utils.diagnostics_utils import (
+    get_posterior_samples_on_batch,
+    remove_nans_and_infs_in_x,
+)
+from sbi.utils.metrics import l2
+from torch import Tensor
+
+from sbi_jeffreys.ranks import Calibration
+
+
+@overload
+def calibrate(
+    posteriors: Mapping[str, NeuralPosterior],
+    theta: Tensor,
+    x: Tensor,
+    *,
+    num_posterior_samples: int = ...,
+    num_bins: int | None = ...,
+    parameter_names: Sequence[str] | None = ...,
+    seed: int | None = ...,
+    show_progress_bars: bool = ...,
+) -> dict[str, Calibration]: ...
+
+
+@overload
+def calibrate(
+    posteriors: NeuralPosterior,
+    theta: Tensor,
+    x: Tensor,
+    *,
+    num_posterior_samples: int = ...,
+    num_bins: int | None = ...,
+    parameter_names: Sequence[str] | None = ...,
+    seed: int | None = ...,
+    show_progress_bars: bool = ...,
+) -> Calibration: ...
+
+
+def calibrate(
+    posteriors: NeuralPosterior | Mapping[str, NeuralPosterior],
+    theta: Tensor,
+    x: Tensor,
+    *,
+    num_posterior_samples: int = 1000,
+    num_bins: int | None = None,
+    parameter_names: Sequence[str] | None = None,
+    seed: int | None = None,
+    show_progress_bars: bool = True,
+) -> Calibration | dict[str, Calibration]:
+    """Check with SBC and TARP whether posteriors are calibrated, from one set of samples.
+
+    Each posterior is sampled once, for all simulations together, by `sample_batched`; if
+    it has none, by `sbi`'s loop. Several posteriors share TARP's reference points.
+
+    Args:
+        posteriors: One, of any kind, or several by name.
+        theta: Parameters from the prior, shape `(N, D)`, that no posterior was trained
+            on. Hundreds are needed.
+        x: Their simulations, shape `(N, *x)`. Those with NaN or infinite entries are left
+            out, with a warning.
+        num_posterior_samples: S, drawn for each simulation.
+        num_bins: Of TARP's curve; N // 10 by default.
+        parameter_names: Of length D; "theta_0", "theta_1", ... by default.
+        seed: Makes samples and reference points reproducible, and leaves torch's random
+            state as it was; None draws from that state.
+        show_progress_bars: Whether to show progress while sampling.
+
+    Returns:
+        One calibration, or one for each name.
+
+    Raises:
+        TypeError: If a posterior cannot be sampled.
+        ValueError: If shapes do not match, or there are fewer than 10 simulations, or
+            no samples.
+    """
+    named = posteriors if isinstance(posteriors, Mapping) else {"": posteriors}
+    for posterior in named.values():
+        if not hasattr(posterior, "sample_batched"):
+            raise TypeError(
+                "Expected `posteriors` to be a posterior or a mapping of posteriors, got "
+                f"{type(posterior).__name__}, which has no `sample_batched`."
+            )
+    names = _check_shapes(theta, x, parameter_names)
+    theta, x = remove_nans_and_infs_in_x(theta, x)
+    _check_numbers(len(theta), num_posterior_samples, num_bins)
+    with torch.random.fork_rng(enabled=seed is not None):
+        if seed is not None:  # not that very one, for theta may come from it
+            torch.manual_seed(int(SeedSequence(seed).generate_state(1)[0]))
+        references = get_tarp_references(theta.cpu())
+        results = {}
+        for name, posterior in named.items():
+            samples = get_posterior_samples_on_batch(
+                x,
+                posterior,
+                (num_posterior_samples,),
+                show_progress_bar=show_progress_bars,
+            )
+            results[name] = _calibration(
+                samples.cpu(), theta.cpu(), references, num_bins, names
+            )
+    return results if isinstance(posteriors, Mapping) else results[""]
+
+
+class _Drawn:
+    """Samples already made, in the place of the posterior that `sbi` would sample."""
+
+    def __init__(self, samples: Tensor) -> None:
+        self.samples = samples
+
+    def sample_batched(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.samples
+
+
+def _calibration(
+    samples: Tensor,
+    theta: Tensor,
+    references: Tensor,
+    num_bins: int | None,
+    names: tuple[str, ...],
+) -> Calibration:
+    """Rank parameters `(N, D)` among samples `(S, N, D)`."""
+    num, drawn = len(samples), _Drawn(samples)
+    distances = []
+
+    def distance(reference: Tensor, other: Tensor) -> Tensor:
+        distances.append(l2(reference, other))
+        return distances[-1]
+
+    with warnings.catch_warnings():  # one of our own was enough
+        warnings.filterwarnings("ignore", "Number of .* samples .* order of 100s")
+        ranks, _ = run_sbc(theta, theta, drawn, num, show_progress_bar=False)
+        ecp, alpha = run_tarp(
+            theta,
+            theta,
+            drawn,
+            references,
+            num,
+            show_progress_bar=False,
+            distance=distance,
+            num_bins=num_bins,
+        )
+    of_samples, of_theta = distances
+    atc, tarp_p_value = check_tarp(ecp, alpha)
+    return Calibration(
+        parameter_names=names,
+        num_posterior_samples=num,
+        ranks=ranks,
+        tarp_ranks=(of_samples < of_theta).sum(0).to(ranks),
+        ks_p_values=check_uniformity_frequentist(ranks, num),
+        ecp=ecp,
+        alpha=alpha,
+        tarp_atc=atc,
+        tarp_p_value=float(tarp_p_value),
+    )
+
+
+def _check_shapes(
+    theta: Tensor, x: Tensor, parameter_names: Sequence[str] | None
+) -> tuple[str, ...]:
+    """Return the names of parameters, if they and the shapes match."""
+    if theta.ndim != 2 or len(theta) != len(x):
+        raise ValueError(
+            "Expected `theta` of shape (N, D) and `x` of shape (N, ...), got "
+            f"{tuple(theta.shape)} and {tuple(x.shape)}."
+        )
+    dim = theta.shape[1]
+    names = tuple(parameter_names or [f"theta_{i}" for i in range(dim)])
+    if len(set(names)) != dim or len(names) != dim:
+        raise ValueError(f"Expected {dim} different `parameter_names`, got {names}.")
+    return names
+
+
+def _check_numbers(
+    num_simulations: int, num_posterior_samples: int, num_bins: int | None
+) -> None:
+    """Raise a ValueError if there are too few, and warn if there are few."""
+    if num_simulations < 10:
+        raise ValueError(
+            f"Expected at least 10 simulations with finite `x`, got {num_simulations}."
+        )
+    if num_posterior_samples < 1 or (num_bins is not None and num_bins < 2):
+        raise ValueError(
+            "Expected `num_posterior_samples` of at least 1 and `num_bins` of at least "
+            f"2, got {num_posterior_samples} and {num_bins}."
+        )
+    if num_simulations < 100:
+        warnings.warn(
+            f"With {num_simulations} simulations only gross errors of calibration show. "
+            "Use 100 or more.",
+            stacklevel=3,
+        )
+    enough = ceil(10 * num_simulations**0.5)
+    if num_posterior_samples < enough:
+        warnings.warn(
+            f"With `num_posterior_samples={num_posterior_samples}`, ranks are too coarse "
+            f"for tests on {num_simulations} simulations, which will fail too often. Use "
+            f"{enough} or more.",
+            stacklevel=3,
+        )

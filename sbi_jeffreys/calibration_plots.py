@@ -1,0 +1,159 @@
+"""Figures of calibration: ranks, coverage and TARP, for one posterior or several."""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sbi_jeffreys.figures import GREY, color_of, legend_below, panels
+from sbi_jeffreys.ranks import Calibration
+from sbi_jeffreys.sample_plots import load_arviz
+
+NUM_POINTS = 100
+_BAND: dict[str, Any] = {"color": "0.5", "alpha": 0.2, "linewidth": 0, "label": "95 %"}
+
+
+def plot_ranks(calibrations: Calibration | Mapping[str, Calibration]) -> Figure:
+    """Draw the ECDF of SBC ranks, less that of uniform ranks, for each parameter.
+
+    95 % of calibrated posteriors stay inside of the grey band, over its whole width and
+    for one parameter. A curve up, then down is of a posterior that is too narrow; down,
+    then up, too wide; up or down alone, too high or too low. (Säilynoja et al. 2022.)
+
+    Args:
+        calibrations: One, or several by name, of the same simulations.
+
+    Raises:
+        ValueError: If parameters or numbers of simulations differ.
+    """
+    named, first = _same_simulations(calibrations)
+    points = _grid(first)
+    low, high = _band(len(first.ranks), points)
+    with panels(len(first.parameter_names)) as (figure, axes):
+        for axis, parameter in zip(axes, first.parameter_names, strict=True):
+            axis.fill_between(points, low - points, high - points, **_BAND)
+            for name, calibration in named.items():
+                ecdf = _ecdf(calibration.pit[parameter], points)
+                axis.plot(points, ecdf - points, color=color_of(name), label=name)
+            axis.axhline(0, color=GREY, linewidth=0.7)
+            axis.set(title=parameter, xlabel="rank / S", xlim=(0, 1))
+        axes[0].set_ylabel("ECDF − uniform")
+        legend_below(figure, axes[0])
+    return figure
+
+
+def plot_tarp(calibrations: Calibration | Mapping[str, Calibration]) -> Figure:
+    """Draw the expected coverage probability of TARP's regions against their level.
+
+    Above the diagonal on its right half, a posterior is too wide, below too narrow. The
+    band is as in `plot_ranks`.
+
+    Args:
+        calibrations: One, or several by name, of the same simulations.
+
+    Raises:
+        ValueError: If parameters or numbers of simulations differ.
+    """
+    named, first = _same_simulations(calibrations)
+    points = _grid(first)
+    with panels(1, 3.6, 3.4) as (figure, (axis,)):
+        axis.fill_between(points, *_band(len(first.ranks), points), **_BAND)
+        for name, calibration in named.items():
+            axis.plot(
+                calibration.alpha, calibration.ecp, color=color_of(name), label=name
+            )
+        _diagonal(axis)
+        axis.set(
+            xlabel="credibility level α",
+            ylabel="expected coverage probability",
+            title="TARP, all parameters together",
+        )
+        axis.legend()
+    return figure
+
+
+def plot_coverage(calibrations: Calibration | Mapping[str, Calibration]) -> Figure:
+    """Draw how often central intervals hold each parameter, against their level.
+
+    Above the diagonal a posterior is too wide, below too narrow or biased. The grey band
+    holds 95 % of calibrated posteriors at each level.
+
+    Args:
+        calibrations: One, or several by name, of the same simulations.
+
+    Raises:
+        ValueError: If parameters or numbers of simulations differ.
+    """
+    named, first = _same_simulations(calibrations)
+    levels = _grid(first)
+    margin = 1.96 * first.coverage(levels).standard_error[:, 0]
+    curves = {name: each.coverage(levels).coverage for name, each in named.items()}
+    with panels(len(first.parameter_names), 2.8, 2.7) as (figure, axes):
+        for i, axis in enumerate(axes):
+            axis.fill_between(levels, levels - margin, levels + margin, **_BAND)
+            for name, curve in curves.items():
+                axis.plot(levels, curve[:, i], color=color_of(name), label=name)
+            _diagonal(axis)
+            axis.set(title=first.parameter_names[i], xlabel="level of central interval")
+        axes[0].set_ylabel("fraction that holds it")
+        legend_below(figure, axes[0])
+    return figure
+
+
+def _same_simulations(
+    calibrations: Calibration | Mapping[str, Calibration],
+) -> tuple[Mapping[str, Calibration], Calibration]:
+    """Return calibrations by name, and the first."""
+    named = cast(
+        Mapping[str, Calibration],
+        calibrations
+        if isinstance(calibrations, Mapping)
+        else {"posterior": calibrations},
+    )
+    settings = {(c.parameter_names, len(c.ranks)) for c in named.values()}
+    if len(settings) != 1:
+        raise ValueError(
+            "Expected `calibrations` of the same parameters and as many simulations, got "
+            f"{sorted(settings)}."
+        )
+    return named, next(iter(named.values()))
+
+
+def _grid(calibration: Calibration) -> np.ndarray:
+    """Return points in (0, 1) at which the ECDF of uniform ranks is that of a uniform."""
+    num = calibration.num_posterior_samples + 1
+    return np.unique(np.linspace(1, num - 1, NUM_POINTS).round()) / num
+
+
+def _ecdf(values: np.ndarray, points: np.ndarray) -> np.ndarray:
+    return np.searchsorted(np.sort(values), points, side="right") / len(values)
+
+
+def _band(num: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return bounds that the ECDF of `num` uniform numbers keeps at all points, 95 %."""
+    arviz = load_arviz()
+    generator = np.random.default_rng(0)
+    if hasattr(arviz, "InferenceData"):
+        from arviz.stats.ecdf_utils import ecdf_confidence_band
+
+        return ecdf_confidence_band(
+            num,
+            points,
+            points,
+            prob=0.95,
+            method="simulated",
+            num_trials=2000,
+            rvs=lambda size, random_state: random_state.random(size),
+            random_state=generator,
+        )
+    from arviz_stats import ecdf_utils  # what became of it in arviz 1
+
+    prob = ecdf_utils.simulate_confidence_bands(num, 1, points, 0.95, 2000, generator)
+    return ecdf_utils.get_pointwise_confidence_band(prob, num, points)
+
+
+def _diagonal(axis: Axes) -> None:
+    axis.plot([0, 1], [0, 1], color=GREY, linewidth=0.7, linestyle="--")
+    axis.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
