@@ -11,8 +11,8 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from sbi_jeffreys import plots
-from sbi_jeffreys.figures import RED, color_of
-from sbi_jeffreys.sample_plots import load_arviz
+from sbi_jeffreys.plots.samples import load_arviz
+from sbi_jeffreys.plots.style import RED, color_of
 from tests.test_calibration import of_ranks
 
 arviz = load_arviz()
@@ -239,7 +239,7 @@ def band_at(edges, points):
 
 def test_the_band_holds_as_many_uniform_samples_as_it_says():
     """95 % of 500 samples, within 4.5 standard errors, and that of the band itself."""
-    from sbi_jeffreys.calibration_plots import _band
+    from sbi_jeffreys.plots.calibration import _band
 
     points = np.arange(1, 100) / 100
     low, high = _band(200, points)

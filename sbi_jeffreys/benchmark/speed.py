@@ -70,7 +70,7 @@ class Effort:
     rounds: int = 3
     num_steps: int = 10
     num_epochs: int = 5
-    num_training_epochs: int = 20
+    num_training_epochs: int = 100
     num_samples: int = 10_000
     num_observations: int = 2_000
     num_corrected_samples: int = 1_000

@@ -1,12 +1,6 @@
-"""Figures of training, agreement and calibration, and of samples by way of arviz.
-
-All return a matplotlib `Figure` that is not one of pyplot's: `figure.savefig(path)` or,
-as the last line of a notebook's cell, the figure itself shows it. None needs a display,
-and there is nothing to close.
-"""
+"""Figures of the agreement of flow and energy."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from textwrap import fill
 from typing import Any
 
@@ -14,105 +8,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sbi_jeffreys.calibration_plots import plot_coverage, plot_ranks, plot_tarp
-from sbi_jeffreys.figures import GREY, PURPLE, RED, color_of, panels
-from sbi_jeffreys.sample_plots import plot_densities, plot_forest, plot_predictive
-
-__all__ = [
-    "plot_agreement",
-    "plot_coverage",
-    "plot_densities",
-    "plot_forest",
-    "plot_predictive",
-    "plot_ranks",
-    "plot_tarp",
-    "plot_training",
-]
-
-MAX_FLOW_TO_ENERGY, MAX_PARETO_K = 0.5, 0.7
-TERMS = ("KL(data | flow)", "KL(flow | energy)", "KL(data | energy)")
+from sbi_jeffreys.agreement import MAX_FLOW_TO_ENERGY, AgreementReport
+from sbi_jeffreys.correction import MAX_PARETO_K
+from sbi_jeffreys.plots.style import GREY, RED, color_of, panels
 
 
-def plot_training(summary: Mapping[str, Sequence[Any]]) -> Figure:
-    """Draw losses, agreement, multipliers and effective sample size over the epochs.
-
-    Dotted lines are where the learning rates fell. Losses of the first epochs may be cut
-    off at the top.
-
-    Args:
-        summary: `trainer.summary`, after training.
-
-    Raises:
-        ValueError: If it lacks something, as before training or that of sbi's NPE.
-    """
-    needed = (
-        "training_loss",
-        "validation_loss",
-        "validation_energy_loss",
-        "validation_flow_to_energy",
-        "validation_log_z",
-        "validation_ess",
-        "multipliers",
-        "divergences",
-        "learning_rate",
-    )
-    missing = [name for name in needed if not len(summary.get(name, ()))]
-    if missing:
-        raise ValueError(
-            "Expected `summary` to be that of a JNPE after training, but it has no "
-            f"{', '.join(missing)}."
-        )
-    epochs = np.arange(1, 1 + len(summary["validation_loss"]))
-    rates = np.asarray(summary["learning_rate"])
-    flow, energy = color_of("flow"), color_of("energy")
-    training_energy = np.asarray(summary["divergences"])[:, 2]
-    with panels(4, 4.2, 2.6, columns=2) as (figure, axes):
-        losses, kl, multipliers, ess = axes
-        for values, color, style, label in (
-            (summary["validation_loss"], flow, "-", "flow, held out"),
-            (summary["training_loss"], flow, ":", "flow, training"),
-            (summary["validation_energy_loss"], energy, "-", "energy, held out"),
-            (training_energy, energy, ":", "energy, training"),
-        ):
-            losses.plot(epochs, values, color=color, linestyle=style, label=label)
-        losses.set(ylabel="NLL (nats)", title="Negative log-likelihood")
-        losses.set_ylim(*_without_onset(losses))
-        kl.plot(
-            epochs, summary["validation_flow_to_energy"], color=PURPLE, label=TERMS[1]
-        )
-        kl.plot(epochs, summary["validation_log_z"], color=GREY, label="log Z")
-        kl.set(ylabel="nats", title="Agreement, held out")
-        kl.set_ylim(*_without_onset(kl))
-        for values, color, term in zip(
-            np.transpose(summary["multipliers"]),
-            (flow, PURPLE, energy),
-            TERMS,
-            strict=True,
-        ):
-            multipliers.plot(epochs, values, color=color, label=term)
-        multipliers.set(ylabel="multiplier", title="Weights of the divergences")
-        multipliers.set_ylim(bottom=0)
-        ess.plot(epochs, summary["validation_ess"], color=PURPLE)
-        ess.set(
-            ylabel="ESS / number of draws",
-            title="Effective sample size, held out",
-            ylim=(0, 1),
-        )
-        drops = epochs[1:][np.diff(rates) < 0]
-        for axis in axes:
-            for epoch in drops:
-                line = axis.axvline(epoch, color=GREY, linewidth=0.8, linestyle=":")
-            axis.set_xlim(1, max(2, len(epochs)))
-        if len(drops):
-            line.set_label("learning rates fall")
-        for axis in axes if len(drops) else axes[:3]:
-            axis.legend()
-        for axis in (multipliers, ess):
-            axis.set_xlabel("epoch")
-    return figure
-
-
-def plot_agreement(report: Any) -> Figure:
+def plot_agreement(report: AgreementReport) -> Figure:
     """Draw how flow and energy agree, with the verdict in the title.
 
     For one observation: log-weights of draws from the flow, as a histogram, and the tail
@@ -170,7 +71,7 @@ def plot_agreement(report: Any) -> Figure:
     return figure
 
 
-def _plot_one_agreement(report: Any, verdict: str) -> Figure:
+def _plot_one_agreement(report: AgreementReport, verdict: str) -> Figure:
     log_weights = report.log_weights[:, 0].double().cpu().numpy()
     num = len(log_weights)
     log_z, pareto_k = float(report.log_z[0]), float(report.pareto_k[0])
@@ -234,15 +135,6 @@ def _pareto_tail(weights: np.ndarray, k: float) -> np.ndarray:
     if abs(k) < 1e-6:
         return 0.5 ** (excess / middle)
     return np.maximum(1 + (2**k - 1) * excess / middle, 0) ** (-1 / k)
-
-
-def _without_onset(axis: Axes) -> tuple[float, float]:
-    """Return limits that hold all values but the highest tenth of each line."""
-    lines = [np.asarray(line.get_ydata()) for line in axis.lines]
-    low = min(np.nanmin(line) for line in lines)
-    high = max(np.nanquantile(line, 0.9) for line in lines)
-    margin = 0.1 * (high - low) + 1e-3
-    return low - margin, high + margin
 
 
 def _threshold(axis: Axes, value: float) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from sbi_jeffreys.figures import GREY, color_of, legend_below, panels
+from sbi_jeffreys.plots.style import GREY, color_of, legend_below, panels
 
 HDI_PROB = 0.94
 MAX_PREDICTIONS = 100
