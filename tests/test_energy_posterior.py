@@ -21,6 +21,7 @@ from torch.distributions import MultivariateNormal
 from sbi_jeffreys import JNPE, EnergyPosteriorParameters
 from sbi_jeffreys.energy_posterior import EnergyPosterior
 from sbi_jeffreys.flow import ConditionalFlow
+from sbi_jeffreys.novelty import Novelty
 from sbi_jeffreys.posterior import FlowPosterior
 from sbi_jeffreys.samplers import FlowProposal, sampled_by_sbi
 from tests.closed_forms import ConjugateGaussian
@@ -436,3 +437,14 @@ def test_a_poorly_trained_model_is_told_from_a_well_trained_one():
         shares.append(sum("energy agree" in verdict for verdict in verdicts) / 200)
     assert shares[0] < 0.1
     assert shares[1] > 0.9
+
+
+@pytest.mark.gpu
+def test_all_of_it_runs_on_a_gpu():
+    posterior = make_posterior(0.5, novelty=Novelty(X))
+    posterior.to("cuda")
+    assert posterior.sample_batched((300,), X[:20], **QUIET).is_cuda
+    assert posterior.sample((300,), x=X[:3], **QUIET).is_cuda
+    assert posterior.log_prob(THETA[:5], x=X[:1]).is_cuda
+    assert posterior.log_prob_batched(THETA[:5].unsqueeze(0), X[:5]).is_cuda
+    assert len(posterior.agreement(X[:3]).verdicts) == 3
