@@ -174,7 +174,9 @@ def inference_data(
     Returns:
         An `InferenceData` (arviz 0.x) or `DataTree` (1.x).
     """
-    data = library().from_groups(groups, dict(coords or {}), dict(dims or {}))
+    with warnings.catch_warnings():  # of more chains than draws: we know which is which
+        warnings.filterwarnings("ignore", "More chains|Found chain dimension")
+        data = library().from_groups(groups, dict(coords or {}), dict(dims or {}))
     for name, values in (attrs or {}).items():
         group = data if name == "/" else data[name]
         group.attrs.update(

@@ -233,7 +233,9 @@ def test_groups_variables_and_attributes_survive_netcdf(kind, tmp_path):
 
 
 def test_dimensions_have_default_names(kind):
-    data = api.inference_data({"posterior": {"theta": np.zeros((2, 5, 3))}})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # that there are more chains than draws
+        data = api.inference_data({"posterior": {"theta": np.zeros((6, 5, 3))}})
     assert data["posterior"]["theta"].dims == ("chain", "draw", "theta_dim_0")
 
 
