@@ -10,6 +10,7 @@ neither torch nor the rest of this package.
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import product
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -244,3 +245,34 @@ def summary(draws: np.ndarray, hdi_prob: float = 0.94) -> Summary:
             if few or chains < 2
             else np.array([arviz.r_hat(p) for p in parameters]),
         )
+
+
+def is_inference_data(value: Any) -> bool:
+    """Return whether it is an `InferenceData` or a `DataTree`."""
+    return type(value).__name__ in ("InferenceData", "DataTree")
+
+
+def labelled_draws(data: Any) -> tuple[list[str], np.ndarray]:
+    """Return the posterior's draws as one array, with a label for each parameter.
+
+    Args:
+        data: An `InferenceData` or `DataTree`.
+
+    Returns:
+        P labels, such as "rate" and "theta[0]", and draws, shape `(chain, draw, P)`.
+
+    Raises:
+        ValueError: If there is no group "posterior".
+    """
+    if "posterior" not in data:
+        raise ValueError(f"Expected a group 'posterior', got {list(data)}.")
+    labels, columns = [], []
+    for name, variable in data["posterior"].data_vars.items():
+        variable = variable.transpose("chain", "draw", ...)
+        columns.append(variable.values.reshape(*variable.shape[:2], -1))
+        axes = [variable[dim].values for dim in variable.dims[2:]]
+        labels += [
+            f"{name}[{', '.join(map(str, each))}]" if each else str(name)
+            for each in product(*axes)
+        ]
+    return labels, np.concatenate(columns, -1)

@@ -301,7 +301,7 @@ def test_sbis_other_posteriors(trained):
         )
     )
     vi = VIPosterior(potential, PRIOR).set_default_x(X_O)
-    vi.train(max_num_iters=3, min_num_iters=1, show_progress_bar=False, n_particles=8)
+    vi.train(max_num_iters=3, quality_control=False, show_progress_bar=False)
     data = export(
         {"rejection": rejection, "importance": importance, "nle": nle, "vi": vi},
         num_samples=8,
