@@ -1,16 +1,278 @@
-"""What this package takes from arviz."""
+"""What this package takes from arviz, of which there are two kinds.
+
+`arviz` 0.x is one package, whose `from_dict` takes the groups as arguments and returns an
+`InferenceData`. `arviz` 1.x, for Python 3.12 and later, is a name for `arviz_base`,
+`arviz_stats` and others, whose `from_dict` takes one nested dictionary and returns
+xarray's `DataTree`. This module alone imports any of them, when first used. It needs
+neither torch nor the rest of this package.
+"""
 
 import warnings
+from collections.abc import Mapping, Sequence
+from functools import cache
+from itertools import product
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    import arviz
+Groups = Mapping[str, Mapping[str, np.ndarray]]
+Coords = Mapping[str, Sequence[Any]]
+Dims = Mapping[str, Sequence[str]]
+
+TIED = 1e-6
+"""Difference of log weights below which they are equal."""
+
+
+def _arviz() -> ModuleType:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # 0.23 tells of 1.0
+        import arviz
+    return arviz
+
+
+class _Arviz0:
+    """arviz 0.x."""
+
+    def __init__(self) -> None:
+        self.arviz = _arviz()
+
+    def psis(self, log_weights: np.ndarray) -> tuple[np.ndarray, float]:
+        return self.arviz.psislw(log_weights)
+
+    def from_groups(self, groups: Groups, coords: Coords, dims: Dims) -> Any:
+        plain = {name: dict(variables) for name, variables in groups.items()}
+        return self.arviz.from_dict(**plain, coords=coords, dims=dims)
+
+    def hdi(self, draws: np.ndarray, prob: float) -> np.ndarray:
+        return self.arviz.hdi(draws, hdi_prob=prob)
+
+    def ess_bulk(self, draws: np.ndarray) -> float:
+        return self.arviz.ess(draws, method="bulk")
+
+    def r_hat(self, draws: np.ndarray) -> float:
+        return self.arviz.rhat(draws, method="rank")
+
+
+class _Arviz1:
+    """arviz 1.x."""
+
+    def __init__(self) -> None:
+        import arviz_base
+        from arviz_stats.base import array_stats
+
+        self.base, self.stats = arviz_base, array_stats
+
+    def psis(self, log_weights: np.ndarray) -> tuple[np.ndarray, float]:
+        return self.stats.psislw(-log_weights)  # it expects log likelihoods
+
+    def from_groups(self, groups: Groups, coords: Coords, dims: Dims) -> Any:
+        return self.base.from_dict(groups, coords=coords, dims=dims)
+
+    def hdi(self, draws: np.ndarray, prob: float) -> np.ndarray:
+        return self.stats.hdi(draws, prob)
+
+    def ess_bulk(self, draws: np.ndarray) -> float:
+        return self.stats.ess(draws, method="bulk")
+
+    def r_hat(self, draws: np.ndarray) -> float:
+        return self.stats.rhat(draws, method="rank")
+
+
+@cache
+def library() -> _Arviz0 | _Arviz1:
+    """Return the arviz that is installed, imported at the first call."""
+    return _Arviz0() if int(_arviz().__version__.split(".")[0]) < 1 else _Arviz1()
 
 
 def pareto_smoothed(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Placeholder until the adapter is merged."""
-    smoothed, k = arviz.psislw(log_weights)
-    spread = log_weights.max(-1) - np.median(log_weights, -1)
-    return smoothed, np.where(np.isinf(k) & (spread < 1e-6), -np.inf, k)
+    r"""Smooth the largest importance weights; say how heavy their tail is.
+
+    The largest weights, a fifth of them or $3 \sqrt N$, are replaced by quantiles of the
+    generalized Pareto distribution that fits them (Vehtari et al., JMLR 25(72), 2024).
+    Draws of weight zero have no part in that.
+
+    Args:
+        log_weights: In nats, shape `(..., N)`; minus infinity for a weight of zero. They
+            are not modified.
+
+    Returns:
+        Smoothed log weights, shape `(..., N)`, of which each row's weights sum to one;
+        and the distribution's shape k̂, `(...)`: unreliable above 0.7. It is infinite
+        where a tail can't be fitted, for want of 25 weights or of 5 above the others, and
+        minus infinity where the largest are equal, for then there is no tail.
+
+    Raises:
+        ValueError: If weights are NaN or infinite, or all of a row's are zero.
+    """
+    log_weights = np.array(log_weights, dtype=float)
+    if log_weights.ndim == 0 or not log_weights.shape[-1]:
+        raise ValueError(
+            f"Expected `log_weights` of shape (..., N), N > 0, got {log_weights.shape}."
+        )
+    if not (log_weights < np.inf).all():
+        raise ValueError(
+            "Expected `log_weights` to be finite or minus infinity, got "
+            f"{int((~(log_weights < np.inf)).sum())} that are NaN or infinite."
+        )
+    largest = log_weights.max(-1, keepdims=True)
+    if np.isneginf(largest).any():
+        raise ValueError(
+            "Expected `log_weights` of which some are above minus infinity in each row; "
+            f"in {int(np.isneginf(largest).sum())} all weights are zero."
+        )
+    shifted = log_weights - largest
+    normalised = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    pareto_k = np.empty(log_weights.shape[:-1])
+    for row in np.ndindex(pareto_k.shape):
+        pareto_k[row] = _smooth_tail(shifted[row], normalised[row])
+    return normalised, pareto_k
+
+
+def _smooth_tail(log_weights: np.ndarray, normalised: np.ndarray) -> float:
+    """Return k̂ of log weights `(N,)`, of which the largest is 0.
+
+    If there is a tail, write the log weights that result into `normalised`, `(N,)`.
+    """
+    if _around_cutoff(log_weights)[1] > -TIED:
+        return -np.inf
+    some = log_weights > np.log(np.finfo(float).tiny)
+    positive = log_weights[some]
+    if len(positive) < 25 or (positive > _around_cutoff(positive)[0]).sum() < 5:
+        return np.inf
+    with np.errstate(all="ignore"):
+        smoothed, pareto_k = library().psis(positive)
+    if not np.isfinite(pareto_k):
+        return np.inf
+    normalised[some] = smoothed
+    return float(pareto_k)
+
+
+def _around_cutoff(log_weights: np.ndarray) -> tuple[float, float]:
+    """Return the largest log weight below those to be smoothed; the smallest of them."""
+    num = len(log_weights)
+    tail = min(max(5, int(min(num / 5, 3 * num**0.5))), num)
+    ascending = np.sort(log_weights)
+    return ascending[max(num - tail - 1, 0)], ascending[num - tail]
+
+
+def inference_data(
+    groups: Groups,
+    coords: Coords | None = None,
+    dims: Dims | None = None,
+    attrs: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Any:
+    """Return groups of variables as arviz keeps them.
+
+    Args:
+        groups: Arrays by name, by group. Their first two axes are chain and draw, but in
+            groups with "data" in their name.
+        coords: Coordinates of each dimension.
+        dims: Names of each variable's dimensions, without chain and draw.
+        attrs: Attributes of each group, by its name; of the whole, by "/". Those that are
+            neither text nor numbers become text, which netCDF can hold; None is left out.
+
+    Returns:
+        An `InferenceData` (arviz 0.x) or `DataTree` (1.x).
+    """
+    with warnings.catch_warnings():  # of more chains than draws: we know which is which
+        warnings.filterwarnings("ignore", "More chains|Found chain dimension")
+        data = library().from_groups(groups, dict(coords or {}), dict(dims or {}))
+    for name, values in (attrs or {}).items():
+        group = data if name == "/" else data[name]
+        group.attrs.update(
+            {k: _plain(value) for k, value in values.items() if value is not None}
+        )
+    return data
+
+
+def _plain(value: Any) -> str | int | float:
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, bool):
+        return int(value)
+    return value if isinstance(value, str | int | float) else str(value)
+
+
+class Summary(NamedTuple):
+    """Of each of P parameters, all of shape `(P,)`.
+
+    Attributes:
+        mean: Posterior mean.
+        sd: Posterior standard deviation.
+        hdi_low: Lower bound of the narrowest interval of the given probability.
+        hdi_high: Its upper bound.
+        ess_bulk: Effective number of draws; NaN of fewer than four a chain.
+        r_hat: Rank-normalised split R̂; NaN likewise, and of a single chain.
+    """
+
+    mean: np.ndarray
+    sd: np.ndarray
+    hdi_low: np.ndarray
+    hdi_high: np.ndarray
+    ess_bulk: np.ndarray
+    r_hat: np.ndarray
+
+
+def summary(draws: np.ndarray, hdi_prob: float = 0.94) -> Summary:
+    """Summarise draws of parameters.
+
+    Args:
+        draws: Shape `(chain, draw, P)`.
+        hdi_prob: Probability inside of the interval, in (0, 1).
+
+    Raises:
+        ValueError: If the shape or the probability is none.
+    """
+    if draws.ndim != 3 or not draws.shape[0] * draws.shape[1]:
+        raise ValueError(
+            f"Expected `draws` of shape (chain, draw, P), got {draws.shape}."
+        )
+    if not 0 < hdi_prob < 1:
+        raise ValueError(f"Expected `hdi_prob` to be in (0, 1), got {hdi_prob}.")
+    chains, length, _ = draws.shape
+    arviz, parameters = library(), np.moveaxis(draws, -1, 0).astype(float)
+    few = length < 4
+    nan = np.full(len(parameters), np.nan)
+    with np.errstate(all="ignore"):
+        bounds = np.array([arviz.hdi(each.ravel(), hdi_prob) for each in parameters])
+        return Summary(
+            mean=parameters.mean((1, 2)),
+            sd=parameters.std((1, 2), ddof=1),
+            hdi_low=bounds[:, 0],
+            hdi_high=bounds[:, 1],
+            ess_bulk=nan if few else np.array([arviz.ess_bulk(p) for p in parameters]),
+            r_hat=nan
+            if few or chains < 2
+            else np.array([arviz.r_hat(p) for p in parameters]),
+        )
+
+
+def is_inference_data(value: Any) -> bool:
+    """Return whether it is an `InferenceData` or a `DataTree`."""
+    return type(value).__name__ in ("InferenceData", "DataTree")
+
+
+def labelled_draws(data: Any) -> tuple[list[str], np.ndarray]:
+    """Return the posterior's draws as one array, with a label for each parameter.
+
+    Args:
+        data: An `InferenceData` or `DataTree`.
+
+    Returns:
+        P labels, such as "rate" and "theta[0]", and draws, shape `(chain, draw, P)`.
+
+    Raises:
+        ValueError: If there is no group "posterior".
+    """
+    if "posterior" not in data:
+        raise ValueError(f"Expected a group 'posterior', got {list(data)}.")
+    labels, columns = [], []
+    for name, variable in data["posterior"].data_vars.items():
+        variable = variable.transpose("chain", "draw", ...)
+        columns.append(variable.values.reshape(*variable.shape[:2], -1))
+        axes = [variable[dim].values for dim in variable.dims[2:]]
+        labels += [
+            f"{name}[{', '.join(map(str, each))}]" if each else str(name)
+            for each in product(*axes)
+        ]
+    return labels, np.concatenate(columns, -1)

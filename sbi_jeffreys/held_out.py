@@ -1,0 +1,102 @@
+"""How posteriors fare on simulations that they were not trained on."""
+
+import warnings
+
+import torch
+from sbi.inference.posteriors import DirectPosterior
+from sbi.inference.posteriors.base_posterior import NeuralPosterior
+from sbi.utils.diagnostics_utils import remove_nans_and_infs_in_x
+from torch import Tensor
+
+LEVELS = (0.5, 0.9)
+NUM_LEAKAGE_SAMPLES = 1000
+"""Draws for each x that tell how much of a flow is outside of the prior."""
+
+
+def fresh_simulations(theta: Tensor | None, x: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the pairs of which x is finite.
+
+    Args:
+        theta: Parameters, shape `(N, D)`.
+        x: Simulations, shape `(N, *x)`.
+
+    Raises:
+        ValueError: If shapes do not match, one is missing, or nothing is left.
+    """
+    shapes = [None if each is None else tuple(each.shape) for each in (theta, x)]
+    if theta is None or x is None or theta.ndim != 2 or x.shape[:1] != theta.shape[:1]:
+        raise ValueError(
+            "Expected both `theta` of shape (N, D) and `x` of shape (N, *x), got shapes "
+            f"{shapes[0]} and {shapes[1]}."
+        )
+    if not bool(x.flatten(1).isfinite().all(-1).any()):
+        raise ValueError("Expected some finite simulations `x`, got none.")
+    return remove_nans_and_infs_in_x(theta, x)
+
+
+def held_out_scores(
+    posterior: NeuralPosterior,
+    theta: Tensor,
+    x: Tensor,
+    num_posterior_samples: int,
+    show_progress_bars: bool = True,
+) -> dict[str, float]:
+    r"""Return coverage of central intervals, and the negative log-likelihood.
+
+    Args:
+        posterior: Any that has a vectorised `sample_batched`.
+        theta: Parameters, shape `(N, D)`.
+        x: Their simulations, shape `(N, *x)`.
+        num_posterior_samples: Draws for each simulation.
+        show_progress_bars: Whether to show progress.
+
+    Returns:
+        `coverage_50` and `coverage_90`, fractions, means over parameters; `nll`, the mean
+        $-\log p(\theta | x)$ in nats, and `nll_se`, its standard error. NaN of
+        posteriors without `sample_batched`, or without `log_prob_batched`.
+    """
+    device = posterior._device
+    theta, x = theta.to(device), x.to(device)
+    return _coverage(
+        posterior, theta, x, num_posterior_samples, show_progress_bars
+    ) | _nll(posterior, theta, x)
+
+
+def _coverage(
+    posterior: NeuralPosterior,
+    theta: Tensor,
+    x: Tensor,
+    num_posterior_samples: int,
+    show_progress_bars: bool,
+) -> dict[str, float]:
+    names = [f"coverage_{round(100 * level)}" for level in LEVELS]
+    try:
+        with warnings.catch_warnings():  # sbi tells which sizes it chose
+            warnings.filterwarnings("ignore", "Capping|Note that for batched sampling")
+            samples = posterior.sample_batched(
+                torch.Size((num_posterior_samples,)),
+                x=x,
+                show_progress_bars=show_progress_bars,
+            )
+    except (NotImplementedError, AssertionError):  # what sbi raises of those without
+        return dict.fromkeys(names, torch.nan)
+    # The rank's position in (0, 1), and the smallest central interval that reaches it.
+    position = ((samples < theta).sum(0) + 0.5) / (num_posterior_samples + 1)
+    least_level = (2 * position - 1).abs()
+    return {
+        name: float((least_level <= level).float().mean())
+        for name, level in zip(names, LEVELS, strict=True)
+    }
+
+
+@torch.no_grad()
+def _nll(posterior: NeuralPosterior, theta: Tensor, x: Tensor) -> dict[str, float]:
+    if not hasattr(posterior, "log_prob_batched"):
+        return {"nll": torch.nan, "nll_se": torch.nan}
+    options = {}
+    if isinstance(posterior, DirectPosterior):
+        options["leakage_correction_params"] = {
+            "num_rejection_samples": NUM_LEAKAGE_SAMPLES
+        }
+    nll = -posterior.log_prob_batched(theta[None], x, **options)[0]
+    return {"nll": float(nll.mean()), "nll_se": float(nll.std() / len(nll) ** 0.5)}

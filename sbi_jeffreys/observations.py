@@ -1,0 +1,63 @@
+"""The shape of observations, which posteriors take with or without a batch axis."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from numpy.typing import ArrayLike
+from sbi.inference.posteriors.base_posterior import NeuralPosterior
+from torch import Tensor
+
+
+def observations(posteriors: Iterable[Any], x_o: ArrayLike | None) -> list[Tensor | None]:
+    """Return the observations for each posterior, `(n, *x)`; None for mere samples.
+
+    Args:
+        posteriors: Posteriors, or samples of them.
+        x_o: Shape `(*x)` or `(n, *x)`; if no posterior tells the shape of x, the first of
+            several axes is n. None for each posterior's default.
+
+    Raises:
+        ValueError: If x_o has another shape or is not finite, or there is no default.
+    """
+    posteriors = list(posteriors)
+    shapes = map(condition_shape, posteriors)
+    shape = next((shape for shape in shapes if shape is not None), None)
+    result: list[Tensor | None] = []
+    for posterior in posteriors:
+        x = x_o
+        if x is None and isinstance(posterior, NeuralPosterior):
+            x = posterior.default_x
+            if x is None:
+                raise ValueError(
+                    f"Expected `x_o`, for {type(posterior).__name__} has no default x."
+                )
+        result.append(None if x is None else _with_batch_axis(x, shape))
+    return result
+
+
+def condition_shape(posterior: Any) -> torch.Size | None:
+    """Return the shape of one x, where the posterior tells it."""
+    for holder, name in (
+        (posterior, "posterior_estimator"),
+        (posterior, "vector_field_estimator"),
+        (getattr(posterior, "pair", None), "energy"),
+    ):
+        shape = getattr(getattr(holder, name, None), "condition_shape", None)
+        if shape is not None:
+            return torch.Size(shape)
+    return None
+
+
+def _with_batch_axis(x_o: ArrayLike, shape: torch.Size | None) -> Tensor:
+    x = torch.as_tensor(x_o, dtype=torch.float32).detach().cpu()
+    if not bool(x.isfinite().all()):
+        raise ValueError("Expected `x_o` to be finite, got NaN or infinite values.")
+    if shape is None:
+        return torch.atleast_2d(x)
+    if x.shape[x.ndim - len(shape) :] != shape or x.ndim > len(shape) + 1:
+        raise ValueError(
+            f"Expected `x_o` of shape {tuple(shape)}, with or without a batch axis, got "
+            f"{tuple(x.shape)}."
+        )
+    return x.reshape(-1, *shape)
