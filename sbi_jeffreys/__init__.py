@@ -2,17 +2,20 @@
 
 from sbi_jeffreys.agreement import AgreementReport
 from sbi_jeffreys.calibration import calibrate
+from sbi_jeffreys.comparison import Comparison, compare
 from sbi_jeffreys.conditional import Conditional, condition_on
 from sbi_jeffreys.energy import ConditionalEnergy, LogRatioNet
 from sbi_jeffreys.energy_posterior import EnergyPosterior, EnergyPosteriorParameters
 from sbi_jeffreys.flow import ConditionalFlow, build_spline_flow
 from sbi_jeffreys.inference import JNPE, register
+from sbi_jeffreys.inference_data import to_inference_data
 from sbi_jeffreys.ranks import Calibration
 
 __all__ = [
     "JNPE",
     "AgreementReport",
     "Calibration",
+    "Comparison",
     "Conditional",
     "ConditionalEnergy",
     "ConditionalFlow",
@@ -21,7 +24,9 @@ __all__ = [
     "LogRatioNet",
     "build_spline_flow",
     "calibrate",
+    "compare",
     "condition_on",
     "register",
+    "to_inference_data",
 ]
 __version__ = "0.1.0"

@@ -9,38 +9,35 @@ lynx v follow the Lotka-Volterra equations
 
 and that each count has a log-normal error. The parameters and their priors are those of
 Carpenter's Stan case study, "Predator-Prey Population Dynamics: the Lotka-Volterra model
-in Stan". The posterior is estimated three times: by JNPE and by sbi's NPE from the same
-simulations, and by MCMC with the exact likelihood, which a simulator would not offer.
+in Stan". The posterior is estimated four times: by sbi's NPE, by JNPE's flow and by that
+flow corrected by JNPE's energy, from the same simulations; and by MCMC with the exact
+likelihood, which a simulator would not offer.
 
-Writes a table of posterior means and intervals, distances from the MCMC reference, and
-three figures into `results/lynx_hare`.
+Writes into `results/lynx_hare`: a table of means, intervals and distances from MCMC; what
+flow and energy make of the observation; the draws of all four, for arviz, in netCDF
+files; and four figures.
 """
 
 import argparse
 import math
 import time
-import warnings
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
-import arviz as az
 import emcee
-import matplotlib
 import numpy as np
 import torch
-from sbi.analysis import pairplot
+from matplotlib.figure import Figure
 from sbi.inference import NPE
 from sbi.utils import MultipleIndependent
-from sbi.utils.metrics import c2st
 from torch import Tensor
 from torch.distributions import Distribution, LogNormal, Normal, constraints
 from torchdiffeq import odeint
 
-from sbi_jeffreys import JNPE
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from sbi_jeffreys import JNPE, compare, plots, to_inference_data
+from sbi_jeffreys.plots.style import color_of
 
 PELTS = torch.as_tensor(
     np.loadtxt(Path(__file__).with_suffix(".csv"), delimiter=","), dtype=torch.float32
@@ -131,7 +128,7 @@ def run_mcmc(num_steps: int, num_walkers: int = 100, seed: int = 0) -> np.ndarra
 
 
 def main() -> None:
-    """Infer the parameters three times, compare, and write table and figures."""
+    """Infer the parameters four times, compare, and write table and figures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--num-simulations", type=int, default=2000)
     parser.add_argument("--mcmc-steps", type=int, default=2500)
@@ -156,93 +153,60 @@ def main() -> None:
         print("\nwaiting for MCMC ...")
         chains = reference.result()
 
-    samples = {"MCMC": torch.as_tensor(chains.reshape(-1, 8), dtype=torch.float32)}
-    chosen = np.random.default_rng(0).permutation(len(samples["MCMC"]))[:5000]
-    samples["MCMC"] = samples["MCMC"][chosen]
-    for name, trainer in trainers.items():
-        posterior = trainer.build_posterior()
-        samples[name] = posterior.sample((5000,), x=X_O, show_progress_bars=False)
-
-    table = summarize(samples, chains, seconds)
+    npe, jnpe = trainers["NPE"], trainers["JNPE"]
+    corrected = jnpe.build_posterior(sample_with="energy")
+    data = to_inference_data(
+        {
+            "MCMC": chains[:, ::10],
+            "NPE": npe.build_posterior(),
+            "JNPE, flow": jnpe.build_posterior(),
+            "JNPE, corrected": corrected,
+        },
+        X_O,
+        num_samples=5000,
+        parameter_names=NAMES,
+        simulator=simulate,
+        seed=arguments.seed,
+        show_progress_bars=False,
+    )
+    agreement = corrected.agreement(X_O)
+    table = "\n\n".join(
+        [
+            str(compare(data, reference="MCMC", seed=arguments.seed)),
+            "Means in Stan's case study: "
+            + ", ".join(f"{n} {m:g}" for n, m in zip(NAMES, STAN_MEANS, strict=True)),
+            f"Flow and energy at the observation:\n{agreement}",
+            "Trained in "
+            + ", ".join(f"{seconds[name]:.0f} s ({name})" for name in seconds),
+        ]
+    )
     print(table)
-    (arguments.output / "summary.txt").write_text(table)
-    plot_corner(samples, arguments.output / "corner.png")
-    plot_predictive(samples, arguments.output / "predictive.png")
-    plot_training(trainers["JNPE"].summary, arguments.output / "training.png")
+    (arguments.output / "summary.txt").write_text(table + "\n")
+    for name, each in data.items():
+        each.to_netcdf(str(arguments.output / f"{name.replace(', ', '_')}.nc"))
+    figures = {
+        "densities": plots.plot_densities(data),
+        "predictive": plot_predictive(data),
+        "agreement": plots.plot_agreement(agreement),
+        "training": plots.plot_training(jnpe.summary),
+    }
+    for name, figure in figures.items():
+        figure.savefig(arguments.output / f"{name}.png", dpi=110)
     print(f"{time.perf_counter() - start:.0f} s; figures are in {arguments.output}")
 
 
-def summarize(
-    samples: dict[str, Tensor], chains: np.ndarray, seconds: dict[str, float]
-) -> str:
-    """Return means, 94 % intervals, chain diagnostics and distances from MCMC."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        data = az.from_dict({"theta": chains[:, ::10]})
-        ess = np.asarray(az.ess(data)["theta"]).min()
-        rhat = np.asarray(az.rhat(data)["theta"]).max()
-    width = 25
-    lines = [f"{'':10}" + "".join(f"{name:>{width}}" for name in samples) + "      Stan"]
-    for i, name in enumerate(NAMES):
-        cells = []
-        for draws in samples.values():
-            low, high = np.quantile(draws[:, i], (0.03, 0.97))
-            cells.append(f"{draws[:, i].mean():.3g} [{low:.3g}, {high:.3g}]")
-        row = "".join(f"{cell:>{width}}" for cell in cells)
-        lines.append(f"{name:10}{row}{STAN_MEANS[i]:>10.3g}")
-    exact = samples["MCMC"]
-    lines += ["", f"MCMC: least ESS {ess:.0f}, largest R-hat {rhat:.3f}", ""]
-    lines.append("distance from MCMC   C2ST (random forest)   mean shift   sd ratio")
-    for name, duration in seconds.items():
-        draws = samples[name]
-        accuracy = float(c2st(exact, draws))
-        shift = ((draws.mean(0) - exact.mean(0)) / exact.std(0)).abs().mean()
-        ratio = (draws.std(0) / exact.std(0)).log().mean().exp()
-        lines.append(
-            f"{name:21}{accuracy:<23.3f}{shift:<13.2f}{ratio:<11.2f}"
-            f"trained in {duration:.0f} s"
-        )
-    lines.append(
-        "(C2ST 0.5 is perfect; shift in MCMC standard deviations, mean of eight)"
-    )
-    return "\n".join(lines) + "\n"
-
-
-COLORS = {"MCMC": "0.3", "NPE": "tab:orange", "JNPE": "tab:blue"}
-
-
-def plot_corner(samples: dict[str, Tensor], path: Path) -> None:
-    """Draw the marginals and pairs of the three posteriors."""
-    low = torch.stack([d.quantile(0.001, 0) for d in samples.values()]).amin(0)
-    high = torch.stack([d.quantile(0.999, 0) for d in samples.values()]).amax(0)
-    figure, _ = pairplot(
-        list(samples.values()),
-        limits=torch.stack([low, high], -1).tolist(),
-        labels=NAMES,
-        diag="kde",
-        upper="contour",
-        diag_kwargs=[{"mpl_kwargs": {"color": COLORS[name]}} for name in samples],
-        upper_kwargs=[
-            {"mpl_kwargs": {"colors": COLORS[name]}, "levels": [0.5, 0.9]}
-            for name in samples
-        ],
-        figsize=(14, 14),
-    )
-    handles = [plt.Line2D([], [], color=COLORS[name], label=name) for name in samples]
-    figure.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.15, 0.15))
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
-
-
-def plot_predictive(samples: dict[str, Tensor], path: Path) -> None:
+def plot_predictive(data: dict[str, Any]) -> Figure:
     """Draw what the posteriors predict for the counts, with the counts."""
-    figure, axes = plt.subplots(2, 1, figsize=(9, 7), sharex=True)
-    for name, draws in samples.items():
-        counts = simulate(draws[:2000]).exp()
-        bands = counts.quantile(torch.tensor([0.05, 0.5, 0.95]), 0).view(3, 2, -1)
-        for axis, (low, middle, high) in zip(axes, bands.unbind(1), strict=True):
-            axis.plot(YEARS, middle, color=COLORS[name], label=name)
-            axis.fill_between(YEARS, low, high, color=COLORS[name], alpha=0.15)
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    axes = figure.subplots(2, 1, sharex=True)
+    for name, each in data.items():
+        counts = np.exp(
+            each["posterior_predictive"]["x"].values.reshape(-1, 2, len(YEARS))
+        )
+        bands = np.quantile(counts, (0.05, 0.5, 0.95), axis=0).swapaxes(0, 1)
+        for axis, (low, middle, high) in zip(axes, bands, strict=True):
+            axis.plot(YEARS, middle, color=color_of(name), label=name)
+            axis.fill_between(YEARS, low, high, color=color_of(name), alpha=0.15)
     for axis, animal, counts in zip(axes, ("hares", "lynx"), (HARE, LYNX), strict=True):
         axis.plot(YEARS, counts, "ko", label="pelts counted")
         axis.set(
@@ -250,30 +214,7 @@ def plot_predictive(samples: dict[str, Tensor], path: Path) -> None:
         )
     axes[0].legend(title="median and 90 % of predictions")
     axes[1].set_xlabel("year")
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
-def plot_training(summary: dict[str, list], path: Path) -> None:
-    """Draw losses, multipliers and agreement over the epochs of JNPE's training."""
-    figure, (losses, multipliers, agreement) = plt.subplots(3, 1, figsize=(9, 9))
-    losses.plot(summary["training_loss"], color="0.6", label="flow, training")
-    losses.plot(summary["validation_loss"], label="flow, held out")
-    losses.plot(summary["validation_energy_loss"], label="energy, held out")
-    top = np.quantile(summary["validation_loss"], 0.9) + 1
-    losses.set(ylabel="negative log-likelihood (nats)", ylim=(None, top))
-    multipliers.plot(summary["multipliers"])
-    multipliers.set_ylabel("multipliers")
-    multipliers.legend(["KL(data | flow)", "KL(flow | energy)", "KL(data | energy)"])
-    agreement.plot(summary["validation_ess"], label="ESS / N")
-    agreement.plot(summary["validation_flow_to_energy"], label="KL(flow | energy), nats")
-    agreement.set(xlabel="epoch", ylim=(0, 1))
-    for axis in (losses, agreement):
-        axis.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return figure
 
 
 if __name__ == "__main__":
