@@ -86,11 +86,7 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
         prior: Distribution,
         novelty: Novelty | None = None,
         num_simulations: int | None = None,
-        ess_per_sample: float = 2.0,
-        max_displaced: float = 0.01,
-        max_draws_per_sample: float = 16.0,
-        max_sampling_batch_size: int = 10_000,
-        enable_transform: bool = True,
+        parameters: EnergyPosteriorParameters | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         """
@@ -99,22 +95,15 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
             prior: Its support bounds all samples.
             novelty: Compares observations with the simulations, for `agreement`.
             num_simulations: That flow and energy were trained on, for the record.
-            ess_per_sample: See `EnergyPosteriorParameters`, as the next four.
-            max_displaced: See there.
-            max_draws_per_sample: See there.
-            max_sampling_batch_size: See there.
-            enable_transform: See there.
+            parameters: How to sample; see there for the defaults.
             device: Where to sample; by default the CPU.
         """
         self.pair = pair.eval()
         self.prior = prior
         self.novelty = novelty
         self.num_simulations = num_simulations
-        self.ess_per_sample = ess_per_sample
-        self.max_displaced = max_displaced
-        self.max_draws_per_sample = max_draws_per_sample
-        self.max_sampling_batch_size = max_sampling_batch_size
-        self.enable_transform = enable_transform
+        self.parameters = parameters or EnergyPosteriorParameters()
+        self.max_sampling_batch_size = self.parameters.max_sampling_batch_size
         self._log_z: OrderedDict[bytes, tuple[int, Tensor, Tensor]] = OrderedDict()
         self._on_device(process_device(device or "cpu"))
 
@@ -122,7 +111,9 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
         super().__init__(
             EnergyPotential(self.pair.energy, self.prior, device=device),
             theta_transform=mcmc_transform(
-                self.prior, device=device, enable_transform=self.enable_transform
+                self.prior,
+                device=device,
+                enable_transform=self.parameters.enable_transform,
             ),
             device=device,
         )
@@ -212,9 +203,9 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
             RuntimeError: If no draw of the flow is inside of the prior.
         """
         conditions, num = self._conditions(x), torch.Size(sample_shape).numel()
-        ess = self.ess_per_sample * num
-        max_displaced = None if replacement else self.max_displaced
-        most = max(MIN_POOL, ceil(self.max_draws_per_sample * num))
+        ess = self.parameters.ess_per_sample * num
+        max_displaced = None if replacement else self.parameters.max_displaced
+        most = max(MIN_POOL, ceil(self.parameters.max_draws_per_sample * num))
         pool = min(most, max(MIN_POOL, ceil(1.2 * ess)))
         size = max_sampling_batch_size
         if size is None:

@@ -486,8 +486,8 @@ class JNPE(UncopiedSimulations):
                     prior,
                     self._novelty(),
                     self._num_simulations(),
-                    device=device,
-                    **asdict(posterior_parameters),
+                    posterior_parameters,
+                    device,
                 )
             return sampled_by_sbi(pair, prior, posterior_parameters, device)
         if (

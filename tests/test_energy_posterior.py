@@ -32,7 +32,10 @@ QUIET = {"show_progress_bars": False}
 
 
 def make_posterior(width=1.3, shift=0.3, prior=TASK.prior, **options):
-    return EnergyPosterior(TASK.pair(width, shift), prior, **options)
+    parameters = EnergyPosteriorParameters(**options)
+    return EnergyPosterior(
+        TASK.pair(width, shift), prior, Novelty(X), parameters=parameters
+    )
 
 
 def standardised(samples, x):
@@ -371,7 +374,7 @@ def test_parameters_choose_how_the_energy_is_sampled(trainer):
         sample_with="energy",
         posterior_parameters=EnergyPosteriorParameters(ess_per_sample=0.5),
     )
-    assert posterior.ess_per_sample == 0.5
+    assert posterior.parameters.ess_per_sample == 0.5
     chains = trainer.build_posterior(
         sample_with="energy",
         posterior_parameters=MCMCPosteriorParameters(
@@ -441,7 +444,7 @@ def test_a_poorly_trained_model_is_told_from_a_well_trained_one():
 
 @pytest.mark.gpu
 def test_all_of_it_runs_on_a_gpu():
-    posterior = make_posterior(0.5, novelty=Novelty(X))
+    posterior = make_posterior(0.5)
     posterior.to("cuda")
     assert posterior.sample_batched((300,), X[:20], **QUIET).is_cuda
     assert posterior.sample((300,), x=X[:3], **QUIET).is_cuda
