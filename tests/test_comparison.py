@@ -271,11 +271,11 @@ def test_duplicates_and_constants_do_not_matter():
     few = rng.normal(size=(5, 2))[rng.integers(5, size=100)]
     half = np.stack([few[:, 0], np.ones(100)], -1)
     named = {"few": few, "half": half, "constant": np.zeros((100, 2))}
-    for reference in named:
+    for reference in ("few", "constant"):
         result = run(named, None, reference=reference)
         others = result.posteriors[result.posteriors["posterior"] != reference]
         assert np.isfinite(others[DISTANCES]).all(axis=None)
-    assert isinstance(str(result), str)
+    assert cell(result, "c2st_random_forest", "few") > 0.95
 
 
 def test_the_tables_can_be_read():

@@ -528,3 +528,16 @@ def test_draws_are_a_tuple_of_arrays(flow):
     drawn = draw(flow, X_O[None], 8, 2, show_progress_bars=False)
     assert isinstance(drawn, Draws)
     assert drawn.theta.shape == (2, 4, 2)
+
+
+@pytest.mark.gpu
+def test_posteriors_on_a_gpu_give_the_same_groups(flow, energy):
+    try:
+        for posterior in (flow, energy):
+            posterior.to("cuda")
+            data = export(posterior, simulator=simulator, num_predictive=4)
+            assert values(data).shape == (4, 10, 2)
+            assert np.isfinite(values(data, "sample_stats", "log_weight")).all()
+    finally:
+        flow.to("cpu")
+        energy.to("cpu")
