@@ -72,7 +72,7 @@ def to_inference_data(
             several observations, it is run once for each.
         num_predictive: Draws to simulate, of the prior and of each posterior, rounded up
             likewise.
-        num_workers: Processes that simulate.
+        num_workers: Processes that simulate; -1 for one a core.
         simulation_batch_size: Parameters in each call of the simulator.
         seed: Makes draws and simulations reproducible, and leaves the random states of
             Python, NumPy and torch as they were; None draws from those.
@@ -92,7 +92,7 @@ def to_inference_data(
         num_samples=num_samples,
         num_chains=num_chains,
         num_predictive=num_predictive,
-        num_workers=num_workers,
+        num_workers=None if num_workers == -1 else num_workers,
         simulation_batch_size=simulation_batch_size,
     )
     _check_posteriors(named)

@@ -280,3 +280,23 @@ def test_what_is_not_a_set_of_draws_is_refused():
     for prob in (0, 1, 94):
         with pytest.raises(ValueError, match=f"`hdi_prob` .* got {prob}"):
             api.summary(np.zeros((4, 10, 1)), prob)
+
+
+def test_draws_have_labels(kind):
+    data, groups = make_data()
+    labels, draws = api.labelled_draws(data)
+    assert labels == ["a", "b[left]", "b[right]"]
+    np.testing.assert_array_equal(draws[..., 0], groups["posterior"]["a"])
+    np.testing.assert_array_equal(draws[..., 1:], groups["posterior"]["b"])
+    matrix = np.arange(12.0).reshape(1, 2, 2, 3)
+    labels, draws = api.labelled_draws(api.inference_data({"posterior": {"m": matrix}}))
+    assert labels[:4] == ["m[0, 0]", "m[0, 1]", "m[0, 2]", "m[1, 0]"]
+    np.testing.assert_array_equal(draws, matrix.reshape(1, 2, 6))
+    with pytest.raises(ValueError, match=r"group 'posterior', got \['prior'\]"):
+        api.labelled_draws(api.inference_data({"prior": {"a": np.zeros((1, 5))}}))
+
+
+def test_only_inference_data_is_taken_for_it(kind):
+    assert api.is_inference_data(make_data()[0])
+    for other in ({"posterior": {}}, np.zeros(3), None):
+        assert not api.is_inference_data(other)

@@ -12,7 +12,7 @@ from sbi.inference.posteriors import MCMCPosterior, RejectionPosterior
 from sbi.inference.posteriors.base_posterior import NeuralPosterior
 from torch.distributions import MultivariateNormal
 
-from sbi_jeffreys import JNPE
+from sbi_jeffreys import JNPE, arviz_api
 from sbi_jeffreys.comparison import COLUMNS, Comparison, compare
 from sbi_jeffreys.distances import sliced_wasserstein
 from sbi_jeffreys.inference_data import to_inference_data
@@ -231,7 +231,13 @@ def test_trained_posteriors(trained, fresh):
             assert np.isfinite(cell(result, column, name)) == known
 
 
-def test_what_was_exported_can_be_compared(trained):
+@pytest.mark.parametrize("kind", ["installed", "1.x"])
+def test_what_was_exported_can_be_compared(monkeypatch, trained, kind):
+    if kind == "1.x":
+        pytest.importorskip("arviz_base")
+        pytest.importorskip("arviz_stats")
+        library = arviz_api._Arviz1()
+        monkeypatch.setattr(arviz_api, "library", lambda: library)
     names = {"rate": 0, "rest": [1]}
     options = {"parameter_names": names, "show_progress_bars": False, "seed": 0}
     data = to_inference_data(trained["JNPE"], X_O, num_samples=100, **options)
@@ -265,11 +271,11 @@ def test_duplicates_and_constants_do_not_matter():
     few = rng.normal(size=(5, 2))[rng.integers(5, size=100)]
     half = np.stack([few[:, 0], np.ones(100)], -1)
     named = {"few": few, "half": half, "constant": np.zeros((100, 2))}
-    for reference in named:
+    for reference in ("few", "constant"):
         result = run(named, None, reference=reference)
         others = result.posteriors[result.posteriors["posterior"] != reference]
         assert np.isfinite(others[DISTANCES]).all(axis=None)
-    assert isinstance(str(result), str)
+    assert cell(result, "c2st_random_forest", "few") > 0.95
 
 
 def test_the_tables_can_be_read():

@@ -1,7 +1,6 @@
 """Posteriors of all kinds as arviz's InferenceData."""
 
 import random
-import warnings
 
 import numpy as np
 import pytest
@@ -18,8 +17,8 @@ from sbi.inference.posteriors.posterior_parameters import MCMCPosteriorParameter
 from sbi.samplers.mcmc import SliceSamplerSerial, SliceSamplerVectorized
 from torch.distributions import MultivariateNormal
 
-from sbi_jeffreys import JNPE
-from sbi_jeffreys.arviz_api import library, summary
+from sbi_jeffreys import JNPE, arviz_api
+from sbi_jeffreys.arviz_api import summary
 from sbi_jeffreys.draws import Draws, draw, is_normalised, random_state
 from sbi_jeffreys.inference_data import to_inference_data
 
@@ -72,6 +71,25 @@ def energy(trained):
     return trained["JNPE"].build_posterior(sample_with="energy")
 
 
+@pytest.fixture(params=["_Arviz0", "_Arviz1"])
+def kind(request, monkeypatch):
+    """Use arviz 0.x or 1.x, if it is installed, whichever is the default."""
+    if request.param != type(arviz_api.library()).__name__:
+        if request.param == "_Arviz0":
+            pytest.skip("arviz 1.x is installed")
+        pytest.importorskip("arviz_base")
+        pytest.importorskip("arviz_stats")
+        library = arviz_api._Arviz1()
+        monkeypatch.setattr(arviz_api, "library", lambda: library)
+    return request.param
+
+
+def open_netcdf(path, kind):
+    if kind == "_Arviz1":
+        return xarray.open_datatree(path)
+    return arviz_api._arviz().from_netcdf(path)
+
+
 def export(posteriors, x_o=X_O, **options):
     options = {"num_samples": 40, "seed": 0, "show_progress_bars": False, **options}
     return to_inference_data(posteriors, x_o, **options)
@@ -86,7 +104,7 @@ def mcmc(method="slice_np_vectorized", **options):
     return MCMCPosterior(potential, PRIOR, method=method, **options)
 
 
-def test_groups_variables_and_dimensions(flow):
+def test_groups_variables_and_dimensions(flow, kind):
     data = export(flow, prior=PRIOR, simulator=simulator, num_predictive=12)
     shapes = {
         ("posterior", "theta"): (4, 10, 2),
@@ -471,7 +489,7 @@ def test_samples_that_are_none_are_refused(monkeypatch, flow, samples, message):
         export(flow)
 
 
-def test_everything_survives_netcdf(tmp_path, flow, energy):
+def test_everything_survives_netcdf(tmp_path, flow, kind):
     options = {"prior": PRIOR, "simulator": simulator, "num_predictive": 8}
     data = export(
         {"flow": flow, "mcmc": mcmc("nuts_pyro", num_chains=1)},
@@ -484,12 +502,7 @@ def test_everything_survives_netcdf(tmp_path, flow, energy):
     for name, each in data.items():
         path = str(tmp_path / f"{name}.nc")
         each.to_netcdf(path)
-        kind = type(library()).__name__
-        opened = (
-            xarray.open_datatree(path)
-            if kind == "_Arviz1"
-            else library().arviz.from_netcdf(path)
-        )
+        opened = open_netcdf(path, kind)
         assert dict(opened.attrs) == dict(each.attrs)
         assert opened.attrs["experiment"] == "seven"
         groups = ["posterior", "sample_stats", "prior", "prior_predictive"]
@@ -504,10 +517,7 @@ def test_everything_survives_netcdf(tmp_path, flow, energy):
 
 def test_arviz_takes_it(flow):
     """Its summary, of the installed kind, agrees with that of the draws."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import arviz
-    table = arviz.summary(export(flow, num_samples=400), round_to="none")
+    table = arviz_api._arviz().summary(export(flow, num_samples=400), round_to="none")
     expected = summary(values(export(flow, num_samples=400)))
     assert list(table.index) == ["theta[0]", "theta[1]"]
     np.testing.assert_allclose(table["mean"].astype(float), expected.mean, rtol=1e-5)
@@ -518,3 +528,16 @@ def test_draws_are_a_tuple_of_arrays(flow):
     drawn = draw(flow, X_O[None], 8, 2, show_progress_bars=False)
     assert isinstance(drawn, Draws)
     assert drawn.theta.shape == (2, 4, 2)
+
+
+@pytest.mark.gpu
+def test_posteriors_on_a_gpu_give_the_same_groups(flow, energy):
+    try:
+        for posterior in (flow, energy):
+            posterior.to("cuda")
+            data = export(posterior, simulator=simulator, num_predictive=4)
+            assert values(data).shape == (4, 10, 2)
+            assert np.isfinite(values(data, "sample_stats", "log_weight")).all()
+    finally:
+        flow.to("cpu")
+        energy.to("cpu")
