@@ -1,15 +1,18 @@
 """Constrained Jeffreys posterior estimation for the `sbi` toolkit."""
 
 from sbi_jeffreys.agreement import AgreementReport
-from sbi_jeffreys.calibration import calibrate
-from sbi_jeffreys.comparison import Comparison, compare
+from sbi_jeffreys.comparison import (
+    Calibration,
+    Comparison,
+    calibrate,
+    compare,
+    to_inference_data,
+)
 from sbi_jeffreys.conditional import Conditional, condition_on
 from sbi_jeffreys.energy import ConditionalEnergy, LogRatioNet
 from sbi_jeffreys.energy_posterior import EnergyPosterior, EnergyPosteriorParameters
 from sbi_jeffreys.flow import ConditionalFlow, build_spline_flow
 from sbi_jeffreys.inference import JNPE, register
-from sbi_jeffreys.inference_data import to_inference_data
-from sbi_jeffreys.ranks import Calibration
 
 __all__ = [
     "JNPE",

@@ -11,9 +11,9 @@ from sbi.diagnostics.sbc import check_uniformity_frequentist
 from sbi.diagnostics.tarp import get_tarp_references
 from sbi.utils import BoxUniform
 
-from sbi_jeffreys.calibration import Calibration, calibrate
+from sbi_jeffreys.comparison.calibration import Calibration, calibrate
+from sbi_jeffreys.comparison.ranks import BIASED, CONSISTENT, JOINT, TOO_NARROW, TOO_WIDE
 from sbi_jeffreys.posterior import FlowPosterior
-from sbi_jeffreys.ranks import BIASED, CONSISTENT, JOINT, TOO_NARROW, TOO_WIDE
 from tests.test_posterior import make_flow
 
 NUM, DIM = 300, 3

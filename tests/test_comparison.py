@@ -13,9 +13,9 @@ from sbi.inference.posteriors.base_posterior import NeuralPosterior
 from torch.distributions import MultivariateNormal
 
 from sbi_jeffreys import JNPE, arviz_api
-from sbi_jeffreys.comparison import COLUMNS, Comparison, compare
-from sbi_jeffreys.distances import sliced_wasserstein
-from sbi_jeffreys.inference_data import to_inference_data
+from sbi_jeffreys.comparison.distances import sliced_wasserstein
+from sbi_jeffreys.comparison.inference_data import to_inference_data
+from sbi_jeffreys.comparison.tables import COLUMNS, Comparison, compare
 
 pytestmark = pytest.mark.filterwarnings("ignore:Pareto k is above")
 

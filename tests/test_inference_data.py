@@ -19,8 +19,8 @@ from torch.distributions import MultivariateNormal
 
 from sbi_jeffreys import JNPE, arviz_api
 from sbi_jeffreys.arviz_api import summary
-from sbi_jeffreys.draws import Draws, draw, is_normalised, random_state
-from sbi_jeffreys.inference_data import to_inference_data
+from sbi_jeffreys.comparison.draws import Draws, draw, is_normalised, random_state
+from sbi_jeffreys.comparison.inference_data import to_inference_data
 
 pytestmark = pytest.mark.filterwarnings("ignore:Pareto k is above")
 

@@ -7,9 +7,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sbi_jeffreys.comparison.ranks import Calibration
 from sbi_jeffreys.plots.samples import load_arviz
 from sbi_jeffreys.plots.style import GREY, color_of, legend_below, panels
-from sbi_jeffreys.ranks import Calibration
 
 NUM_POINTS = 100
 _BAND: dict[str, Any] = {"color": "0.5", "alpha": 0.2, "linewidth": 0, "label": "95 %"}

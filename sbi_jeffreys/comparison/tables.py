@@ -11,11 +11,11 @@ from sbi.inference.posteriors.base_posterior import NeuralPosterior
 from torch import Tensor
 
 from sbi_jeffreys.arviz_api import is_inference_data, labelled_draws, summary
-from sbi_jeffreys.distances import CLASSIFIERS, distances
-from sbi_jeffreys.draws import INDEPENDENT, random_state
-from sbi_jeffreys.held_out import fresh_simulations, held_out_scores
-from sbi_jeffreys.inference_data import to_inference_data
-from sbi_jeffreys.naming import ParameterNames
+from sbi_jeffreys.comparison.distances import CLASSIFIERS, distances
+from sbi_jeffreys.comparison.draws import INDEPENDENT, random_state
+from sbi_jeffreys.comparison.held_out import fresh_simulations, held_out_scores
+from sbi_jeffreys.comparison.inference_data import to_inference_data
+from sbi_jeffreys.comparison.naming import ParameterNames
 
 AGREEMENT = ("pareto_k", "ess", "flow_to_energy")
 COLUMNS = (

@@ -25,7 +25,7 @@ from sbi.utils.diagnostics_utils import (
 from sbi.utils.metrics import l2
 from torch import Tensor
 
-from sbi_jeffreys.ranks import Calibration
+from sbi_jeffreys.comparison.ranks import Calibration
 
 
 @overload

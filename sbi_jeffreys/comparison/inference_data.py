@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_jeffreys.arviz_api import Coords, Dims, inference_data
-from sbi_jeffreys.draws import draw, given_draws, random_state
-from sbi_jeffreys.naming import ParameterNames, by_name, columns_of
-from sbi_jeffreys.observations import observations
-from sbi_jeffreys.predictive import Predictive, Simulator
+from sbi_jeffreys.comparison.draws import draw, given_draws, random_state
+from sbi_jeffreys.comparison.naming import ParameterNames, by_name, columns_of
+from sbi_jeffreys.comparison.observations import observations
+from sbi_jeffreys.comparison.predictive import Predictive, Simulator
 
 Posterior: TypeAlias = NeuralPosterior | Tensor | np.ndarray
 Group: TypeAlias = dict[str, np.ndarray]
