@@ -8,6 +8,8 @@ from sbi.inference.posteriors.base_posterior import NeuralPosterior
 from sbi.utils.diagnostics_utils import remove_nans_and_infs_in_x
 from torch import Tensor
 
+from sbi_jeffreys.comparison.calibration import calibrate
+
 LEVELS = (0.5, 0.9)
 NUM_LEAKAGE_SAMPLES = 1000
 """Draws for each x that tell how much of a flow is outside of the prior."""
@@ -44,7 +46,7 @@ def held_out_scores(
     r"""Return coverage of central intervals, and the negative log-likelihood.
 
     Args:
-        posterior: Any that has a vectorised `sample_batched`.
+        posterior: Any; without a vectorised `sample_batched` it takes long.
         theta: Parameters, shape `(N, D)`.
         x: Their simulations, shape `(N, *x)`.
         num_posterior_samples: Draws for each simulation.
@@ -52,41 +54,23 @@ def held_out_scores(
 
     Returns:
         `coverage_50` and `coverage_90`, fractions, means over parameters; `nll`, the mean
-        $-\log p(\theta | x)$ in nats, and `nll_se`, its standard error. NaN of
-        posteriors without `sample_batched`, or without `log_prob_batched`.
+        $-\log p(\theta | x)$ in nats, and `nll_se`, its standard error: NaN of
+        posteriors without `log_prob_batched`.
     """
     device = posterior._device
     theta, x = theta.to(device), x.to(device)
-    return _coverage(
-        posterior, theta, x, num_posterior_samples, show_progress_bars
-    ) | _nll(posterior, theta, x)
-
-
-def _coverage(
-    posterior: NeuralPosterior,
-    theta: Tensor,
-    x: Tensor,
-    num_posterior_samples: int,
-    show_progress_bars: bool,
-) -> dict[str, float]:
-    names = [f"coverage_{round(100 * level)}" for level in LEVELS]
-    try:
-        with warnings.catch_warnings():  # sbi tells which sizes it chose
-            warnings.filterwarnings("ignore", "Capping|Note that for batched sampling")
-            samples = posterior.sample_batched(
-                torch.Size((num_posterior_samples,)),
-                x=x,
-                show_progress_bars=show_progress_bars,
-            )
-    except (NotImplementedError, AssertionError):  # what sbi raises of those without
-        return dict.fromkeys(names, torch.nan)
-    # The rank's position in (0, 1), and the smallest central interval that reaches it.
-    position = ((samples < theta).sum(0) + 0.5) / (num_posterior_samples + 1)
-    least_level = (2 * position - 1).abs()
-    return {
-        name: float((least_level <= level).float().mean())
-        for name, level in zip(names, LEVELS, strict=True)
-    }
+    with warnings.catch_warnings():  # of tests, which these numbers are not put to
+        warnings.filterwarnings("ignore", "With .* simulations")
+        calibration = calibrate(
+            posterior,
+            theta,
+            x,
+            num_posterior_samples=num_posterior_samples,
+            show_progress_bars=show_progress_bars,
+        )
+    coverages = calibration.coverage(LEVELS).coverage.mean(-1)
+    names = (f"coverage_{round(100 * level)}" for level in LEVELS)
+    return dict(zip(names, coverages.tolist(), strict=True)) | _nll(posterior, theta, x)
 
 
 @torch.no_grad()
