@@ -90,9 +90,10 @@ class FlowPosterior(ChecksAgreement, DirectPosterior):
         conditions = self._conditions(self._x_else_default_x(x))
         if len(conditions) != 1:
             raise ValueError(
-                f"Expected one observation `x`, got {len(conditions)}. For the posterior "
-                "given each, use `.sample_batched()`. For the posterior given all, which "
-                "a flow does not know, `build_posterior(sample_with='energy')`."
+                f"Expected one observation `x` (batchsize == 1), got {len(conditions)}. "
+                "For the posterior given each, use `.sample_batched()`. For the posterior "
+                "given all, which a flow does not know, "
+                "`build_posterior(sample_with='energy')`."
             )
         return self.sample_batched(
             sample_shape,
