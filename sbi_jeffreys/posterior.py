@@ -91,8 +91,8 @@ class FlowPosterior(ChecksAgreement, DirectPosterior):
         if len(conditions) != 1:
             raise ValueError(
                 f"Expected one observation `x` (batchsize == 1), got {len(conditions)}. "
-                "For the posterior given each, use `.sample_batched()`. For the posterior "
-                "given all, which a flow does not know, "
+                "For the posterior given each, use `.sample_batched()`. For that given "
+                "all of them, which a flow does not know, "
                 "`build_posterior(sample_with='energy')`."
             )
         return self.sample_batched(
