@@ -33,8 +33,9 @@ class AgreementReport:
 
     Verdicts, by the first of these that holds, where SE is the standard error:
 
-    - x is unlike the simulations: its conformal p-value is below 0.01. Of observations
-      that are drawn like the simulations, at most one in a hundred is called so.
+    - x is unlike the simulations: its conformal p-value is below 0.01, which needs 120
+      simulations. Of observations that are drawn like the simulations, at most one in a
+      hundred is called so.
     - no agreement: Pareto k̂ > 0.7. The flow misses some of the energy model; neither
       the flow nor its correction is reliable. From 2,000 draws in four dimensions, 98 %
       of Gaussian flows with a tenth of the energy's variance are called so, 1.5 % of
@@ -126,7 +127,7 @@ def report_agreement(log_weights: Tensor, x_p_value: Tensor | None) -> Agreement
     inside = log_weights > -torch.inf
     num = inside.sum(0)
     # One term of the mean, with what log Z owes to the same draw (the delta method).
-    share = len(log_weights) * weights.log_weights.exp()
+    share = num * weights.log_weights.exp()
     term = torch.where(inside, share - log_weights, 0.0)
     mean = torch.where(inside, -log_weights, 0.0).sum(0) / num
     centred = torch.where(inside, term - term.sum(0) / num, 0.0)
@@ -161,6 +162,7 @@ class ChecksAgreement(NeuralPosterior):
     ) -> AgreementReport:
         """Return how flow and energy agree at each observation; print it to read it.
 
+        Several observations are judged one by one, also those of the same parameters.
         Warns, once for each posterior, where k̂ > 0.7.
 
         Args:

@@ -3,8 +3,8 @@
 `arviz` 0.x is one package, whose `from_dict` takes the groups as arguments and returns an
 `InferenceData`. `arviz` 1.x, for Python 3.12 and later, is a name for `arviz_base`,
 `arviz_stats` and others, whose `from_dict` takes one nested dictionary and returns
-xarray's `DataTree`. This module alone imports any of them, when first used. It needs
-neither torch nor the rest of this package.
+xarray's `DataTree`. All but `plots` goes through this module, which imports them when
+first used, and needs neither torch nor the rest of this package.
 """
 
 import warnings
@@ -24,7 +24,8 @@ TIED = 1e-6
 """Difference of log weights below which they are equal."""
 
 
-def _arviz() -> ModuleType:
+def load_arviz() -> ModuleType:
+    """Import arviz, without what it says of its own future."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # 0.23 tells of 1.0
         import arviz
@@ -35,7 +36,7 @@ class _Arviz0:
     """arviz 0.x."""
 
     def __init__(self) -> None:
-        self.arviz = _arviz()
+        self.arviz = load_arviz()
 
     def psis(self, log_weights: np.ndarray) -> tuple[np.ndarray, float]:
         return self.arviz.psislw(log_weights)
@@ -82,7 +83,7 @@ class _Arviz1:
 @cache
 def library() -> _Arviz0 | _Arviz1:
     """Return the arviz that is installed, imported at the first call."""
-    return _Arviz0() if int(_arviz().__version__.split(".")[0]) < 1 else _Arviz1()
+    return _Arviz0() if int(load_arviz().__version__.split(".")[0]) < 1 else _Arviz1()
 
 
 def pareto_smoothed(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -116,8 +116,8 @@ def resample(log_weights: Tensor, num: int, replacement: bool = False) -> Tensor
 def displaced(log_weights: Tensor, num: int) -> Tensor:
     r"""Return the share of the weight that `resample` moves to other draws, `(batch,)`.
 
-    That is $\sum_k \max(0, w_k / \sum_j w_j - 1 / num)$, which bounds the error in total
-    variation that comes from choosing none twice, as long as it is small.
+    That is $\sum_k \max(0, w_k / \sum_j w_j - 1 / num)$: the distance in total variation
+    of the draws' shares among the chosen from their shares of the weight.
 
     Args:
         log_weights: Shape `(pool, batch)`.

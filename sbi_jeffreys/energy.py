@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 from sbi.utils.sbiutils import ImproperEmpirical
+from sbi.utils.user_input_checks_utils import move_distribution_to_device
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 from torch.nn.functional import silu
+from typing_extensions import Self
 
 from sbi_jeffreys.networks import ContextNet, zero_init
 from sbi_jeffreys.support import Support, location_and_scale
@@ -79,6 +81,7 @@ class ConditionalEnergy(nn.Module):
         theta: Tensor,
         embedding_net: nn.Module,
         condition_shape: torch.Size,
+        prior: Distribution | None = None,
     ) -> None:
         """
         Args:
@@ -89,6 +92,8 @@ class ConditionalEnergy(nn.Module):
             theta: Parameters that give the standardisation, shape `(N, D)`.
             embedding_net: Embeds conditions, `(batch, *condition_shape)`.
             condition_shape: Shape of one condition.
+            prior: Of the simulations trained on, whether it is the base or not; None if
+                there is none with a density.
         """
         super().__init__()
         self.net = net
@@ -96,9 +101,20 @@ class ConditionalEnergy(nn.Module):
         self.support = support
         self.embedding_net = embedding_net
         self.condition_shape = condition_shape
+        self.prior = prior
         loc, scale = location_and_scale(support.unbend(theta))
         self.register_buffer("loc", loc)
         self.register_buffer("scale", scale)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """Move the densities, which are no modules, along with the parameters."""
+        before = self.loc.device
+        super()._apply(fn, recurse)
+        if self.loc.device != before:
+            self.base = move_distribution_to_device(self.base, self.loc.device)
+            if self.prior is not None:
+                self.prior = move_distribution_to_device(self.prior, self.loc.device)
+        return self
 
     def forward(
         self, input: Tensor, condition: Tensor, embedded: Tensor | None = None

@@ -11,6 +11,7 @@ from sbi.neural_nets.estimators.shape_handling import reshape_to_batch_event
 from sbi.utils import mcmc_transform
 from sbi.utils.sbiutils import within_support
 from sbi.utils.torchutils import process_device
+from sbi.utils.user_input_checks import process_x
 from sbi.utils.user_input_checks_utils import move_distribution_to_device
 from torch import Tensor
 from torch.distributions import Distribution
@@ -54,17 +55,17 @@ class EnergyPosteriorParameters(PosteriorParameters):
 
     def validate(self) -> None:
         """Raise a ValueError if a parameter is out of range."""
-        for name, least in (
-            ("ess_per_sample", 0),
-            ("max_displaced", 0),
-            ("max_draws_per_sample", 1),
-            ("max_sampling_batch_size", 1),
-        ):
-            value = getattr(self, name)
-            if not value >= least:
+        for name in ("ess_per_sample", "max_draws_per_sample", "max_sampling_batch_size"):
+            least = 0.1 if name == "ess_per_sample" else 1
+            if not getattr(self, name) >= least:
                 raise ValueError(
-                    f"Expected `{name}` to be at least {least}, got {value}."
+                    f"Expected `{name}` to be at least {least}, got "
+                    f"{getattr(self, name)}."
                 )
+        if not self.max_displaced >= 0:
+            raise ValueError(
+                f"Expected `max_displaced` to be at least 0, got {self.max_displaced}."
+            )
 
 
 class EnergyPosterior(ChecksAgreement, NeuralPosterior):
@@ -104,7 +105,7 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
         self.num_simulations = num_simulations
         self.parameters = parameters or EnergyPosteriorParameters()
         self.max_sampling_batch_size = self.parameters.max_sampling_batch_size
-        self._log_z: OrderedDict[bytes, tuple[int, Tensor, Tensor]] = OrderedDict()
+        self._log_z: OrderedDict[bytes, tuple[int, float, float]] = OrderedDict()
         self._on_device(process_device(device or "cpu"))
 
     def _on_device(self, device: torch.device | str) -> None:
@@ -137,6 +138,8 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
         x: Tensor | None = None,
         max_sampling_batch_size: int | None = None,
         show_progress_bars: bool = True,
+        reject_outside_prior: bool = True,
+        *,
         replacement: bool = False,
     ) -> Tensor:
         """Return samples given an observation, or several, shape `(*sample_shape, D)`.
@@ -146,9 +149,11 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
             x: One observation, with or without a batch axis, or several of the same
                 parameters, `(n, *condition_shape)`; by default that of `set_default_x`.
             max_sampling_batch_size: Most draws from the flow at a time; by default that
-                of the constructor.
+                of the constructor. Without effect for several observations.
             show_progress_bars: Whether to show progress.
-            replacement: Whether the same draw may be chosen several times.
+            reject_outside_prior: Without effect; none are outside of its support.
+            replacement: Whether the same draw may be chosen several times. Without
+                effect for several observations.
 
         Raises:
             ValueError: If there is no observation, or several without a proper prior.
@@ -156,13 +161,14 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
         """
         conditions = self._conditions(self._x_else_default_x(x))
         if len(conditions) == 1:
-            samples = self.sample_batched(
+            samples, pareto_k = self._sample_each(
                 sample_shape,
                 conditions,
                 max_sampling_batch_size,
                 show_progress_bars,
                 replacement,
             )
+            self._warn_of(pareto_k)
             return samples[..., 0, :]
         num = torch.Size(sample_shape).numel()
         self.potential_fn.set_x(conditions)
@@ -182,6 +188,8 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
         x: Tensor,
         max_sampling_batch_size: int | None = None,
         show_progress_bars: bool = True,
+        reject_outside_prior: bool = True,
+        *,
         replacement: bool = False,
     ) -> Tensor:
         """Return samples given each observation, shape `(*sample_shape, batch, D)`.
@@ -196,23 +204,42 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
             max_sampling_batch_size: Most draws from the flow at a time; by default that
                 of the constructor.
             show_progress_bars: Whether to show progress.
+            reject_outside_prior: Without effect; none are outside of its support.
             replacement: Whether the same draw may be chosen several times.
 
         Raises:
             ValueError: If `max_sampling_batch_size` is less than 1.
             RuntimeError: If no draw of the flow is inside of the prior.
         """
-        conditions, num = self._conditions(x), torch.Size(sample_shape).numel()
+        samples, pareto_k = self._sample_each(
+            sample_shape,
+            self._conditions(x),
+            max_sampling_batch_size,
+            show_progress_bars,
+            replacement,
+        )
+        self._warn_of(pareto_k)
+        return samples
+
+    def _sample_each(
+        self,
+        sample_shape: Shape,
+        conditions: Tensor,
+        size: int | None,
+        show_progress: bool,
+        replacement: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Return samples, `(*sample_shape, batch, D)`, and k̂ of the pools, `(batch,)`."""
+        num = torch.Size(sample_shape).numel()
         ess = self.parameters.ess_per_sample * num
         max_displaced = None if replacement else self.parameters.max_displaced
         most = max(MIN_POOL, ceil(self.parameters.max_draws_per_sample * num))
         pool = min(most, max(MIN_POOL, ceil(1.2 * ess)))
-        size = max_sampling_batch_size
         if size is None:
             size = self.max_sampling_batch_size
         samples = conditions.new_empty(num, len(conditions), *self._theta_shape)
         pareto_k = conditions.new_full((len(conditions),), -torch.inf)
-        with progress_bar(num, len(conditions), show_progress_bars) as bar:
+        with progress_bar(num, len(conditions), show_progress) as bar:
             for _, columns in blocks(pool, len(conditions), max(pool, size)):
                 some = conditions[columns]
 
@@ -225,8 +252,8 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
                     draw, len(some), num, pool, most, ess, max_displaced
                 )
                 bar.update(num * len(some))
-        self._warn_of(pareto_k)
-        return samples.reshape(*sample_shape, len(conditions), *self._theta_shape)
+        shape = (*sample_shape, len(conditions), *self._theta_shape)
+        return samples.reshape(shape), pareto_k
 
     def importance_weights(
         self,
@@ -279,8 +306,9 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
         r"""Return log Z and its standard error in nats, both of shape `(batch,)`.
 
         $Z(x) = \int p(\theta) e^{r(\theta, x)} d\theta$ is 1 where r is the log-ratio
-        $\log p(x | \theta) / p(x)$. For n observations of the same parameters it
-        estimates $p(x_1, \ldots, x_n) / \prod_i p(x_i)$.
+        $\log p(x | \theta) / p(x)$. For n observations of the same parameters, and such
+        an r, it is $p(x_1, \ldots, x_n) / \prod_i p(x_i)$; the errors of r add up. The
+        standard error is that of the sampling, not of r.
 
         It is remembered for each x, and estimated anew only from more samples.
 
@@ -302,12 +330,13 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
             weights = self.importance_weights(
                 torch.cat([parts[i] for i in some]), num_samples, x_is_iid
             )
-            for i, *estimate in zip(some, weights.log_z, weights.log_z_se, strict=True):
+            estimates = weights.log_z.tolist(), weights.log_z_se.tolist()
+            for i, *estimate in zip(some, *estimates, strict=True):
                 self._log_z[keys[i]] = (num_samples, *estimate)
-        values = [torch.stack(self._log_z[key][1:]) for key in keys]
+        values = [self._log_z[key][1:] for key in keys]
         while len(self._log_z) > MAX_CACHED:
             self._log_z.popitem(last=False)
-        log_z, log_z_se = torch.stack(values, 1).to(self._device)
+        log_z, log_z_se = conditions.new_tensor(values).reshape(-1, 2).unbind(1)
         return log_z, log_z_se
 
     def log_prob(
@@ -349,7 +378,7 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
             ValueError: If the batches differ.
         """
         conditions = self._conditions(x)
-        theta = torch.as_tensor(theta).to(self._device)
+        theta = torch.as_tensor(theta).to(conditions)
         if theta.ndim < 2 or theta.shape[-2] != len(conditions):
             raise ValueError(
                 f"Expected `theta` of shape (*sample_shape, {len(conditions)}, D), for "
@@ -367,7 +396,7 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
         return torch.where(inside, log_prob, -torch.inf).reshape(theta.shape[:-1])
 
     def _conditions(self, x: Tensor) -> Tensor:
-        x = reshape_to_batch_event(x, self.pair.energy.condition_shape)
+        x = reshape_to_batch_event(process_x(x), self.pair.energy.condition_shape)
         return x.to(self._device)
 
     @property

@@ -310,6 +310,7 @@ class JNPE(UncopiedSimulations):
             theta,
             embedding_net,
             x[0].shape,
+            prior,
         )
         return flow
 
@@ -421,7 +422,8 @@ class JNPE(UncopiedSimulations):
 
         Args:
             density_estimator: A flow; by default the trained one.
-            prior: By default that of the constructor. Its support bounds the posterior.
+            prior: By default that of the constructor. Only its support is used, which
+                bounds the posterior.
             sample_with: "direct" samples the flow. "energy" corrects its samples by the
                 energy, or samples the energy as `posterior_parameters` say. The others
                 are `sbi`'s ways to sample the flow.
@@ -436,10 +438,11 @@ class JNPE(UncopiedSimulations):
                 default; or `sbi`'s `MCMCPosteriorParameters`, `VIPosteriorParameters`,
                 `RejectionPosteriorParameters` or `ImportanceSamplingPosteriorParameters`,
                 for `sbi`'s posterior of that name with the energy as its potential and
-                the flow as its proposal. For the others, as in `sbi`.
+                the flow as its proposal (VI has none). For the others, as in `sbi`.
 
         Raises:
             ValueError: If there is no prior, and `sample_with` is not "direct".
+            ValueError: If parameters of another posterior are given for "energy".
             RuntimeError: If there is no energy, before training.
             TypeError: If `density_estimator` is not a `ConditionalFlow`, for "energy".
         """
@@ -461,6 +464,14 @@ class JNPE(UncopiedSimulations):
         self, sample_with: str, **kwargs: Any
     ) -> PosteriorParameters:
         if sample_with == "energy":
+            given = [
+                name for name, value in kwargs.items() if "_parameters" in name and value
+            ]
+            if given:
+                raise ValueError(
+                    "Expected only `posterior_parameters` with `sample_with='energy'`, "
+                    f"got {', '.join(given)}."
+                )
             return EnergyPosteriorParameters()
         return super()._build_posterior_parameters(sample_with, **kwargs)
 
@@ -473,7 +484,9 @@ class JNPE(UncopiedSimulations):
         posterior_parameters: Any,
     ) -> NeuralPosterior:
         """Return the energy's posterior, or the flow's: ours where possible, or sbi's."""
-        if sample_with == "energy":
+        if sample_with == "energy" or isinstance(
+            posterior_parameters, EnergyPosteriorParameters
+        ):
             if not isinstance(estimator, ConditionalFlow):
                 raise TypeError(
                     "Expected `density_estimator` to be a flow that `train` returned, "
@@ -509,11 +522,12 @@ class JNPE(UncopiedSimulations):
         )
 
     def _energy_beside(self, flow: ConditionalFlow) -> ConditionalEnergy:
-        """Return a copy of the energy, which shares the flow's copy of the embedding."""
-        copies = {}
-        if self._neural_net is not None and flow.embedding_net is not None:
-            copies[id(self._neural_net.embedding_net)] = flow.embedding_net
-        return deepcopy(self.energy, copies).to(self._device)
+        """Return a copy of the energy, which shares the flow's embedding if equal."""
+        energy = deepcopy(self.energy)
+        own, flows = energy.embedding_net, flow.embedding_net
+        if flows is not None and _equal(own.state_dict(), flows.state_dict()):
+            energy.embedding_net = flows
+        return energy.to(self._device)
 
     def _novelty(self) -> Novelty | None:
         """Return what compares observations with the simulations there are."""
@@ -546,6 +560,18 @@ class JNPE(UncopiedSimulations):
                 "Expected the same simulations in all processes that train together, but "
                 f"their numbers differ; this one has {num}."
             )
+
+
+def _equal(some: dict[str, Tensor], others: dict[str, Tensor]) -> bool:
+    """Return whether two modules have the same weights, of which there are any."""
+    return (
+        bool(some)
+        and some.keys() == others.keys()
+        and all(
+            value.shape == others[name].shape and torch.equal(value, others[name])
+            for name, value in some.items()
+        )
+    )
 
 
 def register() -> None:

@@ -5,39 +5,41 @@ from torch import Tensor, nn
 
 from sbi_jeffreys.support import location_and_scale
 
-MAX_SIMULATIONS = 1_000
+MAX_SIMULATIONS = 2_000
 """How many simulations are kept to compare with."""
 
 MAX_ENTRIES = 2**22
-"""How many numbers they may consist of; but 100 simulations at least."""
+"""How many numbers they may consist of; but 200 simulations at least."""
+
+MIN_RANKED = 100
+"""How many simulations are ranked, if there are enough: then p may be below 0.01."""
 
 
 class Novelty(nn.Module):
     r"""Compares observations with simulations, by distances to nearest neighbours.
 
-    Let $d_i$ be the distance of simulation i to its k-th nearest neighbour among the
-    others and the observation, each entry of x divided by its standard deviation, and
-    $d_o$ that of the observation to its own. An observation that is drawn like the
-    simulations has its rank anywhere among theirs, so
+    One half of the simulations are landmarks: they give each entry of x its standard
+    deviation, and distances are those to the k-th nearest landmark. The observation's
+    distance $d_o$ is ranked among those of the other half,
 
-    .. math:: p = (1 + \#\{i : d_i \ge d_o\}) / (n + 1)
+    .. math:: p = (1 + \#\{i : d_i \ge d_o\}) / (n + 1).
 
-    is at most $\alpha$ with a probability of at most $\alpha$, whatever the simulator
-    (full conformal prediction; Vovk, Gammerman & Shafer, 2005).
+    An observation that is drawn like the simulations has its rank anywhere among theirs:
+    p is at most $\alpha$ with a probability of at most $\alpha$, whatever the simulator
+    (split conformal prediction; Vovk, Gammerman & Shafer, 2005).
     """
 
     loc: Tensor
     scale: Tensor
-    simulations: Tensor
-    nearer: Tensor
-    distance: Tensor
+    landmarks: Tensor
+    distances: Tensor
 
     def __init__(self, x: Tensor, num_neighbors: int = 5) -> None:
         """
         Args:
-            x: Simulations, shape `(n, *condition_shape)`, of which evenly spaced ones are
-                kept.
-            num_neighbors: k, at most the number kept.
+            x: Simulations, shape `(N, *condition_shape)`, independent of each other, of
+                which evenly spaced ones are kept.
+            num_neighbors: k, at most the number of landmarks.
 
         Raises:
             ValueError: If there are fewer than two simulations.
@@ -45,20 +47,19 @@ class Novelty(nn.Module):
         super().__init__()
         if len(x) < 2:
             raise ValueError(f"Expected at least two simulations `x`, got {len(x)}.")
-        most = max(100, min(MAX_SIMULATIONS, MAX_ENTRIES // x[0].numel()))
-        rows = torch.linspace(0, len(x) - 1, min(len(x), most)).long()
-        x = x[rows.to(x.device)].flatten(1)
-        loc, scale = location_and_scale(x)
-        k = min(num_neighbors, len(x) - 1)
-        simulations = (x - loc) / scale
-        among = _distances(simulations, simulations).fill_diagonal_(torch.inf)
-        ranked = among.sort(-1).values
-        self.k = k
+        most = max(200, min(MAX_SIMULATIONS, MAX_ENTRIES // x[0].numel()))
+        kept = torch.linspace(0, len(x) - 1, min(len(x), most)).long()
+        generator = torch.Generator().manual_seed(0)
+        kept = kept[torch.randperm(len(kept), generator=generator)]
+        num_ranked = min(max(len(kept) // 2, MIN_RANKED), max(1, len(kept) - 20))
+        x = x[kept.to(x.device)].flatten(1)
+        landmarks = x[num_ranked:]
+        loc, scale = location_and_scale(landmarks)
+        self.k = min(num_neighbors, len(landmarks))
         self.register_buffer("loc", loc)
         self.register_buffer("scale", scale)
-        self.register_buffer("simulations", simulations)
-        self.register_buffer("nearer", ranked[:, k - 2] if k > 1 else 0 * ranked[:, 0])
-        self.register_buffer("distance", ranked[:, k - 1])
+        self.register_buffer("landmarks", (landmarks - loc) / scale)
+        self.register_buffer("distances", self._distance(x[:num_ranked]))
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
@@ -67,13 +68,10 @@ class Novelty(nn.Module):
         Args:
             x: Observations, shape `(batch, *condition_shape)`.
         """
-        new = _distances((x.flatten(1) - self.loc) / self.scale, self.simulations)
-        own = new.kthvalue(self.k, dim=-1, keepdim=True).values
-        # With the observation among them, k-th distances shrink to its own, if nearer.
-        others = torch.maximum(torch.minimum(new, self.distance), self.nearer)
-        return (1 + (others >= own).sum(-1)) / (1 + len(self.simulations))
+        own = self._distance(x.flatten(1)).unsqueeze(1)
+        return (1 + (self.distances >= own).sum(-1)) / (1 + len(self.distances))
 
-
-def _distances(x: Tensor, y: Tensor) -> Tensor:
-    """Return Euclidean distances, not by the matrix product that rounds small ones."""
-    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+    def _distance(self, x: Tensor) -> Tensor:
+        """Return distances to the k-th nearest landmark, `(batch,)`."""
+        to_all = torch.cdist((x - self.loc) / self.scale, self.landmarks)
+        return to_all.kthvalue(self.k, dim=-1).values

@@ -3,7 +3,7 @@
 import torch
 from sbi.inference.potentials.base_potential import BasePotential
 from sbi.neural_nets.estimators.shape_handling import reshape_to_batch_event
-from sbi.utils.sbiutils import ImproperEmpirical, within_support
+from sbi.utils.sbiutils import within_support
 from sbi.utils.torchutils import ensure_theta_batched
 from torch import Tensor
 from torch.distributions import Distribution
@@ -37,8 +37,8 @@ class EnergyPotential(BasePotential):
         """
         Args:
             energy: f.
-            prior: Its support bounds the potential. For several observations it must be
-                the one that the energy was trained with.
+            prior: Its support bounds the potential. The prior that counts, for several
+                observations, is the one that the energy was trained with.
             x_o: Observations, shape `(n, *condition_shape)`.
             device: Where to evaluate.
         """
@@ -54,18 +54,16 @@ class EnergyPotential(BasePotential):
                 otherwise the i-th belongs to the i-th parameters.
 
         Raises:
-            ValueError: If there are several of the same parameters, but no proper prior.
+            ValueError: If there are several of the same parameters, but the energy was
+                trained without a proper prior.
         """
         if x_o is not None:
             x_o = reshape_to_batch_event(x_o, self.energy.condition_shape)
-            if (
-                x_is_iid
-                and len(x_o) > 1
-                and (self.prior is None or isinstance(self.prior, ImproperEmpirical))
-            ):
+            if x_is_iid and len(x_o) > 1 and self.energy.prior is None:
                 raise ValueError(
-                    "Expected one observation, or a prior with a density, got "
-                    f"{len(x_o)} observations: their posterior counts the prior once."
+                    "Expected one observation, or an energy that was trained with a "
+                    f"prior, got {len(x_o)} observations: their posterior counts the "
+                    "prior once."
                 )
         super().set_x(x_o, x_is_iid)
         self._embedded: Tensor | None = None
@@ -87,8 +85,8 @@ class EnergyPotential(BasePotential):
         Raises:
             ValueError: If no observation is set.
         """
-        theta = ensure_theta_batched(torch.as_tensor(theta)).to(self.device)
         x = self.x_o
+        theta = ensure_theta_batched(torch.as_tensor(theta)).to(x)
         if self._embedded is None:
             with torch.no_grad():
                 self._embedded = self.energy.embedding_net(x)
@@ -106,9 +104,19 @@ class EnergyPotential(BasePotential):
         f = self.energy(theta.unsqueeze(1), x, self._embedded).sum(-1)
         if len(x) == 1:
             return f
-        return f - (len(x) - 1) * self.log_prior(theta)
+        log_prior = self.log_prior(theta)
+        inside = log_prior > -torch.inf
+        return torch.where(inside, f - (len(x) - 1) * log_prior, -torch.inf)
 
     def log_prior(self, theta: Tensor) -> Tensor:
-        """Return the prior's log density, `(N,)`, of parameters `(N, D)` moved inside."""
-        assert self.prior is not None
-        return self.prior.log_prob(self.energy.support.inside(theta))
+        """Return the log density of the prior that the energy was trained with.
+
+        Args:
+            theta: Parameters, shape `(N, D)`; they are moved inside of its bounds.
+
+        Returns:
+            Shape `(N,)`, in nats; zero if it is not known.
+        """
+        if self.energy.prior is None:
+            return theta.new_zeros(len(theta))
+        return self.energy.prior.log_prob(self.energy.support.inside(theta))

@@ -25,7 +25,7 @@ from torch.distributions import Distribution
 
 from sbi_jeffreys.flow import ConditionalFlow, Shape
 from sbi_jeffreys.pair import ModelPair
-from sbi_jeffreys.potential import EnergyPotential
+from sbi_jeffreys.potential import ROWS_AT_ONCE, EnergyPotential
 
 
 class FlowProposal:
@@ -53,8 +53,12 @@ class FlowProposal:
     def log_prob(self, theta: Tensor, **kwargs: Any) -> Tensor:
         """Return log densities in nats, `(N,)`, of parameters `(N, D)`."""
         x = self.potential.x_o
-        each = self.flow.given(x).log_prob(theta.unsqueeze(1).expand(-1, len(x), -1))
-        return each.logsumexp(-1) - log(len(x))
+        given = self.flow.given(x)
+        mixture = [
+            given.log_prob(some.unsqueeze(1).expand(-1, len(x), -1)).logsumexp(-1)
+            for some in theta.split(max(1, ROWS_AT_ONCE // len(x)))
+        ]
+        return torch.cat(mixture) - log(len(x))
 
     def to(self, device: torch.device | str) -> None:
         """Move the flow and the potential."""

@@ -72,7 +72,7 @@ def temper(
 
     Raises:
         RuntimeError: If no draw of the flow is inside of the prior's support.
-        FloatingPointError: If the energy is NaN.
+        FloatingPointError: If the energy is NaN or infinite.
     """
     theta = proposal.sample((num,))
     log_prior, log_ratio = _parts(potential, theta)
@@ -110,9 +110,10 @@ def spread(potential: EnergyPotential, particles: Particles) -> Tensor:
 
 def _parts(potential: EnergyPotential, theta: Tensor) -> tuple[Tensor, Tensor]:
     values = potential(theta, track_gradients=False)
-    if bool(values.isnan().any()):
+    bad = ~(values < torch.inf)
+    if bool(bad.any()):
         raise FloatingPointError(
-            f"The energy is NaN at {int(values.isnan().sum())} of {len(theta)} draws."
+            f"The energy is NaN or infinite at {int(bad.sum())} of {len(theta)} draws."
         )
     outside = values.isneginf()
     log_prior = torch.where(outside, 0.0, potential.log_prior(theta))

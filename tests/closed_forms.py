@@ -102,7 +102,9 @@ class ConjugateGaussian:
         net = _GaussianLogRatio(self.variance, theta)
         support = support_of(self.prior, theta)
         shape = torch.Size((self.dim,))
-        return ConditionalEnergy(net, self.prior, support, theta, nn.Identity(), shape)
+        return ConditionalEnergy(
+            net, self.prior, support, theta, nn.Identity(), shape, self.prior
+        )
 
     def flow(self, width: float = 1.0, shift: float = 0.0) -> "GaussianPosteriorFlow":
         return GaussianPosteriorFlow(self, width, shift)

@@ -36,6 +36,19 @@ def test_the_divergence_and_its_standard_error_are_right(width, shift):
     assert abs(report.log_z.mean()) < 0.01
 
 
+@pytest.mark.parametrize("share", [0.5, 0.2])
+def test_the_standard_error_is_right_where_the_flow_leaks(share):
+    """KL of N(0, 1.3²) to N(0, 1), of which a share is inside: 400 estimates."""
+    torch.manual_seed(0)
+    theta = 1.3 * torch.randn(2000, 400)
+    log_weights = math.log(1.3) + 0.5 * theta**2 * (1 / 1.3**2 - 1)
+    log_weights[torch.rand(2000, 400) > share] = -torch.inf
+    report = report_agreement(log_weights, None)
+    error = report.flow_to_energy - exact_kl(1.3, 0.0, dim=1)
+    assert abs(error.mean()) < 4 * error.std() / math.sqrt(400) + 0.002
+    assert 0.8 < float(error.std() / report.flow_to_energy_se.mean()) < 1.25
+
+
 def test_draws_outside_of_the_prior_do_not_count():
     """KL of the flow inside: of 1,000 draws with equal weights, half rejected, none."""
     log_weights = torch.zeros(1000, 1)
@@ -61,7 +74,8 @@ def test_a_good_flow_is_trusted_at_all_observations_but_unusual_ones():
 
 
 def test_a_bad_flow_is_not_trusted_anywhere():
-    """A tenth of the variance or two standard deviations aside: at 98 of 100 or more."""
+    """A tenth of the variance, or 2.5 standard deviations aside: it is said of 2 in 100
+    at most that both agree, and of most that neither can be trusted."""
     torch.manual_seed(0)
     _, x = TASK.simulate(100, seed=2)
     for width, shift in ((0.3, 0.0), (1.0, 2.5)):
@@ -69,12 +83,12 @@ def test_a_bad_flow_is_not_trusted_anywhere():
             report = make_posterior(width, shift).agreement(x)
         good = [v.startswith("flow and energy agree") for v in report.verdicts]
         assert sum(good) <= 2
-        assert not report.is_trustworthy.all()
+        assert int(report.is_trustworthy.sum()) < 50
 
 
 def test_an_observation_far_outside_is_called_so():
     report = make_posterior().agreement(torch.tensor([[9.0, 9.0], [0.0, 0.5]]))
-    assert report.verdicts[0].startswith("x is unlike the simulations (p = 0.002)")
+    assert report.verdicts[0].startswith("x is unlike the simulations (p = 0.004)")
     assert report.verdicts[1].startswith("flow and energy agree")
     assert report.is_trustworthy.tolist() == [False, True]
 

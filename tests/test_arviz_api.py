@@ -43,7 +43,7 @@ def open_again(data, path, kind):
     data.to_netcdf(path)
     if kind:
         return xarray.open_datatree(path, engine="h5netcdf")
-    return api._arviz().from_netcdf(str(path))
+    return api.load_arviz().from_netcdf(str(path))
 
 
 def pareto_tail(k, shape, rng):
@@ -68,7 +68,7 @@ def test_importing_arviz_is_silent_and_leaves_other_warnings_alone():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         before = list(warnings.filters)
-        api._arviz()
+        api.load_arviz()
         assert warnings.filters == before
 
 

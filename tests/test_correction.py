@@ -75,8 +75,8 @@ def test_the_tail_of_a_flow_too_narrow_has_the_shape_of_theory(variance):
 
 
 def test_a_flow_too_narrow_raises_the_alarm_and_no_other_does():
-    """In 4-D, 98 % of the flows with a tenth of the variance, and 1 % of those with 0.6,
-    are expected to: of 300, fewer than 285 and more than 12 in one run of 10,000."""
+    """In 4-D, 98 % of the flows with a tenth of the variance, 1.5 % of those with 0.6,
+    are expected to: of 300, fewer than 285 or more than 12 in one run of 1,000."""
 
     def alarms(variance):
         weights = smooth(*gaussian_weights(2000, 300, variance, dim=4))

@@ -151,6 +151,21 @@ def test_log_z_is_remembered_for_each_x_and_improved_on_request(monkeypatch):
     assert len(posterior._log_z) == 2
 
 
+def test_arrays_and_other_numbers_are_taken_but_no_nan():
+    posterior = make_posterior()
+    x = X[:2].double().numpy()
+    assert posterior.sample_batched((3,), x, **QUIET).shape == (3, 2, 2)
+    assert posterior.log_prob(THETA[:3].double(), x=x[0]).dtype == torch.float32
+    assert posterior.log_prob_batched(THETA[:2].double(), x).shape == (2,)
+    x[0, 0] = math.nan
+    for call in (
+        lambda: posterior.sample_batched((3,), x, **QUIET),
+        lambda: posterior.agreement(x),
+    ):
+        with pytest.raises(ValueError, match="NaN"):
+            call()
+
+
 def test_gradients_of_the_density():
     posterior = make_posterior()
     theta = THETA[:3].clone().requires_grad_()
@@ -369,6 +384,17 @@ def test_a_posterior_does_not_change_when_training_goes_on(trainer):
             parameter.sub_(0.1)
 
 
+def test_a_flow_of_another_training_does_not_change_the_energy(trainer):
+    other = trainer.build_posterior().posterior_estimator
+    with torch.no_grad():
+        for buffer in other.embedding_net.buffers():
+            buffer.mul_(2.0)
+    posterior = trainer.build_posterior(other, sample_with="energy")
+    theta, x = torch.zeros(1, 2), torch.ones(1, 2)
+    got = posterior.potential(theta, x=x)
+    torch.testing.assert_close(got, trainer.energy(theta.unsqueeze(1), x)[:, 0])
+
+
 def test_parameters_choose_how_the_energy_is_sampled(trainer):
     posterior = trainer.build_posterior(
         sample_with="energy",
@@ -384,6 +410,10 @@ def test_parameters_choose_how_the_energy_is_sampled(trainer):
     x = torch.zeros(3, 2)
     samples = chains.sample((40,), x=x, **QUIET)
     assert samples.abs().max() < 2
+    direct = trainer.build_posterior(posterior_parameters=EnergyPosteriorParameters())
+    assert isinstance(direct, EnergyPosterior)
+    with pytest.raises(ValueError, match="got mcmc_parameters"):
+        trainer.build_posterior(sample_with="energy", mcmc_parameters={"thin": 2})
     with pytest.raises(TypeError, match="got a DirectPosteriorParameters"):
         trainer.build_posterior(
             sample_with="energy", posterior_parameters=DirectPosteriorParameters()
@@ -393,7 +423,7 @@ def test_parameters_choose_how_the_energy_is_sampled(trainer):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("ess_per_sample", -1.0),
+        ("ess_per_sample", 0.0),
         ("max_displaced", -0.1),
         ("max_draws_per_sample", 0.5),
         ("max_sampling_batch_size", 0),
@@ -447,6 +477,7 @@ def test_all_of_it_runs_on_a_gpu():
     posterior = make_posterior(0.5)
     posterior.to("cuda")
     assert posterior.sample_batched((300,), X[:20], **QUIET).is_cuda
+    assert posterior.log_evidence_ratio(X[:20])[0].is_cuda
     assert posterior.sample((300,), x=X[:3], **QUIET).is_cuda
     assert posterior.log_prob(THETA[:5], x=X[:1]).is_cuda
     assert posterior.log_prob_batched(THETA[:5].unsqueeze(0), X[:5]).is_cuda

@@ -5,7 +5,6 @@ from copy import deepcopy
 import pytest
 import torch
 from sbi.utils import BoxUniform
-from sbi.utils.sbiutils import ImproperEmpirical
 from torch.distributions import MultivariateNormal
 
 from sbi_jeffreys.potential import EnergyPotential
@@ -67,6 +66,24 @@ def test_there_is_nothing_outside_of_the_prior():
     assert slope[1].isfinite().all()
 
 
+def test_the_prior_that_counts_is_that_of_the_training():
+    """Another one, given for its support, changes nothing inside."""
+    narrow = MultivariateNormal(torch.zeros(3), 0.1 * torch.eye(3))
+    values = [make_potential(X[:4], prior=p)(THETA[:20]) for p in (TASK.prior, narrow)]
+    torch.testing.assert_close(*values)
+
+
+def test_where_the_prior_is_zero_inside_of_its_support_there_is_nothing():
+    class Half(MultivariateNormal):
+        def log_prob(self, value):
+            return torch.where(value[:, 0] > 0, super().log_prob(value), -torch.inf)
+
+    potential = make_potential(X[:4])
+    potential.energy.prior = Half(torch.zeros(3), torch.eye(3))
+    values = potential(THETA[:50])
+    assert torch.equal(values.isneginf(), THETA[:50, 0] <= 0)
+
+
 def test_a_new_observation_replaces_the_old_one():
     potential = make_potential(X[:1])
     first = potential(THETA[:5])
@@ -80,9 +97,8 @@ def test_a_new_observation_replaces_the_old_one():
 
 
 def test_several_observations_need_a_proper_prior():
-    theta = torch.randn(10, 3)
-    improper = ImproperEmpirical(theta, torch.ones(10))
-    potential = make_potential(X[:1], prior=improper)
+    potential = make_potential(X[:1])
+    potential.energy.prior = None  # as of an energy that was trained without
     with pytest.raises(ValueError, match="got 2 observations"):
         potential.set_x(X[:2])
     potential.set_x(X[:2], x_is_iid=False)

@@ -81,5 +81,5 @@ def test_a_flow_that_misses_the_prior_or_an_energy_that_is_nan_is_an_error():
         temper(potential, Nowhere(), 50)
     potential = EnergyPotential(TASK.energy(), TASK.prior, torch.zeros(3, 2))
     potential.energy.net.scale.fill_(torch.nan)
-    with pytest.raises(FloatingPointError, match="NaN at 50 of 50 draws"):
+    with pytest.raises(FloatingPointError, match="NaN or infinite at 50 of 50 draws"):
         temper(potential, FlowProposal(TASK.flow(), potential), 50)

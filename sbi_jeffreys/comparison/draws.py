@@ -165,13 +165,15 @@ def _densities(
     """Return log densities and weights at draws `(N, D)`, in nats, and what they say."""
     normalised = is_normalised(posterior)
     evaluate = posterior.log_prob if normalised else posterior.potential
-    stats = {"lp": evaluate(theta, x=x)}
+    stats: dict[str, Tensor] = {}
     attrs: dict[str, Any] = {"lp_is_normalised": normalised}
     if len(x) == 1 and knows_both_models(posterior):
         flow, energy = posterior.pair.flow, posterior.pair.energy
         rows = theta.unsqueeze(1)
         stats["log_weight"] = energy(rows, x) - flow.log_prob(rows, x)
         attrs |= agreement(posterior, x)
+    # Last, for it may remember its normaliser, and then draws no random numbers.
+    stats["lp"] = evaluate(theta, x=x)
     return stats, attrs
 
 

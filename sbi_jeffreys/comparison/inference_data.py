@@ -129,9 +129,10 @@ def to_inference_data(
             )
             columns = columns_of(parameter_names, draws.theta.shape[-1])
             groups = {"posterior": by_name(draws.theta, columns)}
-            if draws.stats:
-                groups["sample_stats"] = draws.stats
-            if predict is not None:
+        if draws.stats:
+            groups["sample_stats"] = draws.stats
+        if predict is not None:
+            with random_state(seed, stream=3):
                 groups["posterior_predictive"] = {"x": predict(draws.theta, x)}
         if x is not None:
             groups["observed_data"] = {"x": (x if len(x) > 1 else x[0]).numpy()}

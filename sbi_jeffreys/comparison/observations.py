@@ -41,7 +41,8 @@ def condition_shape(posterior: Any) -> torch.Size | None:
     for holder, name in (
         (posterior, "posterior_estimator"),
         (posterior, "vector_field_estimator"),
-        (getattr(posterior, "pair", None), "energy"),
+        (getattr(posterior, "potential_fn", None), "energy"),
+        (getattr(posterior, "potential_fn", None), "posterior_estimator"),
     ):
         shape = getattr(getattr(holder, name, None), "condition_shape", None)
         if shape is not None:

@@ -1,6 +1,5 @@
 """Figures of samples in arviz's `InferenceData`, drawn by arviz."""
 
-import warnings
 from collections.abc import Mapping
 from math import prod
 from types import ModuleType
@@ -10,19 +9,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
+from sbi_jeffreys.arviz_api import load_arviz
 from sbi_jeffreys.plots.style import GREY, color_of, legend_below, panels
 
 HDI_PROB = 0.94
 MAX_PREDICTIONS = 100
 """Predictive samples drawn as lines of their own."""
-
-
-def load_arviz() -> ModuleType:
-    """Import arviz, without what it says of its own future."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import arviz
-    return arviz
 
 
 def plot_densities(
