@@ -56,7 +56,7 @@ def test_the_installed_version_decides(monkeypatch, version):
     class Installed:
         __version__ = version
 
-    monkeypatch.setattr(api, "_arviz", Installed)
+    monkeypatch.setattr(api, "load_arviz", Installed)
     monkeypatch.setattr(api, "_Arviz0", lambda: "0.x")
     monkeypatch.setattr(api, "_Arviz1", lambda: "1.x")
     expected = "0.x" if version.startswith("0") else "1.x"
