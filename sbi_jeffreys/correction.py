@@ -99,7 +99,7 @@ def resample(log_weights: Tensor, num: int, replacement: bool = False) -> Tensor
             `num` draws have any weight.
 
     Returns:
-        Indices into the pool, shape `(num, batch)`.
+        Indices into the pool, shape `(num, batch)`, in random order.
     """
     weights = log_weights.double().softmax(0)
     expected = num * weights
@@ -110,7 +110,9 @@ def resample(log_weights: Tensor, num: int, replacement: bool = False) -> Tensor
     ends *= num / ends[:, -1:]
     start = torch.rand_like(ends[:, :1])
     steps = start + torch.arange(num, device=ends.device)
-    return torch.searchsorted(ends, steps, right=True).clamp(max=len(weights) - 1).T
+    chosen = torch.searchsorted(ends, steps, right=True).clamp(max=len(weights) - 1)
+    # The first of them are not like the others: none is before them in the pool.
+    return chosen.take_along_dim(torch.rand_like(steps).argsort(-1), -1).T
 
 
 def displaced(log_weights: Tensor, num: int) -> Tensor:

@@ -132,6 +132,15 @@ def test_draws_are_chosen_in_proportion_to_their_weights_or_always():
     torch.testing.assert_close(counts / 20_000, weights / 5, atol=0.018, rtol=0)
 
 
+def test_the_first_is_chosen_like_the_others():
+    """Of weights 2, 1 and 1, two are chosen: each comes first in half of the times that
+    it is among them. 20,000 times: a standard error below 0.0036, within five."""
+    torch.manual_seed(0)
+    log_weights = torch.tensor([2.0, 1.0, 1.0]).log().unsqueeze(1).expand(-1, 20_000)
+    first = resample(log_weights, 2)[0].bincount(minlength=3) / 20_000
+    torch.testing.assert_close(first, torch.tensor([0.5, 0.25, 0.25]), atol=0.018, rtol=0)
+
+
 def test_where_too_few_have_weight_these_are_chosen_again_and_no_other():
     log_weights = torch.full((50, 2), -torch.inf)
     log_weights[:3, 0] = 0.0
