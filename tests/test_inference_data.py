@@ -21,6 +21,7 @@ from sbi_jeffreys import JNPE, arviz_api
 from sbi_jeffreys.arviz_api import summary
 from sbi_jeffreys.comparison.draws import Draws, draw, is_normalised, random_state
 from sbi_jeffreys.comparison.inference_data import to_inference_data
+from sbi_jeffreys.comparison.observations import condition_shape
 
 pytestmark = pytest.mark.filterwarnings("ignore:Pareto k is above")
 
@@ -159,6 +160,16 @@ def test_flow_and_energy_tell_weights_and_agreement(flow, energy):
         assert (
             each.attrs["method"] == type({"flow": flow, "energy": energy}[name]).__name__
         )
+
+
+def test_sbis_samplers_of_the_energy_tell_the_shape_of_x(trained, flow, energy):
+    """Without it, one x of several axes would be taken for several of one axis less."""
+    chains = trained["JNPE"].build_posterior(
+        sample_with="energy", posterior_parameters=MCMCPosteriorParameters()
+    )
+    of_flow = trained["JNPE"].build_posterior(sample_with="rejection")
+    for posterior in (flow, energy, chains, of_flow):
+        assert condition_shape(posterior) == X_O.shape[-1:]
 
 
 def test_several_observations_of_the_same_parameters(energy):
