@@ -39,24 +39,29 @@ class _Arviz0:
         self.arviz = load_arviz()
 
     def psis(self, log_weights: np.ndarray) -> tuple[np.ndarray, float]:
+        """Return smoothed, normalised log weights `(N,)`, of `(N,)`, and k̂."""
         return self.arviz.psislw(log_weights)
 
     def from_groups(self, groups: Groups, coords: Coords, dims: Dims) -> Any:
+        """Return arviz's container; arguments are those of `inference_data`."""
         plain = {name: dict(variables) for name, variables in groups.items()}
         return self.arviz.from_dict(**plain, coords=coords, dims=dims)
 
     def hdi(self, draws: np.ndarray, prob: float) -> np.ndarray:
+        """Return the bounds, `(2,)`, of draws `(N,)`."""
         return self.arviz.hdi(draws, hdi_prob=prob)
 
     def ess_bulk(self, draws: np.ndarray) -> float:
+        """Return the effective number of draws `(chain, draw)`."""
         return self.arviz.ess(draws, method="bulk")
 
     def r_hat(self, draws: np.ndarray) -> float:
+        """Return the rank-normalised split R̂ of draws `(chain, draw)`."""
         return self.arviz.rhat(draws, method="rank")
 
 
 class _Arviz1:
-    """arviz 1.x."""
+    """arviz 1.x, behind the same methods."""
 
     def __init__(self) -> None:
         import arviz_base

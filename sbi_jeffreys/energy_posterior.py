@@ -55,17 +55,17 @@ class EnergyPosteriorParameters(PosteriorParameters):
 
     def validate(self) -> None:
         """Raise a ValueError if a parameter is out of range."""
-        for name in ("ess_per_sample", "max_draws_per_sample", "max_sampling_batch_size"):
-            least = 0.1 if name == "ess_per_sample" else 1
-            if not getattr(self, name) >= least:
+        for name, least in (
+            ("ess_per_sample", 0.1),
+            ("max_displaced", 0),
+            ("max_draws_per_sample", 1),
+            ("max_sampling_batch_size", 1),
+        ):
+            value = getattr(self, name)
+            if not value >= least:
                 raise ValueError(
-                    f"Expected `{name}` to be at least {least}, got "
-                    f"{getattr(self, name)}."
+                    f"Expected `{name}` to be at least {least}, got {value}."
                 )
-        if not self.max_displaced >= 0:
-            raise ValueError(
-                f"Expected `max_displaced` to be at least 0, got {self.max_displaced}."
-            )
 
 
 class EnergyPosterior(ChecksAgreement, NeuralPosterior):
@@ -316,6 +316,10 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
             x: As in `importance_weights`.
             num_samples: Likewise.
             x_is_iid: Likewise.
+
+        Raises:
+            ValueError: As `importance_weights`.
+            RuntimeError: Likewise.
         """
         conditions = self._conditions(self._x_else_default_x(x))
         parts = (conditions,) if x_is_iid else conditions.split(1)
@@ -355,6 +359,10 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
             track_gradients: Whether the result is differentiable to `theta`.
             num_normalizer_samples: Draws that log Z is estimated from, see
                 `log_evidence_ratio`.
+
+        Raises:
+            ValueError: If there is no observation, or several without a proper prior.
+            RuntimeError: If no draw of the flow is inside of the prior.
         """
         conditions = self._conditions(self._x_else_default_x(x))
         log_z, _ = self.log_evidence_ratio(
@@ -376,6 +384,7 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
 
         Raises:
             ValueError: If the batches differ.
+            RuntimeError: If no draw of the flow is inside of the prior.
         """
         conditions = self._conditions(x)
         theta = torch.as_tensor(theta).to(conditions)

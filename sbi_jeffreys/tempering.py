@@ -24,6 +24,7 @@ from sbi_jeffreys.potential import EnergyPotential
 from sbi_jeffreys.samplers import FlowProposal
 
 MIN_PARTICLES = 1_000
+"""Particles that are tempered, however few samples are asked for."""
 
 MIN_ESS = 0.5
 """Fraction of the effective sample size that a step in t keeps."""

@@ -103,7 +103,12 @@ def test_losses_of_the_first_epochs_do_not_squeeze_the_others(tmp_path):
 
 def test_training_of_one_epoch_is_drawn(tmp_path):
     summary = {name: values[:1] for name, values in make_summary().items()}
-    rendered(plots.plot_training(summary), tmp_path)
+    figure = rendered(plots.plot_training(summary), tmp_path)
+    (held_out,) = lines(figure.axes[0])["flow, held out"]
+    assert held_out == summary["validation_loss"][0]
+    assert all(
+        np.isfinite(axis.get_xlim() + axis.get_ylim()).all() for axis in figure.axes
+    )
 
 
 def test_a_summary_of_something_else_is_refused():
@@ -187,7 +192,8 @@ def test_no_weight_at_all_is_refused():
 
 def test_equal_weights_are_drawn(tmp_path):
     report = make_report(spread=0.0, pareto_k=-np.inf)
-    rendered(plots.plot_agreement(report), tmp_path)
+    figure = rendered(plots.plot_agreement(report), tmp_path)
+    assert list(lines(figure.axes[1])) == ["draws"]  # there is no tail
 
 
 def test_agreement_at_several_observations(tmp_path):
