@@ -1,23 +1,42 @@
-"""Command line: `python -m sbi_jeffreys.benchmark nll` and `... speed`."""
+"""Command line: `python -m sbi_jeffreys.benchmark`, and `... report`, `nll`, `speed`."""
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
-from sbi_jeffreys.benchmark import accuracy, held_out, speed
+from sbi_jeffreys.benchmark import accuracy, cells, held_out, speed, standings
 from sbi_jeffreys.benchmark.contenders import Case
+from sbi_jeffreys.benchmark.methods import METHODS
+from sbi_jeffreys.benchmark.references import NUM_OBSERVATIONS
 from sbi_jeffreys.benchmark.report import measured_with, write
 from sbi_jeffreys.benchmark.tasks import TASKS
 
+HELP = ("-h", "--help")
+CELLS = Path("results/accuracy/cells.csv")
+DEFAULT_METHODS = ("npe_nsf", "npe_nsf_ensemble", "jnpe_flow", "jnpe_corrected")
 PARTS = ("step", "breakdown", "sampling", "memory", "scaling", "accuracy")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parse the arguments, and run a command."""
+    """Parse the arguments, and run a command; `run`, if none is named."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in HELP):
+        arguments = ["run", *arguments]
     parser = argparse.ArgumentParser(prog="python -m sbi_jeffreys.benchmark")
     commands = parser.add_subparsers(required=True)
+
+    _add_run(
+        commands.add_parser("run", help="C2ST against reference posteriors (default)")
+    )
+    report = commands.add_parser(
+        "report", help="tables and figures of what `run` finished"
+    )
+    report.add_argument("--cells", nargs="+", type=Path, default=[CELLS])
+    report.add_argument("--output", type=Path, default=Path("results/accuracy.md"))
+    report.set_defaults(command=write_standings)
 
     nll = commands.add_parser(
         "nll",
@@ -52,6 +71,73 @@ def main(arguments: list[str] | None = None) -> None:
 
     parsed = parser.parse_args(arguments)
     parsed.command(parsed)
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=list(DEFAULT_METHODS)
+    )
+    parser.add_argument("--budgets", nargs="+", type=int, default=[1000])
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(range(5)))
+    parser.add_argument(
+        "--observations",
+        nargs="+",
+        type=int,
+        choices=range(1, NUM_OBSERVATIONS + 1),
+        default=list(range(1, NUM_OBSERVATIONS + 1)),
+        metavar="NUMBER",
+    )
+    parser.add_argument(
+        "--classifiers",
+        nargs="+",
+        choices=cells.CLASSIFIERS,
+        default=["rf"],
+        help="sbi's random forest, sbibm's network",
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="processes of one thread")
+    parser.add_argument(
+        "--output", type=Path, default=CELLS.parent, help="folder of cells and trainings"
+    )
+    parser.set_defaults(command=run_cells)
+
+
+def run_cells(arguments: argparse.Namespace) -> None:
+    """Compute the cells that are missing, then write the report beside them.
+
+    Raises:
+        SystemExit: If a cell failed, after the others are done.
+    """
+    wanted = cells.cells(
+        arguments.tasks,
+        arguments.methods,
+        arguments.budgets,
+        arguments.seeds,
+        arguments.observations,
+    )
+    folder = arguments.output
+    failed = cells.run(wanted, arguments.classifiers, folder, arguments.jobs)
+    finished = cells.read([folder / "cells.csv"])
+    if len(finished):
+        standings.write_report(finished, folder / "accuracy.md")
+        print(standings.report(finished))
+    if failed:
+        sys.exit(
+            f"{failed} trainings or cells failed; the same command tries them again."
+        )
+
+
+def write_standings(arguments: argparse.Namespace) -> None:
+    """Write tables and figures of finished cells.
+
+    Raises:
+        SystemExit: If there are none.
+    """
+    finished = cells.read(arguments.cells)
+    if finished.empty:
+        sys.exit(f"No finished cells in {', '.join(map(str, arguments.cells))}.")
+    standings.write_report(finished, arguments.output)
+    print(standings.report(finished))
 
 
 def _trainings(seeds: list[int]) -> argparse.ArgumentParser:

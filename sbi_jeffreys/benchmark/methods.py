@@ -1,0 +1,297 @@
+"""The methods compared: sbi's own, plain and regularised, and JNPE.
+
+A training turns simulations into one fitted posterior for each of its methods.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from copy import deepcopy
+from typing import Any, NamedTuple
+
+import torch
+from sbi.inference import FMPE, NLE, NPE
+from sbi.inference.posteriors import EnsemblePosterior
+from sbi.neural_nets import posterior_nn
+from torch import Tensor
+from torch.distributions import Distribution
+
+from sbi_jeffreys.benchmark.held_out import energy_nll, flow_nll
+from sbi_jeffreys.inference import JNPE
+
+NUM_FMPE_PAIRS = 200
+"""Test pairs of FMPE, each density of which takes an ODE to be solved."""
+
+NO_VALUE = float("nan")
+
+
+class Fit(NamedTuple):
+    """A posterior, with what is known of its training.
+
+    Attributes:
+        posterior: One of sbi's kind.
+        nll: Test NLL in nats of the weights kept; NaN where densities are unnormalised.
+        nll_last: Likewise of the weights after the last epoch.
+        epochs: Trained; of all networks together.
+        training_seconds: Of all networks together.
+    """
+
+    posterior: Any
+    nll: float
+    nll_last: float
+    epochs: int
+    training_seconds: float
+
+
+class Training(ABC):
+    """Fits its methods to simulations.
+
+    Attributes:
+        methods: Names of what it fits.
+        batched_options: Of `sample_batched`, to draw for hundreds of x without rejecting
+            any sample; None where that takes too long.
+    """
+
+    methods: tuple[str, ...]
+    batched_options: dict[str, Any] | None = None
+
+    @abstractmethod
+    def fit(
+        self,
+        prior: Distribution,
+        theta: Tensor,
+        x: Tensor,
+        test: tuple[Tensor, Tensor],
+        seed: int,
+    ) -> list[Fit]:
+        """Return a fit for each of the methods.
+
+        Args:
+            prior: Over `(D,)`.
+            theta: Parameters of simulations, shape `(N, D)`.
+            x: Simulations, shape `(N, ...)`.
+            test: Fresh pairs, likewise.
+            seed: Of networks and batches.
+        """
+
+
+class LastEpochNPE(NPE):
+    """NPE that remembers the weights of its last epoch, which sbi throws away."""
+
+    def _converged(self, epoch: int, stop_after_epochs: int) -> bool:
+        self.last_weights = deepcopy(self._neural_net.state_dict())
+        return super()._converged(epoch, stop_after_epochs)
+
+
+class RegularizedNPE(LastEpochNPE):
+    """NPE with weight decay."""
+
+    weight_decay = 1e-3
+
+    def _train_epoch(self, *args: Any, **kwargs: Any) -> float:
+        for group in self.optimizer.param_groups:
+            group["weight_decay"] = self.weight_decay
+        return super()._train_epoch(*args, **kwargs)
+
+
+class NPETraining(Training):
+    """sbi's NPE with one of its flows, at default options."""
+
+    batched_options = {"reject_outside_prior": False}  # noqa: RUF012
+
+    def __init__(
+        self, method: str, flow: str, kind: type[LastEpochNPE] = LastEpochNPE, **size: Any
+    ) -> None:
+        """
+        Args:
+            method: Name.
+            flow: "maf", sbi's default, or another.
+            kind: The trainer.
+            size: Of the flow's networks, as in sbi's `posterior_nn`.
+        """
+        self.methods = (method,)
+        self.flow, self.kind, self.size = flow, kind, size
+
+    def fit(
+        self,
+        prior: Distribution,
+        theta: Tensor,
+        x: Tensor,
+        test: tuple[Tensor, Tensor],
+        seed: int,
+    ) -> list[Fit]:
+        """See the base class."""
+        torch.manual_seed(seed)
+        flow = posterior_nn(self.flow, **self.size)
+        trainer = self.kind(prior, flow, show_progress_bars=False)
+        trainer.append_simulations(theta, x)
+        start = time.perf_counter()
+        kept = trainer.train()
+        seconds = time.perf_counter() - start
+        last = deepcopy(kept)
+        last.load_state_dict(trainer.last_weights)
+        (epochs,) = trainer.summary["epochs_trained"]
+        posterior = trainer.build_posterior()
+        return [
+            Fit(posterior, flow_nll(kept, *test), flow_nll(last, *test), epochs, seconds)
+        ]
+
+
+class EnsembleTraining(Training):
+    """Trainings of one kind, on the same simulations, with different seeds; averaged."""
+
+    batched_options = NPETraining.batched_options
+
+    def __init__(self, method: str, member: NPETraining, num: int = 5) -> None:
+        """
+        Args:
+            method: Name.
+            member: What each member is trained by.
+            num: Of members.
+        """
+        self.methods = (method,)
+        self.member, self.num = member, num
+
+    def fit(
+        self,
+        prior: Distribution,
+        theta: Tensor,
+        x: Tensor,
+        test: tuple[Tensor, Tensor],
+        seed: int,
+    ) -> list[Fit]:
+        """See the base class."""
+        seeds = range(seed * self.num, (seed + 1) * self.num)
+        fits = [self.member.fit(prior, theta, x, test, s)[0] for s in seeds]
+        posteriors = [fit.posterior for fit in fits]
+        with torch.no_grad():
+            log_probs = torch.stack(
+                [
+                    p.posterior_estimator.log_prob(test[0][None], test[1])[0]
+                    for p in posteriors
+                ]
+            )
+        nll = -(log_probs.logsumexp(0) - torch.tensor(self.num).log()).mean()
+        return [
+            Fit(
+                EnsemblePosterior(posteriors),
+                float(nll),
+                NO_VALUE,
+                sum(fit.epochs for fit in fits),
+                sum(fit.training_seconds for fit in fits),
+            )
+        ]
+
+
+class FMPETraining(Training):
+    """sbi's flow matching, at default options."""
+
+    methods = ("fmpe",)
+
+    def fit(
+        self,
+        prior: Distribution,
+        theta: Tensor,
+        x: Tensor,
+        test: tuple[Tensor, Tensor],
+        seed: int,
+    ) -> list[Fit]:
+        """See the base class."""
+        torch.manual_seed(seed)
+        trainer = FMPE(prior, show_progress_bars=False)
+        trainer.append_simulations(theta, x)
+        start = time.perf_counter()
+        trainer.train()
+        seconds = time.perf_counter() - start
+        posterior = trainer.build_posterior()
+        (epochs,) = trainer.summary["epochs_trained"]
+        return [Fit(posterior, NO_VALUE, NO_VALUE, epochs, seconds)]
+
+
+class NLETraining(Training):
+    """sbi's neural likelihood estimation, sampled by its MCMC, at default options."""
+
+    methods = ("nle",)
+
+    def fit(
+        self,
+        prior: Distribution,
+        theta: Tensor,
+        x: Tensor,
+        test: tuple[Tensor, Tensor],
+        seed: int,
+    ) -> list[Fit]:
+        """See the base class."""
+        torch.manual_seed(seed)
+        trainer = NLE(prior, show_progress_bars=False)
+        trainer.append_simulations(theta, x)
+        start = time.perf_counter()
+        trainer.train()
+        seconds = time.perf_counter() - start
+        (epochs,) = trainer.summary["epochs_trained"]
+        return [Fit(trainer.build_posterior(), NO_VALUE, NO_VALUE, epochs, seconds)]
+
+
+class JNPETraining(Training):
+    """JNPE, whose flow and corrected posterior come from the same training."""
+
+    batched_options = {}  # noqa: RUF012
+
+    def __init__(self, method: str, **options: Any) -> None:
+        """
+        Args:
+            method: Name; "_flow" and "_corrected" are added.
+            options: Of `JNPE`; by default its own.
+        """
+        self.methods = (f"{method}_flow", f"{method}_corrected")
+        self.options = options
+
+    def fit(
+        self,
+        prior: Distribution,
+        theta: Tensor,
+        x: Tensor,
+        test: tuple[Tensor, Tensor],
+        seed: int,
+    ) -> list[Fit]:
+        """See the base class."""
+        torch.manual_seed(seed)
+        trainer = JNPE(prior, show_progress_bars=False, **self.options)
+        trainer.append_simulations(theta, x)
+        start = time.perf_counter()
+        flow = trainer.train()
+        cost = trainer.epoch, time.perf_counter() - start
+        latest, energy = trainer.latest, trainer.energy
+        return [
+            Fit(
+                trainer.build_posterior(),
+                flow_nll(flow, *test),
+                flow_nll(latest.flow, *test),
+                *cost,
+            ),
+            Fit(
+                trainer.build_posterior(sample_with="energy"),
+                energy_nll(energy, flow, *test),
+                energy_nll(latest.energy, latest.flow, *test),
+                *cost,
+            ),
+        ]
+
+
+_NSF = NPETraining("npe_nsf", "nsf")
+
+TRAININGS: dict[str, Training] = {
+    "npe_maf": NPETraining("npe_maf", "maf"),
+    "npe_nsf": _NSF,
+    "npe_nsf_ensemble": EnsembleTraining("npe_nsf_ensemble", _NSF),
+    "npe_nsf_regularized": NPETraining(
+        "npe_nsf_regularized", "nsf", RegularizedNPE, dropout_probability=0.2
+    ),
+    "fmpe": FMPETraining(),
+    "nle": NLETraining(),
+    "jnpe": JNPETraining("jnpe"),
+    "jnpe_fixed": JNPETraining("jnpe_fixed", weighting="fixed"),
+}
+METHODS = {
+    method: name for name, training in TRAININGS.items() for method in training.methods
+}
+"""The training that each method comes from."""

@@ -1,0 +1,187 @@
+"""The benchmark's cells as tables in Markdown and as figures, beside published values."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from sbi_jeffreys.benchmark.methods import METHODS
+from sbi_jeffreys.benchmark.published import (
+    BARS,
+    Published,
+    best_amortized,
+    best_flow,
+    plain_npe,
+    published,
+)
+from sbi_jeffreys.benchmark.report import table
+from sbi_jeffreys.benchmark.tasks import TASKS
+from sbi_jeffreys.plots.style import GREY, color_of, panels
+
+C2ST_NAMES = {
+    "c2st_rf": "C2ST by sbi's random forest",
+    "c2st_mlp": "C2ST by sbibm's network (z-scored MLP)",
+}
+QUANTITIES = {
+    "nll": ("Test NLL in nats, weights kept", 3),
+    "nll_last": ("Test NLL in nats, weights of the last epoch", 3),
+    "sbc_error": ("SBC error: mean distance of ranks from uniform", 3),
+    "tarp_error": ("TARP error: mean distance of coverage from its level", 3),
+    "training_seconds": ("Seconds of training, one thread, beside other work", 0),
+}
+NOTE = (
+    "Mean over observations, then over seeds, ± the standard deviation over seeds; in "
+    "brackets the numbers of seeds and of observations for each. 0.5 is perfect, 1 "
+    "useless. Where methods have different numbers, they were not given the same work."
+)
+
+
+def report(cells: pd.DataFrame) -> str:
+    """Return all tables of finished cells, in Markdown.
+
+    Args:
+        cells: As `cells.read` returns them.
+    """
+    versions = "; ".join(sorted(set(cells.measured_with)))
+    sections = ["# Accuracy beside sbi's methods", NOTE, f"Measured with {versions}."]
+    for num in sorted(set(cells.num_simulations)):
+        of_budget = cells[cells.num_simulations == num]
+        sections.append(f"## {num:,} simulations")
+        for column, title in C2ST_NAMES.items():
+            sections += _c2st_section(of_budget.dropna(subset=column), column, title, num)
+        for column, (title, digits) in QUANTITIES.items():
+            rows = of_budget.dropna(subset=column)
+            if len(rows):
+                sections += [f"### {title}", _quantities(rows, column, digits)]
+    return "\n\n".join(sections)
+
+
+def _c2st_section(rows: pd.DataFrame, column: str, title: str, num: int) -> list[str]:
+    if rows.empty:
+        return []
+    methods = _in_order(rows.method, METHODS)
+    lines = []
+    for task in _in_order(rows.task, TASKS):
+        of_task = rows[rows.task == task]
+        ours = [_c2st(of_task[of_task.method == method], column) for method in methods]
+        quoted = [
+            _quote(best(task, num)) for best in (plain_npe, best_flow, best_amortized)
+        ]
+        bar = f"{BARS[task]:.3f}" if num == 1000 and task in BARS else ""
+        lines.append((task, *ours, bar, *quoted))
+    header = ("task", *methods, "bar", "NPE, published", "best flow, published")
+    return [f"### {title}", table((*header, "best amortised, published"), lines)]
+
+
+def _c2st(rows: pd.DataFrame, column: str) -> str:
+    if rows.empty:
+        return ""
+    by_seed = rows.groupby("seed")[column]
+    means, counts = by_seed.mean(), by_seed.count()
+    observations = "/".join(str(count) for count in sorted(set(counts)))
+    return f"{_spread(means, 3)} ({len(means)}×{observations})"
+
+
+def _quantities(rows: pd.DataFrame, column: str, digits: int) -> str:
+    methods = _in_order(rows.method, METHODS)
+    lines = []
+    for task in _in_order(rows.task, TASKS):
+        by_seed = rows[rows.task == task].groupby(["method", "seed"])[column].first()
+        lines.append(
+            (
+                task,
+                *(
+                    _spread(by_seed[method], digits)
+                    if method in by_seed.index.get_level_values(0)
+                    else ""
+                    for method in methods
+                ),
+            )
+        )
+    return table(("task", *methods), lines)
+
+
+def _spread(values: pd.Series, digits: int) -> str:
+    spread = f" ± {values.std():.{digits}f}" if len(values) > 1 else ""
+    return f"{values.mean():.{digits}f}{spread}"
+
+
+def _quote(value: Published | None) -> str:
+    return "" if value is None else f"{value.c2st:.3f} ({value.method})"
+
+
+def _in_order(names: pd.Series, order: Iterable[str]) -> list[str]:
+    present = set(names)
+    return [name for name in order if name in present]
+
+
+def figures(cells: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
+    """Yield a name and a figure for each task: C2ST of each method, over the budgets.
+
+    Filled points are means over the observations, one for each seed; crosses are
+    published values.
+    """
+    for task in _in_order(cells.task, TASKS):
+        rows = cells[cells.task == task].dropna(subset="c2st_rf")
+        if rows.empty:
+            continue
+        methods = _in_order(rows.method, METHODS)
+        quoted = published().query("task == @task and classifier.str.startswith('RF')")
+        with panels(1, 5.5, 3.4, columns=1) as (figure, (axes,)):
+            for k, method in enumerate(methods):
+                by_seed = (
+                    rows[rows.method == method]
+                    .groupby(["num_simulations", "seed"])["c2st_rf"]
+                    .mean()
+                    .reset_index()
+                )
+                shift = 1.04 ** (k - len(methods) / 2)
+                axes.scatter(
+                    by_seed.num_simulations * shift,
+                    by_seed.c2st_rf,
+                    s=14,
+                    color=color_of(method),
+                    label=method,
+                )
+                means = by_seed.groupby("num_simulations").c2st_rf.mean()
+                axes.plot(means.index * shift, means, color=color_of(method), alpha=0.5)
+            for method, group in quoted.groupby("method"):
+                group = group[group.num_simulations.isin(set(rows.num_simulations))]
+                axes.scatter(
+                    group.num_simulations, group.c2st_mean, marker="x", s=18, color=GREY
+                )
+                for num, value in zip(
+                    group.num_simulations, group.c2st_mean, strict=True
+                ):
+                    axes.annotate(
+                        str(method),
+                        (num, value),
+                        (4, -2),
+                        textcoords="offset points",
+                        fontsize=5,
+                        color=GREY,
+                    )
+            if task in BARS and 1000 in set(rows.num_simulations):
+                axes.axhline(BARS[task], color=GREY, linestyle=":", label="bar at 1,000")
+            axes.set(
+                xscale="log",
+                xlabel="simulations",
+                ylabel="C2ST (random forest)",
+                title=task,
+                ylim=(0.48, max(0.8, float(np.nanmax(rows.c2st_rf)) + 0.05)),
+            )
+            axes.legend(fontsize=6)
+        yield task, figure
+
+
+def write_report(cells: pd.DataFrame, path: Path) -> None:
+    """Write tables to `path` and the figures, as PNG, into a folder of its name."""
+    folder = path.with_suffix("")
+    folder.mkdir(parents=True, exist_ok=True)
+    images = []
+    for name, figure in figures(cells):
+        figure.savefig(folder / f"{name}.png", dpi=110)
+        images.append(f"![{name}]({folder.name}/{name}.png)")
+    path.write_text("\n\n".join([report(cells), "## Figures", *images]) + "\n")
