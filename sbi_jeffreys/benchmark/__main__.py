@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from sbi_jeffreys.benchmark import accuracy, cells, held_out, speed, standings
+from sbi_jeffreys.benchmark import accuracy, cells, held_out, speed, standings, weights
 from sbi_jeffreys.benchmark.contenders import Case
 from sbi_jeffreys.benchmark.methods import METHODS
 from sbi_jeffreys.benchmark.references import NUM_OBSERVATIONS
@@ -37,6 +37,16 @@ def main(arguments: list[str] | None = None) -> None:
     report.add_argument("--cells", nargs="+", type=Path, default=[CELLS])
     report.add_argument("--output", type=Path, default=Path("results/accuracy.md"))
     report.set_defaults(command=write_standings)
+
+    fixed = commands.add_parser(
+        "weights", help="resilient multipliers against 25 fixed weightings"
+    )
+    fixed.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    fixed.add_argument("--num-simulations", type=int, default=500)
+    fixed.add_argument("--epochs", type=int, default=300)
+    fixed.add_argument("--jobs", type=int, default=1, help="processes of one thread")
+    fixed.add_argument("--output", type=Path, default=Path("results/weights.md"))
+    fixed.set_defaults(command=compare_weights)
 
     nll = commands.add_parser(
         "nll",
@@ -138,6 +148,21 @@ def write_standings(arguments: argparse.Namespace) -> None:
         sys.exit(f"No finished cells in {', '.join(map(str, arguments.cells))}.")
     standings.write_report(finished, arguments.output)
     print(standings.report(finished))
+
+
+def compare_weights(arguments: argparse.Namespace) -> None:
+    """Train what is missing, with rows beside the report as CSV, and write both."""
+    output = arguments.output
+    rows = weights.run(
+        arguments.seeds,
+        arguments.num_simulations,
+        arguments.epochs,
+        output.with_suffix(".csv"),
+        arguments.jobs,
+    )
+    weights.figure(rows).savefig(output.with_suffix(".png"), dpi=110)
+    write(output, f"{weights.report(rows)}\n\n![curves]({output.stem}.png)")
+    print(weights.report(rows))
 
 
 def _trainings(seeds: list[int]) -> argparse.ArgumentParser:
