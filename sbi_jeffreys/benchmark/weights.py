@@ -179,8 +179,8 @@ def report(rows: pd.DataFrame) -> str:
             "# Multipliers against fixed weights",
             f"{TASK}, {num:,} simulations, {epochs} epochs each, seeds "
             f"{' '.join(map(str, sorted(set(rows.seed))))}: test NLL in nats of the "
-            "flow, mean ± standard deviation over seeds; Z, the energy's normaliser in the "
-            f"last epoch, lowest to highest, and whether within {Z_RANGE}.",
+            "flow, mean ± standard deviation over seeds; Z, the energy's normaliser in "
+            f"the last epoch, lowest to highest, and whether within {Z_RANGE}.",
             f"Measured with {measured_with('cpu')}.",
             f"By the last epoch, resilient multipliers come {rank} of {len(means)}.",
             table(columns, lines),
