@@ -60,6 +60,19 @@ class LogRatioNet(nn.Module):
         return (input * natural).sum(-1) + rest.reshape(input.shape[:-1])
 
 
+class Members(nn.ModuleList):
+    """Log-ratio networks that share nothing, of which the energy is the average."""
+
+    def forward(self, input: Tensor, condition: Tensor) -> Tensor:
+        """Return the log-ratios in nats, shape `(member, sample, batch)`.
+
+        Args:
+            input: Standardised parameters, shape `(sample, batch, D)`.
+            condition: Embedded conditions, shape `(batch, features)`.
+        """
+        return torch.stack([net(input, condition) for net in self])
+
+
 class ConditionalEnergy(nn.Module):
     r"""$f(\theta, x) = \log p(\theta) + r(\theta, x)$, an unnormalised log posterior.
 
@@ -86,7 +99,8 @@ class ConditionalEnergy(nn.Module):
         """
         Args:
             net: r, called with standardised parameters, `(sample, batch, D)`, and
-                embedded conditions, `(batch, features)`; returns `(sample, batch)`.
+                embedded conditions, `(batch, features)`; returns `(sample, batch)`, or
+                as `Members` `(member, sample, batch)`: r is then their average.
             base: p, with a `log_prob` that is differentiable to its argument.
             support: Its bounds; p is evaluated inside of them.
             theta: Parameters that give the standardisation, shape `(N, D)`.
@@ -131,6 +145,12 @@ class ConditionalEnergy(nn.Module):
         Raises:
             ValueError: If the batches do not match.
         """
+        return self.members(input, condition, embedded).mean(0)
+
+    def members(
+        self, input: Tensor, condition: Tensor, embedded: Tensor | None = None
+    ) -> Tensor:
+        """Return the f of each member, shape `(member, sample, batch)`; see `forward`."""
         if input.ndim != 3 or input.shape[1] not in (1, len(condition)):
             raise ValueError(
                 "Expected `input` of shape (sample, batch, D), with the batch of "
@@ -143,9 +163,9 @@ class ConditionalEnergy(nn.Module):
         standardized = (self.support.unbend(inside) - self.loc) / self.scale
         if embedded is None:
             embedded = self.embedding_net(condition)
-        f = log_base + self.net(standardized, embedded)
+        r = self.net(standardized, embedded).reshape(-1, *log_base.shape)
         outside = (input < self.support.low) | (input > self.support.high)
-        return torch.where(outside.any(-1), -torch.inf, f)
+        return torch.where(outside.any(-1), -torch.inf, log_base + r)
 
 
 def base_density(prior: Any, theta: Tensor, support: Support) -> Distribution:

@@ -12,6 +12,7 @@ All are in nats.
 """
 
 from collections.abc import Callable
+from functools import partial
 from math import exp, log
 from typing import Literal, NamedTuple, get_args
 
@@ -55,7 +56,9 @@ def jeffreys_divergences(
     Args:
         flow: $p_\phi(\cdot | x)$ for a batch of x.
         energy: $f_\psi(\cdot, x)$ for the same x, from `(sample, batch, D)` to
-            `(sample, batch)`.
+            `(sample, batch)`; or, of several energies that are averaged, to `(member,
+            sample, batch)`. Each of these fits the data by itself: D3 is the mean of
+            theirs.
         theta: The parameters that x were simulated with, shape `(batch, D)`.
         num_particles: Draws K from the flow for each x.
         normalizer: How log Z is estimated, see `log_normalizer`.
@@ -66,22 +69,27 @@ def jeffreys_divergences(
     # The energy sees draws cut from the flow: its parameters get no gradient through
     # them, and the flow gets exactly df/dθ, along `path`, and none of the weights.
     cut = draws.detach().requires_grad_()
-    f_data, f_draws = energy(torch.cat([theta.unsqueeze(0), cut])).split(
-        (1, num_particles)
-    )
+    members = energy(torch.cat([theta.unsqueeze(0), cut]))
+    members = members.reshape(-1, 1 + num_particles, len(theta))
+    f_draws = members[:, 1:].mean(0)
     (slope,) = torch.autograd.grad(f_draws.sum(), cut, retain_graph=True)
     path = (slope * (draws - cut.detach())).flatten(2).sum(-1)
 
-    log_z = log_normalizer(
-        log_weights=f_draws - log_p_draws.detach(),
-        log_weight_data=f_data[0] - log_p_data.detach(),
-        normalizer=normalizer,
+    log_z = partial(
+        _log_z, log_p_data.detach(), log_p_draws.detach(), normalizer=normalizer
     )
     return Divergences(
         flow_to_data=-log_p_data,
-        flow_to_energy=(log_p_draws - f_draws - path).mean(0) + log_z,
-        energy_to_data=-f_data[0] + log_z,
+        flow_to_energy=(log_p_draws - f_draws - path).mean(0) + log_z(members.mean(0)),
+        energy_to_data=torch.stack([log_z(f) - f[0] for f in members]).mean(0),
     )
+
+
+def _log_z(
+    log_p_data: Tensor, log_p_draws: Tensor, f: Tensor, normalizer: Normalizer
+) -> Tensor:
+    """Estimate log Z of f, given at the data point and the draws, `(1 + K, batch)`."""
+    return log_normalizer(f[1:] - log_p_draws, f[0] - log_p_data, normalizer)
 
 
 def log_normalizer(

@@ -27,10 +27,17 @@ class ModelPair(nn.Module):
         self.flow = flow
         self.energy = energy
 
-    def given(self, x: Tensor) -> tuple[Conditional, Callable[[Tensor], Tensor]]:
-        r"""Return $p_\phi(\cdot | x)$ and $f_\psi(\cdot, x)$, x being embedded once."""
+    def given(
+        self, x: Tensor, function: Callable[..., Tensor] | None = None
+    ) -> tuple[Conditional, Callable[[Tensor], Tensor]]:
+        r"""Return $p_\phi(\cdot | x)$ and $f_\psi(\cdot, x)$, x being embedded once.
+
+        Args:
+            x: Data, shape `(batch, *condition_shape)`.
+            function: Of the energy, instead of f itself: its `members`.
+        """
         flow = self.flow.given(x)
-        energy = partial(self.energy, condition=x)
+        energy = partial(function or self.energy, condition=x)
         if self.energy.embedding_net is self.flow.embedding_net:
             energy = partial(energy, embedded=flow.embedded)
         return flow, energy

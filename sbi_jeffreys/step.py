@@ -39,7 +39,7 @@ class TrainingOptions:
 
     num_particles: int = 4
     normalizer: Normalizer = "generalized"
-    averaging: float = 0.99
+    averaging: float = 0.997
     decay: float = 0.5
     num_validation_particles: int = 8
 
@@ -64,7 +64,7 @@ class TrainedPair(ModelPair):
             x: The simulations that belong to them, shape `(batch, ...)`.
             weights: Of the pairs, shape `(batch,)`.
         """
-        flow, energy = self.given(x)
+        flow, energy = self.given(x, self.energy.members)
         return jeffreys_divergences(
             flow, energy, theta, self.options.num_particles, self.options.normalizer
         ).mean(weights)

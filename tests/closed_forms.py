@@ -60,6 +60,9 @@ class QuadraticEnergy(nn.Module):
         squares = (input - self.b - condition) ** 2
         return self.c - 0.5 * self.a * squares.sum(-1)
 
+    def members(self, input: Tensor, condition: Tensor) -> Tensor:
+        return self(input, condition).unsqueeze(0)
+
     def log_z(self, dim: int) -> Tensor:
         return self.c + 0.5 * dim * torch.log(2 * pi / self.a)
 

@@ -15,7 +15,12 @@ from torch.distributions import (
     constraints,
 )
 
-from sbi_jeffreys.energy import ConditionalEnergy, LogRatioNet, base_density
+from sbi_jeffreys.energy import (
+    ConditionalEnergy,
+    LogRatioNet,
+    Members,
+    base_density,
+)
 from sbi_jeffreys.support import support_of
 
 PRIORS = {
@@ -91,6 +96,25 @@ def test_parameters_reach_the_network_standardised():
     energy(theta.unsqueeze(0), torch.randn(400, 3))
     torch.testing.assert_close(net.seen[0].mean(0), torch.zeros(2), atol=1e-5, rtol=0)
     torch.testing.assert_close(net.seen[0].std(0), torch.ones(2), atol=1e-5, rtol=0)
+
+
+def test_the_energy_is_the_average_of_its_members():
+    prior = PRIORS["box"]
+    theta, x = prior.sample((60,)), torch.randn(60, 3)
+    energy = make_energy(prior, theta, x)
+    energy.net = Members(LogRatioNet(2, 3, hidden_features=16) for _ in range(3))
+    for parameter in energy.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    points = theta.view(3, 20, 2)
+    members = energy.members(points, x[:20])
+    assert members.shape == (3, 3, 20)
+    torch.testing.assert_close(energy(points, x[:20]), members.mean(0))
+    for net, f in zip(energy.net, members, strict=True):
+        alone = make_energy(prior, theta, x)
+        alone.net = net
+        torch.testing.assert_close(alone(points, x[:20]), f)
+    corner = torch.tensor([[[3.1, 0.0]]])
+    assert energy.members(corner, x[:1]).isneginf().all()
 
 
 def test_a_parameter_on_a_bound_has_the_density_inside():

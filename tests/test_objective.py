@@ -93,6 +93,33 @@ def per_row_gradient(values, parameter, num_chunks=20):
     )
 
 
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+def test_each_member_fits_the_data_and_the_flow_their_average(normalizer):
+    theta, x = pairs()
+    flow = GaussianFlow(0.1, 0.2)
+    first, second = QuadraticEnergy(2.0, 0.3), QuadraticEnergy(0.5, -0.4, 0.7)
+    mean = QuadraticEnergy(1.25, (2 * 0.3 - 0.5 * 0.4) / 2.5)
+
+    def both(input, condition):
+        return torch.stack([first(input, condition), second(input, condition)])
+
+    def terms(energy):
+        torch.manual_seed(0)
+        return divergences(flow, energy, theta, x, 5, normalizer)
+
+    together, alone, other, average = map(terms, (both, first, second, mean))
+    expected = (alone.energy_to_data + other.energy_to_data) / 2
+    torch.testing.assert_close(together.energy_to_data, expected)
+    torch.testing.assert_close(together.flow_to_data, average.flow_to_data)
+    # The average of the quadratics is another, up to a constant that differs with x.
+    if normalizer == "importance":
+        torch.testing.assert_close(together.flow_to_energy, average.flow_to_energy)
+    # One energy may come with or without the axis of members.
+    single = terms(lambda input, condition: first(input, condition).unsqueeze(0))
+    for got, want in zip(single, alone, strict=True):
+        torch.testing.assert_close(got, want)
+
+
 def test_each_term_reaches_only_its_own_models():
     theta, x = pairs()
     flow, energy = GaussianFlow(0.1), QuadraticEnergy(2.0, 0.3, 0.4)

@@ -118,7 +118,7 @@ def _flow(training: JeffreysTraining, batch: Batch, with_draws: bool) -> None:
 def _energy(training: JeffreysTraining, batch: Batch) -> Callable[[], None]:
     """Return what descends on the objective, with draws that are there already."""
     options = training.pair.options
-    flow, energy = training.pair.given(batch.x)
+    flow, energy = training.pair.given(batch.x, training.pair.energy.members)
     with torch.no_grad():
         drawn = _Drawn(
             flow.log_prob(batch.theta.unsqueeze(0)),
