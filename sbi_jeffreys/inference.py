@@ -83,7 +83,7 @@ class JNPE(BothPosteriors):
         normalizer: Normalizer = "generalized",
         weighting: Literal["resilient", "fixed"] = "resilient",
         weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
-        slack: float = 1.0,
+        slack: float | tuple[float, float, float] = (0.2, 1.0, 1.0),
         relaxation_cost: float = 1.0,
         multiplier_step_size: float = 0.02,
         multiplier_bounds: tuple[float, float] = (0.05, 3.0),
@@ -122,8 +122,10 @@ class JNPE(BothPosteriors):
                 penalty problem.
             weights: The three weights, for "fixed": of the flow's fit to the data, of
                 the flow's reverse KL to the energy, of the energy's fit to the data.
-            slack: $\kappa$ in nats. A divergence of zero keeps the weight `slack *
-                relaxation_cost`; one of `-slack`, memorisation, loses it.
+            slack: $\kappa$ in nats, one for each divergence or one for all. A divergence
+                of zero keeps the weight `slack * relaxation_cost`; one of `-slack`,
+                memorisation, loses it. The flow's is small: where it starts to memorise,
+                it is to follow the energy.
             relaxation_cost: $\alpha$, weight per nat of divergence.
             multiplier_step_size: Step of the dual ascent.
             multiplier_bounds: Least and largest multiplier.
@@ -138,6 +140,7 @@ class JNPE(BothPosteriors):
             normalizer=normalizer,
             weighting=weighting,
             weights=weights,
+            slack=slack,
             relaxation_cost=relaxation_cost,
             multiplier_step_size=multiplier_step_size,
             multiplier_bounds=multiplier_bounds,
@@ -467,6 +470,10 @@ def _check_options(**options: Any) -> None:
         "weights": (
             len(options["weights"]) == 3 and min(options["weights"]) >= 0,
             "three non-negative numbers",
+        ),
+        "slack": (
+            isinstance(options["slack"], int | float) or len(options["slack"]) == 3,
+            "a number or three",
         ),
         "relaxation_cost": (options["relaxation_cost"] > 0, "positive"),
         "multiplier_step_size": (options["multiplier_step_size"] > 0, "positive"),

@@ -2,10 +2,10 @@ r"""Weights of the three divergences: fixed, or multipliers of a resilient probl
 
     min over φ, ψ, ε of h(ε)   subject to   D_i(φ, ψ) ≤ ε_i ,   i = 1, 2, 3
 
-with $h(\epsilon) = \frac\alpha2 \sum_i (\epsilon_i + \kappa)^2$. Descent on the
+with $h(\epsilon) = \frac\alpha2 \sum_i (\epsilon_i + \kappa_i)^2$. Descent on the
 Lagrangian $h(\epsilon) + \sum_i \lambda_i (D_i - \epsilon_i)$ weighs each divergence by
 its multiplier; the relaxation that minimises it is $\epsilon_i = \lambda_i / \alpha -
-\kappa$. (Hounie, Ribeiro & Chamon, arXiv:2306.02426.)
+\kappa_i$. (Hounie, Ribeiro & Chamon, arXiv:2306.02426.)
 """
 
 import torch
@@ -15,14 +15,14 @@ from torch import Tensor
 class ResilientMultipliers:
     r"""Projected dual ascent, $\lambda \leftarrow [\lambda + \eta (D - \epsilon)]$.
 
-    At rest $\lambda_i = \alpha (D_i + \kappa)$: whatever fits worst gets the attention,
-    a divergence of zero keeps the weight $\alpha\kappa$, and one of $-\kappa$ nats
+    At rest $\lambda_i = \alpha (D_i + \kappa_i)$: whatever fits worst gets the attention,
+    a divergence of zero keeps the weight $\alpha\kappa_i$, and one of $-\kappa_i$ nats
     loses it. The upper bound makes h Lipschitz (Huber's function).
     """
 
     def __init__(
         self,
-        slack: float = 1.0,
+        slack: float | tuple[float, float, float] = 1.0,
         relaxation_cost: float = 1.0,
         step_size: float = 0.02,
         bounds: tuple[float, float] = (0.05, 3.0),
@@ -30,12 +30,12 @@ class ResilientMultipliers:
     ) -> None:
         r"""
         Args:
-            slack: $\kappa$, in nats.
+            slack: $\kappa$, in nats: one for all, or three.
             relaxation_cost: $\alpha$, in 1/nats.
             step_size: $\eta$.
             bounds: Least and largest value of a multiplier.
         """
-        self.slack = slack
+        self.slack = torch.tensor(slack, device=device).expand(3)
         self.relaxation_cost = relaxation_cost
         self.step_size = step_size
         self.bounds = bounds

@@ -38,6 +38,16 @@ def test_one_step_is_the_equation():
     )
 
 
+def test_each_divergence_has_its_own_slack():
+    one, other = ResilientMultipliers((0.2, 1.0, 0.5)), ResilientMultipliers(0.5)
+    divergences = torch.tensor([-0.2, 0.3, -0.1])
+    for _ in range(2000):
+        one.update(divergences)
+        other.update(divergences)
+    torch.testing.assert_close(one.values, torch.tensor([0.05, 1.3, 0.4]))
+    torch.testing.assert_close(other.values, torch.tensor([0.3, 0.8, 0.4]))
+
+
 def test_bounds_hold():
     multipliers = ResilientMultipliers(bounds=(0.05, 3.0), step_size=1.0)
     multipliers.update(torch.tensor([100.0, -100.0, 0.0]))

@@ -57,6 +57,13 @@ def main(arguments: list[str] | None = None) -> None:
         "--stretch", type=int, default=1, help="train this many times as long afterwards"
     )
     nll.add_argument("--without-npe", action="store_true")
+    nll.add_argument(
+        "--variants",
+        nargs="+",
+        choices=held_out.VARIANTS,
+        default=["JNPE"],
+        help="of JNPE's options, for ablations",
+    )
     nll.add_argument("--output", type=Path, default=Path("results/nll.md"))
     nll.set_defaults(command=measure_nll)
 
@@ -182,6 +189,7 @@ def measure_nll(arguments: argparse.Namespace) -> None:
         arguments.seeds,
         arguments.stretch,
         not arguments.without_npe,
+        arguments.variants,
     ):
         rows.append(row)
         print(row, flush=True)

@@ -3,9 +3,10 @@
 import time
 import warnings
 from collections.abc import Iterable, Iterator
+from functools import partial
 from math import log
 from statistics import mean, stdev
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from sbi.inference import NPE
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from sbi_jeffreys.benchmark.report import measured_with, table
 from sbi_jeffreys.benchmark.tasks import Task
+from sbi_jeffreys.energy import LogRatioNet
 from sbi_jeffreys.inference import JNPE
 
 NUM_TEST_PAIRS = 2000
@@ -31,6 +33,23 @@ COLUMNS = (
     "epochs",
     "seconds",
 )
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "JNPE": {},
+    "JNPE, one energy": {"num_energies": 1},
+    "JNPE, eight energies": {"num_energies": 8},
+    "JNPE, deep energies": {"energy_net": partial(LogRatioNet, num_blocks=2)},
+    "JNPE, wide energies": {"energy_net": partial(LogRatioNet, hidden_features=256)},
+    "JNPE, fixed weights": {"weighting": "fixed"},
+    "JNPE, slack 1": {"slack": 1.0},
+    "JNPE, slack 0.3": {"slack": 0.3, "relaxation_cost": 3.0},
+    "JNPE, 16 draws": {"num_particles": 16},
+    "JNPE, importance": {"normalizer": "importance"},
+    "JNPE, ranking": {"normalizer": "ranking"},
+    "JNPE, maf": {"density_estimator": "maf"},
+}
+"""Options of `JNPE` that differ from the default, by the name of the method."""
 
 
 class Row(NamedTuple):
@@ -87,6 +106,7 @@ def measure(
     seeds: Iterable[int],
     stretch: int,
     with_npe: bool,
+    variants: Iterable[str] = ("JNPE",),
 ) -> Iterator[Row]:
     """Train on each task with each seed, and yield a row per method.
 
@@ -97,6 +117,7 @@ def measure(
         stretch: Train JNPE on, to this many times its epochs, for the last columns; 1
             leaves them out.
         with_npe: Whether to train sbi's NPE, "maf" and "nsf", on the same simulations.
+        variants: Of `VARIANTS`.
     """
     for task in tasks:
         test = task.simulate(NUM_TEST_PAIRS, TEST_SEED)
@@ -116,10 +137,12 @@ def measure(
                         task.name, f"NPE {name}", num_simulations, seed,
                         loss, nan, nan, nan, npe.summary["epochs_trained"][-1], seconds,
                     )  # fmt: skip
-            yield _measure_jnpe(task, theta, x, test, seed, stretch)
+            for variant in variants:
+                yield _measure_jnpe(variant, task, theta, x, test, seed, stretch)
 
 
 def _measure_jnpe(
+    variant: str,
     task: Task,
     theta: Tensor,
     x: Tensor,
@@ -128,7 +151,7 @@ def _measure_jnpe(
     stretch: int,
 ) -> Row:
     torch.manual_seed(seed)
-    trainer = JNPE(task.prior, show_progress_bars=False)
+    trainer = JNPE(task.prior, show_progress_bars=False, **VARIANTS[variant])
     trainer.append_simulations(theta, x)
     start = time.perf_counter()
     flow = trainer.train()
@@ -146,7 +169,7 @@ def _measure_jnpe(
             )
         latest = trainer.latest
         last = flow_nll(latest.flow, *test), energy_nll(latest.energy, latest.flow, *test)
-    return Row(task.name, "JNPE", len(theta), seed, *kept, *last, epochs, seconds)
+    return Row(task.name, variant, len(theta), seed, *kept, *last, epochs, seconds)
 
 
 def report(rows: Iterable[Row]) -> str:
