@@ -146,6 +146,18 @@ def test_options_of_the_method(normalizer, weighting):
     assert (multipliers[-1] == [1.0, 0.5, 1.0]) == (weighting == "fixed")
 
 
+@pytest.mark.parametrize("num", [1, 3])
+def test_a_builder_is_called_for_each_energy(num):
+    trainer = make_trainer(num_energies=num, slack=(0.5, 1.0, 2.0))
+    quick(trainer, max_num_epochs=2)
+    assert len(trainer.energy.net) == num
+    theta, x = trainer.get_simulations()[:2]
+    members = trainer.energy.members(theta[:4].unsqueeze(0), x[:4])
+    assert members.shape == (num, 1, 4)
+    if num > 1:  # each has started, and is, different from the others
+        assert (members.std(0) > 0).all()
+
+
 def test_summary_has_the_keys_of_sbi_and_ours_one_entry_an_epoch():
     trainer = make_trainer()
     quick(trainer, max_num_epochs=3)
@@ -582,7 +594,9 @@ def test_truncated_proposals_train_and_others_are_refused():
 @pytest.mark.parametrize(
     ("option", "value"),
     [
+        ("num_energies", 0),
         ("num_particles", 0),
+        ("slack", (0.2, 1.0)),
         ("normalizer", "softmax"),
         ("weighting", "learnt"),
         ("weights", (1.0, 1.0)),
