@@ -83,7 +83,7 @@ class JNPE(BothPosteriors):
         normalizer: Normalizer = "generalized",
         weighting: Literal["resilient", "fixed"] = "resilient",
         weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
-        slack: float | tuple[float, float, float] = (0.2, 1.0, 1.0),
+        slack: float | tuple[float, float, float] = 1.0,
         relaxation_cost: float = 1.0,
         multiplier_step_size: float = 0.02,
         multiplier_bounds: tuple[float, float] = (0.05, 3.0),
@@ -122,10 +122,11 @@ class JNPE(BothPosteriors):
                 penalty problem.
             weights: The three weights, for "fixed": of the flow's fit to the data, of
                 the flow's reverse KL to the energy, of the energy's fit to the data.
-            slack: $\kappa$ in nats, one for each divergence or one for all. A divergence
-                of zero keeps the weight `slack * relaxation_cost`; one of `-slack`,
-                memorisation, loses it. The flow's is small: where it starts to memorise,
-                it is to follow the energy.
+            slack: $\kappa$ in nats, one for all divergences or three. A divergence of
+                zero keeps the weight `slack * relaxation_cost`; one of `-slack`,
+                memorisation, loses it. A small one for the flow's fit, (0.2, 1, 1), has
+                the flow follow the energy sooner: better where the posterior has one
+                mode, worse where it has several.
             relaxation_cost: $\alpha$, weight per nat of divergence.
             multiplier_step_size: Step of the dual ascent.
             multiplier_bounds: Least and largest multiplier.

@@ -42,7 +42,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "JNPE, deep energies": {"energy_net": partial(LogRatioNet, num_blocks=2)},
     "JNPE, wide energies": {"energy_net": partial(LogRatioNet, hidden_features=256)},
     "JNPE, fixed weights": {"weighting": "fixed"},
-    "JNPE, slack 1": {"slack": 1.0},
+    "JNPE, slack 0.2 of the flow": {"slack": (0.2, 1.0, 1.0)},
     "JNPE, slack 0.3": {"slack": 0.3, "relaxation_cost": 3.0},
     "JNPE, 16 draws": {"num_particles": 16},
     "JNPE, importance": {"normalizer": "importance"},

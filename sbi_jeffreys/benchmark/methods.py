@@ -18,9 +18,6 @@ from torch.distributions import Distribution
 from sbi_jeffreys.benchmark.held_out import energy_nll, flow_nll
 from sbi_jeffreys.inference import JNPE
 
-NUM_FMPE_PAIRS = 200
-"""Test pairs of FMPE, each density of which takes an ODE to be solved."""
-
 NO_VALUE = float("nan")
 
 
@@ -29,7 +26,8 @@ class Fit(NamedTuple):
 
     Attributes:
         posterior: One of sbi's kind.
-        nll: Test NLL in nats of the weights kept; NaN where densities are unnormalised.
+        nll: Test NLL in nats of the weights kept; NaN where densities are unnormalised,
+            or take an ODE to be solved each.
         nll_last: Likewise of the weights after the last epoch.
         epochs: Trained; of all networks together.
         training_seconds: Of all networks together.
