@@ -32,9 +32,11 @@ QUANTITIES = {
     "training_seconds": ("Seconds of training, one thread, beside other work", 0),
 }
 NOTE = (
-    "Mean over observations, then over seeds, ± the standard deviation over seeds; in "
-    "brackets the numbers of seeds and of observations for each. 0.5 is perfect, 1 "
-    "useless. Where methods have different numbers, they were not given the same work."
+    "C2ST: 0.5 is perfect, 1 useless. Mean over observations, then over seeds, ± the "
+    "standard deviation over seeds, if there are several; in brackets the numbers of "
+    "seeds and of observations, and the standard deviation over observations. Where "
+    "numbers differ, methods were not given the same work. Published values come with "
+    "various classifiers, see `published_c2st.csv`."
 )
 
 
@@ -80,8 +82,11 @@ def _c2st(rows: pd.DataFrame, column: str) -> str:
         return ""
     by_seed = rows.groupby("seed")[column]
     means, counts = by_seed.mean(), by_seed.count()
-    observations = "/".join(str(count) for count in sorted(set(counts)))
-    return f"{_spread(means, 3)} ({len(means)}×{observations})"
+    numbers = f"{len(means)}×{'/'.join(str(count) for count in sorted(set(counts)))}"
+    by_observation = rows.groupby("observation")[column].mean()
+    if len(by_observation) > 1:
+        numbers += f"; {by_observation.std():.3f}"
+    return f"{_spread(means, 3)} ({numbers})"
 
 
 def _quantities(rows: pd.DataFrame, column: str, digits: int) -> str:
