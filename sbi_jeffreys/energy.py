@@ -143,7 +143,7 @@ class ConditionalEnergy(nn.Module):
             embedded: What `embedding_net` makes of them, where it is known already.
 
         Raises:
-            ValueError: If the batches do not match.
+            ValueError: If the batches do not match, or the network returns another shape.
         """
         return self.members(input, condition, embedded).mean(0)
 
@@ -163,7 +163,13 @@ class ConditionalEnergy(nn.Module):
         standardized = (self.support.unbend(inside) - self.loc) / self.scale
         if embedded is None:
             embedded = self.embedding_net(condition)
-        r = self.net(standardized, embedded).reshape(-1, *log_base.shape)
+        r = self.net(standardized, embedded)
+        if r.shape[-2:] != log_base.shape or r.ndim > 3:
+            raise ValueError(
+                f"Expected `net` to return shape {tuple(log_base.shape)}, or that of "
+                f"several members, (member, sample, batch), got {tuple(r.shape)}."
+            )
+        r = r.reshape(-1, *log_base.shape)
         outside = (input < self.support.low) | (input > self.support.high)
         return torch.where(outside.any(-1), -torch.inf, log_base + r)
 

@@ -6,6 +6,7 @@ from copy import deepcopy
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import sbi.inference
 import torch
 from sbi.inference.trainers._contracts import LossArgs, LossArgsNPE, TrainConfig
@@ -124,9 +125,9 @@ class JNPE(BothPosteriors):
                 the flow's reverse KL to the energy, of the energy's fit to the data.
             slack: $\kappa$ in nats, one for all divergences or three. A divergence of
                 zero keeps the weight `slack * relaxation_cost`; one of `-slack`,
-                memorisation, loses it. A small one for the flow's fit, (0.2, 1, 1), has
-                the flow follow the energy sooner: better where the posterior has one
-                mode, worse where it has several.
+                memorisation, loses it. With a small one for the flow's fit, (0.2, 1, 1),
+                the flow follows the energy sooner; on a posterior with two modes that
+                cost one of them weight.
             relaxation_cost: $\alpha$, weight per nat of divergence.
             multiplier_step_size: Step of the dual ascent.
             multiplier_bounds: Least and largest multiplier.
@@ -473,8 +474,8 @@ def _check_options(**options: Any) -> None:
             "three non-negative numbers",
         ),
         "slack": (
-            isinstance(options["slack"], int | float) or len(options["slack"]) == 3,
-            "a number or three",
+            np.shape(options["slack"]) in ((), (3,)) and np.min(options["slack"]) >= 0,
+            "a non-negative number or three",
         ),
         "relaxation_cost": (options["relaxation_cost"] > 0, "positive"),
         "multiplier_step_size": (options["multiplier_step_size"] > 0, "positive"),

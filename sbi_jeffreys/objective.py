@@ -58,7 +58,8 @@ def jeffreys_divergences(
         energy: $f_\psi(\cdot, x)$ for the same x, from `(sample, batch, D)` to
             `(sample, batch)`; or, of several energies that are averaged, to `(member,
             sample, batch)`. Each of these fits the data by itself: D3 is the mean of
-            theirs.
+            theirs. Their average is normalised less well than each of them: its Z is
+            at most their geometric mean.
         theta: The parameters that x were simulated with, shape `(batch, D)`.
         num_particles: Draws K from the flow for each x.
         normalizer: How log Z is estimated, see `log_normalizer`.

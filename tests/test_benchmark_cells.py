@@ -197,6 +197,13 @@ def test_mlp_is_reproducible_and_leaves_the_random_state():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_mlp_refuses_what_is_not_finite():
+    x, y = torch.randn(2, 50, 2)
+    y[3, 1] = float("nan")
+    with pytest.raises(ValueError, match="finite"):
+        c2st_mlp(x, y)
+
+
 def test_random_forest_tells_far_samples_apart():
     x, y = torch.randn(2, 300, 2, generator=torch.Generator().manual_seed(4))
     assert c2st_random_forest(x, y + 4) > 0.98
@@ -230,9 +237,10 @@ def test_tables_hold_means_spreads_and_numbers():
     assert header.startswith("| task | npe_nsf | jnpe_flow | bar |")
     # seeds' means are 0.61 and 0.71, those of observations 0.65 and 0.67
     assert moons.count("0.660 ± 0.071 (2×2; 0.014)") == 2
-    assert "| 0.580 | 0.698 (NPE) | 0.655 (NPE_hparam_sweep) | 0.543 (AUNLE) |" in moons
+    assert "| 0.580 | 0.698 (NPE; RF z-scored) | 0.655 (NPE_hparam_sweep; " in moons
+    assert "| 0.543 (AUNLE; as in source) |" in moons
     assert folded.endswith("(2×2; 0.014) |  |  |  |  |")
-    assert "| two_moons | 0.750 (1×1) |" in text
+    assert "| two_moons | 0.750 (1×1) |  | 0.698 " in text  # the bar is the forest's
     assert "| two_moons | -1.500 ± 0.707 | -1.500 ± 0.707 |" in text
     assert "a machine" in text
 

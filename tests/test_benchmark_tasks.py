@@ -154,6 +154,35 @@ def test_glm_design_is_sbibms_and_statistics_are_those_of_the_spikes():
         assert torch.allclose(spikes @ glm_design(), statistics, atol=1e-4)
 
 
+def test_glm_prior_is_smooth_as_in_sbibm():
+    """The precision of the filter is FᵀF, with F = DD + diag(√(i/9))."""
+    size = 9
+    factor = torch.zeros(size, size)
+    for i in range(size):  # DD is the second difference, shortened at the start
+        for j, value in ((i, 1.0), (i - 1, -2.0), (i - 2, 1.0)):
+            if j >= 0:
+                factor[i, j] = value
+        factor[i, i] += math.sqrt(i / size)
+    expected = torch.zeros(size + 1, size + 1)
+    expected[0, 0] = 0.5
+    expected[1:, 1:] = factor.T @ factor
+    got = TASKS["bernoulli_glm"].prior.precision_matrix
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
+@needs_sbibm
+@pytest.mark.parametrize("name", ["two_moons", "slcp", "gaussian_linear"])
+def test_stored_observations_are_likely_at_their_parameters(name):
+    """Among 200 fresh simulations at the same parameters, no entry of x_o lies further
+    than 8 of their standard deviations from their mean."""
+    task = TASKS[name]
+    for number in range(1, NUM_OBSERVATIONS + 1):
+        theta, x_o, _ = reference(task, number)
+        x = task.simulator(theta.expand(200, -1))
+        z = (x_o[0] - x.mean(0)) / x.std(0)
+        assert (z.abs() < 8).all()
+
+
 @needs_sbibm
 def test_stored_observations_of_epidemics_are_likely():
     """χ² of all, normal approximations where at least 5 are positive; at 1e-5 a side."""
@@ -182,8 +211,15 @@ def test_stored_observations_of_populations_are_likely():
 
 @needs_sbibm
 def test_distractors_hide_slcp():
-    """x of both tasks is the same but for noise, in sbibm's observations."""
+    """As sbibm's observations do; scales of 0.01² leave the mean of all four points."""
     order = torch.load(sbibm_file("slcp", "permutation_idx.torch"), weights_only=True)
+    task = TASKS["slcp_distractors"]
+    theta = task.simulate(20, seed=0)[0]
+    theta[:, 2:4] = 0.01
+    points = task.simulator(theta)[:, order.argsort()[:8]].reshape(20, 4, 2)
+    torch.testing.assert_close(
+        points, theta[:, None, :2].expand(-1, 4, -1), atol=1e-3, rtol=0
+    )
     for number in range(1, NUM_OBSERVATIONS + 1):
         hidden = reference(TASKS["slcp_distractors"], number).x_o[0]
         plain = reference(TASKS["slcp"], number).x_o[0]

@@ -117,6 +117,20 @@ def test_the_energy_is_the_average_of_its_members():
     assert energy.members(corner, x[:1]).isneginf().all()
 
 
+@pytest.mark.parametrize("shape", [(20, 3), (3, 20, 2), (60,), (1, 2, 3, 20)])
+def test_a_network_that_returns_another_shape_is_told(shape):
+    class Wrong(nn.Module):
+        def forward(self, input, condition):
+            return torch.zeros(shape)
+
+    prior = PRIORS["box"]
+    theta, x = prior.sample((60,)), torch.randn(60, 3)
+    energy = make_energy(prior, theta, x)
+    energy.net = Wrong()
+    with pytest.raises(ValueError, match=r"shape \(3, 20\), or that of several members"):
+        energy(theta.view(3, 20, 2), x[:20])
+
+
 def test_a_parameter_on_a_bound_has_the_density_inside():
     prior = PRIORS["box"]
     theta, x = prior.sample((60,)), torch.randn(60, 3)

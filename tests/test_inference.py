@@ -597,6 +597,7 @@ def test_truncated_proposals_train_and_others_are_refused():
         ("num_energies", 0),
         ("num_particles", 0),
         ("slack", (0.2, 1.0)),
+        ("slack", -1.0),
         ("normalizer", "softmax"),
         ("weighting", "learnt"),
         ("weights", (1.0, 1.0)),

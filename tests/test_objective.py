@@ -111,6 +111,8 @@ def test_each_member_fits_the_data_and_the_flow_their_average(normalizer):
     expected = (alone.energy_to_data + other.energy_to_data) / 2
     torch.testing.assert_close(together.energy_to_data, expected)
     torch.testing.assert_close(together.flow_to_data, average.flow_to_data)
+    average_of_values = terms(lambda input, condition: both(input, condition).mean(0))
+    torch.testing.assert_close(together.flow_to_energy, average_of_values.flow_to_energy)
     # The average of the quadratics is another, up to a constant that differs with x.
     if normalizer == "importance":
         torch.testing.assert_close(together.flow_to_energy, average.flow_to_energy)

@@ -43,7 +43,13 @@ def c2st_mlp(reference: Tensor, samples: Tensor, seed: int = 1) -> float:
         reference: Shape `(N, D)`; z-scores both.
         samples: Shape `(N, D)`.
         seed: Of the networks and the folds.
+
+    Raises:
+        ValueError: If a value is NaN or infinite.
+        RuntimeError: If a network's loss still falls after 10,000 epochs.
     """
+    if not (reference.isfinite().all() and samples.isfinite().all()):
+        raise ValueError("Expected finite `reference` and `samples`.")
     mean, sd = reference.mean(0), reference.std(0)
     rows = torch.cat([reference, samples]).sub(mean).div(sd).float()
     labels = torch.cat([torch.zeros(len(reference)), torch.ones(len(samples))])
@@ -116,5 +122,5 @@ def _fit(network: _Networks, rows: Tensor, labels: Tensor) -> _Networks:
                 kept[stopping] = now[stopping]
         running &= ~stopping
         if not running.any():
-            break
-    return stopped
+            return stopped
+    raise RuntimeError(f"A classifier did not converge in {MAX_NUM_EPOCHS:,} epochs.")

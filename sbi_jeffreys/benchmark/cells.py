@@ -1,16 +1,19 @@
 """A benchmark in cells, one for each task, method, budget, seed and observation.
 
 Each finished cell is a line of a CSV file, and each training a file beside it: a run that
-was interrupted continues, and nothing finished is computed again.
+was interrupted continues, and nothing finished is computed again. A folder is for one
+version of the code: what another has finished there counts as finished.
 """
 
 import csv
+import os
 import sys
 import time
 import traceback
 import warnings
 import zlib
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -142,8 +145,8 @@ def run(
         TASKS[task].simulate(1, 0)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "cells.csv"
-    if not path.exists():
-        path.write_text(",".join(COLUMNS) + "\n")
+    with suppress(FileExistsError), path.open("x") as file:
+        file.write(",".join(COLUMNS) + "\n")
     todo = missing(wanted, read([path]), classifiers)
     units: dict[Unit, dict[Cell, list[str]]] = {}
     for cell, names in todo.items():
@@ -200,7 +203,7 @@ def _trained(unit: Unit, folder: Path) -> dict[str, TrainedFit]:
         for method, fit in zip(training.methods, fits, strict=True)
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
+    partial = path.with_suffix(f".{os.getpid()}")
     torch.save(trained, partial)
     partial.rename(path)
     return trained

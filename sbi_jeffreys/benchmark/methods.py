@@ -30,7 +30,7 @@ class Fit(NamedTuple):
             or take an ODE to be solved each.
         nll_last: Likewise of the weights after the last epoch.
         epochs: Trained; of all networks together.
-        training_seconds: Of all networks together.
+        training_seconds: Of the processor, for all networks together.
     """
 
     posterior: Any
@@ -122,9 +122,9 @@ class NPETraining(Training):
         flow = posterior_nn(self.flow, **self.size)
         trainer = self.kind(prior, flow, show_progress_bars=False)
         trainer.append_simulations(theta, x)
-        start = time.perf_counter()
+        start = time.process_time()
         kept = trainer.train()
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
         last = deepcopy(kept)
         last.load_state_dict(trainer.last_weights)
         (epochs,) = trainer.summary["epochs_trained"]
@@ -197,9 +197,9 @@ class FMPETraining(Training):
         torch.manual_seed(seed)
         trainer = FMPE(prior, show_progress_bars=False)
         trainer.append_simulations(theta, x)
-        start = time.perf_counter()
+        start = time.process_time()
         trainer.train()
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
         posterior = trainer.build_posterior()
         (epochs,) = trainer.summary["epochs_trained"]
         return [Fit(posterior, NO_VALUE, NO_VALUE, epochs, seconds)]
@@ -222,9 +222,9 @@ class NLETraining(Training):
         torch.manual_seed(seed)
         trainer = NLE(prior, show_progress_bars=False)
         trainer.append_simulations(theta, x)
-        start = time.perf_counter()
+        start = time.process_time()
         trainer.train()
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
         (epochs,) = trainer.summary["epochs_trained"]
         return [Fit(trainer.build_posterior(), NO_VALUE, NO_VALUE, epochs, seconds)]
 
@@ -255,9 +255,9 @@ class JNPETraining(Training):
         torch.manual_seed(seed)
         trainer = JNPE(prior, show_progress_bars=False, **self.options)
         trainer.append_simulations(theta, x)
-        start = time.perf_counter()
+        start = time.process_time()
         flow = trainer.train()
-        cost = trainer.epoch, time.perf_counter() - start
+        cost = trainer.epoch, time.process_time() - start
         latest, energy = trainer.latest, trainer.energy
         return [
             Fit(

@@ -7,6 +7,7 @@ starts, and judged by the weights of the last epoch.
 import warnings
 from collections.abc import Iterable
 from itertools import product
+from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,7 +48,7 @@ SETTINGS = (RESILIENT, *(Setting(*pair) for pair in product(LEVELS, LEVELS)))
 
 
 class Row(NamedTuple):
-    """What came of one training.
+    """What came of one training; infinite if it diverged in its first epoch.
 
     Attributes:
         number: Of the setting in `SETTINGS`.
@@ -96,7 +97,10 @@ def train(number: int, seed: int, num_simulations: int, epochs: int) -> Row:
     trainer.append_simulations(*task.simulate(num_simulations, seed))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # reaching `max_num_epochs` is the point
-        best = trainer.train(stop_after_epochs=2 * epochs, max_num_epochs=epochs)
+        try:
+            best = trainer.train(stop_after_epochs=2 * epochs, max_num_epochs=epochs)
+        except FloatingPointError:
+            return Row(number, seed, num_simulations, epochs, inf, inf, inf, "inf", "inf")
     theta, x = task.simulate(NUM_TEST_PAIRS, TEST_SEED)
     with torch.no_grad():
         flow, energy = trainer.latest.given(x)
