@@ -141,6 +141,7 @@ def figures(cells: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
         if rows.empty:
             continue
         methods = _in_order(rows.method, METHODS)
+        budgets = sorted(set(rows.num_simulations))
         quoted = published().query("task == @task and classifier.str.startswith('RF')")
         with panels(1, 5.5, 3.4, columns=1) as (figure, (axes,)):
             for k, method in enumerate(methods):
@@ -161,7 +162,7 @@ def figures(cells: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
                 means = by_seed.groupby("num_simulations").c2st_rf.mean()
                 axes.plot(means.index * shift, means, color=color_of(method), alpha=0.5)
             for method, group in quoted.groupby("method"):
-                group = group[group.num_simulations.isin(set(rows.num_simulations))]
+                group = group[group.num_simulations.isin(budgets)]
                 axes.scatter(
                     group.num_simulations, group.c2st_mean, marker="x", s=18, color=GREY
                 )
@@ -176,7 +177,7 @@ def figures(cells: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
                         fontsize=5,
                         color=GREY,
                     )
-            if task in BARS and 1000 in set(rows.num_simulations):
+            if task in BARS and 1000 in budgets:
                 axes.axhline(BARS[task], color=GREY, linestyle=":", label="bar at 1,000")
             axes.set(
                 xscale="log",
@@ -184,7 +185,10 @@ def figures(cells: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
                 ylabel="C2ST (random forest)",
                 title=task,
                 ylim=(0.48, max(0.8, float(np.nanmax(rows.c2st_rf)) + 0.05)),
+                xlim=(min(budgets) / 1.3, max(budgets) * 1.5),
             )
+            axes.set_xticks(budgets, [f"{num:,}" for num in budgets])
+            axes.minorticks_off()
             axes.legend(fontsize=6)
         yield task, figure
 
