@@ -335,10 +335,11 @@ def test_last_epoch_of_npe_differs_from_the_best():
     assert fit.nll != fit.nll_last
 
 
-def test_weights_resume_and_rank(tmp_path, monkeypatch):
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_weights_resume_and_rank(epochs, tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "SETTINGS", weights.SETTINGS[:3])
-    options = ["weights", "--seeds", "0", "--num-simulations", "40", "--epochs", "2"]
-    options += ["--output", str(tmp_path / "w.md")]
+    options = ["weights", "--seeds", "0", "--num-simulations", "40"]
+    options += ["--epochs", str(epochs), "--output", str(tmp_path / "w.md")]
     main(options)
     text = (tmp_path / "w.md").read_text()
     assert sum(line[:3] in ("| r", "| 0") for line in text.splitlines()) == 3
@@ -347,7 +348,7 @@ def test_weights_resume_and_rank(tmp_path, monkeypatch):
 
     rows = pd.read_csv(tmp_path / "w.csv")
     assert sorted(rows.number) == [0, 1, 2]
-    assert (rows.epochs == 2).all()
+    assert (rows.epochs == epochs).all()
     monkeypatch.setattr(weights, "train", None)  # nothing is left to train
     main(options)
 

@@ -137,7 +137,7 @@ def run(
         pd.DataFrame(columns=list(Row._fields)).to_csv(path, index=False)
     done = {
         (row.number, row.seed, row.num_simulations, row.epochs)
-        for row in pd.read_csv(path).itertuples()
+        for row in _read(path).itertuples()
     }
     todo = [
         key
@@ -150,7 +150,7 @@ def run(
     )
     for row in tqdm(work, total=len(todo), desc="Weights", unit=" trainings"):
         pd.DataFrame([row]).to_csv(path, mode="a", header=False, index=False)
-    rows = pd.read_csv(path)
+    rows = _read(path)
     return rows[(rows.num_simulations == num_simulations) & (rows.epochs == epochs)]
 
 
@@ -220,6 +220,11 @@ def figure(rows: pd.DataFrame) -> Figure:
         axes[1].axhspan(*Z_RANGE, color=color_of("flow"), alpha=0.1)
         axes[0].legend()
     return result
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """Return all rows; a curve of one epoch is read as words, too."""
+    return pd.read_csv(path, dtype={"nll_curve": str, "z_curve": str})
 
 
 def _as_words(values: torch.Tensor) -> str:
