@@ -180,35 +180,21 @@ class EnsembleTraining(Training):
         ]
 
 
-class FMPETraining(Training):
-    """sbi's flow matching, at default options."""
+class OtherTraining(Training):
+    """Another trainer of sbi's, at default options, without test NLL and calibration.
 
-    methods = ("fmpe",)
+    Of FMPE each density and each sample takes an ODE to be solved; NLE's posterior is
+    not normalised, and sampled by MCMC.
+    """
 
-    def fit(
-        self,
-        prior: Distribution,
-        theta: Tensor,
-        x: Tensor,
-        test: tuple[Tensor, Tensor],
-        seed: int,
-    ) -> list[Fit]:
-        """See the base class."""
-        torch.manual_seed(seed)
-        trainer = FMPE(prior, show_progress_bars=False)
-        trainer.append_simulations(theta, x)
-        start = time.process_time()
-        trainer.train()
-        seconds = time.process_time() - start
-        posterior = trainer.build_posterior()
-        (epochs,) = trainer.summary["epochs_trained"]
-        return [Fit(posterior, NO_VALUE, NO_VALUE, epochs, seconds)]
-
-
-class NLETraining(Training):
-    """sbi's neural likelihood estimation, sampled by its MCMC, at default options."""
-
-    methods = ("nle",)
+    def __init__(self, method: str, kind: type[FMPE] | type[NLE]) -> None:
+        """
+        Args:
+            method: Name.
+            kind: The trainer.
+        """
+        self.methods = (method,)
+        self.kind = kind
 
     def fit(
         self,
@@ -220,7 +206,7 @@ class NLETraining(Training):
     ) -> list[Fit]:
         """See the base class."""
         torch.manual_seed(seed)
-        trainer = NLE(prior, show_progress_bars=False)
+        trainer = self.kind(prior, show_progress_bars=False)
         trainer.append_simulations(theta, x)
         start = time.process_time()
         trainer.train()
@@ -284,8 +270,8 @@ TRAININGS: dict[str, Training] = {
     "npe_nsf_regularized": NPETraining(
         "npe_nsf_regularized", "nsf", RegularizedNPE, dropout_probability=0.2
     ),
-    "fmpe": FMPETraining(),
-    "nle": NLETraining(),
+    "fmpe": OtherTraining("fmpe", FMPE),
+    "nle": OtherTraining("nle", NLE),
     "jnpe": JNPETraining("jnpe"),
     "jnpe_fixed": JNPETraining("jnpe_fixed", weighting="fixed"),
 }
