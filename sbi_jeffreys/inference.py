@@ -126,8 +126,8 @@ class JNPE(BothPosteriors):
             slack: $\kappa$ in nats, one for all divergences or three. A divergence of
                 zero keeps the weight `slack * relaxation_cost`; one of `-slack`,
                 memorisation, loses it. With a small one for the flow's fit, (0.2, 1, 1),
-                the flow follows the energy sooner; on a posterior with two modes that
-                cost one of them weight.
+                the flow follows the energy sooner; of what was tried, that was better
+                on gaussian_linear and worse on two_moons.
             relaxation_cost: $\alpha$, weight per nat of divergence.
             multiplier_step_size: Step of the dual ascent.
             multiplier_bounds: Least and largest multiplier.
