@@ -117,7 +117,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         choices=cells.CLASSIFIERS,
         default=["rf"],
-        help="sbi's random forest, sbibm's network",
+        help="sbi's random forest, one of its five folds alone, sbibm's network",
     )
     parser.add_argument("--jobs", type=int, default=1, help="processes of one thread")
     parser.add_argument(

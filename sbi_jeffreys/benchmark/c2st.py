@@ -2,8 +2,10 @@ r"""Classifier two-sample tests: how well samples are told from those of the ref
 
 The accuracy of a classifier in five-fold cross-validation: 0.5 is perfect, 1 useless
 (Lopez-Paz & Oquab, arXiv:1610.06545). It depends on the classifier. The random forest is
-sbi's. The network is that of Lueckmann et al. (2021), scikit-learn's `MLPClassifier` with
-two hidden layers of 10 D units; here the networks of all folds train at once.
+sbi's; one of its folds alone has the same expectation for a fifth of the time, with a
+standard error of at most 0.008 from the 4,000 samples it is tested on. The network is
+that of Lueckmann et al. (2021), scikit-learn's `MLPClassifier` with two hidden layers of
+10 D units; here the networks of all folds train at once.
 """
 
 import math
@@ -11,6 +13,7 @@ from itertools import pairwise
 
 import torch
 from sbi.utils.metrics import c2st
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import KFold
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -33,6 +36,20 @@ def c2st_random_forest(reference: Tensor, samples: Tensor, seed: int = 1) -> flo
     return float(c2st(reference, samples, seed=seed, classifier="rf"))
 
 
+def c2st_random_forest_fold(reference: Tensor, samples: Tensor, seed: int = 1) -> float:
+    """Return the accuracy of the same forest on the first of the five folds.
+
+    Args:
+        reference: Shape `(N, D)`; z-scores both.
+        samples: Shape `(N, D)`.
+        seed: Of the forest and the folds.
+    """
+    rows, labels = _standardized(reference, samples)
+    train, test = next(KFold(NUM_FOLDS, shuffle=True, random_state=seed).split(rows))
+    forest = RandomForestClassifier(random_state=seed).fit(rows[train], labels[train])
+    return float(forest.score(rows[test], labels[test]))
+
+
 def c2st_mlp(reference: Tensor, samples: Tensor, seed: int = 1) -> float:
     """Return the accuracy of a network, as in sbibm.
 
@@ -50,9 +67,7 @@ def c2st_mlp(reference: Tensor, samples: Tensor, seed: int = 1) -> float:
     """
     if not (reference.isfinite().all() and samples.isfinite().all()):
         raise ValueError("Expected finite `reference` and `samples`.")
-    mean, sd = reference.mean(0), reference.std(0)
-    rows = torch.cat([reference, samples]).sub(mean).div(sd).float()
-    labels = torch.cat([torch.zeros(len(reference)), torch.ones(len(samples))])
+    rows, labels = _standardized(reference, samples)
     folds = KFold(NUM_FOLDS, shuffle=True, random_state=seed).split(rows)
     train, test = zip(*folds, strict=True)
     size = min(map(len, train)), min(map(len, test))
@@ -65,6 +80,13 @@ def c2st_mlp(reference: Tensor, samples: Tensor, seed: int = 1) -> float:
         with torch.no_grad():
             right = (best(rows[tested_on]) > 0) == labels[tested_on].bool()
     return float(right.float().mean())
+
+
+def _standardized(reference: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
+    """Return rows, shape `(2 N, D)`, and labels: 0 for the reference, 1 for samples."""
+    mean, sd = reference.mean(0), reference.std(0)
+    rows = torch.cat([reference, samples]).sub(mean).div(sd).float()
+    return rows, torch.cat([torch.zeros(len(reference)), torch.ones(len(samples))])
 
 
 class _Networks(torch.nn.Module):

@@ -26,7 +26,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sbi_jeffreys import __version__
-from sbi_jeffreys.benchmark.c2st import c2st_mlp, c2st_random_forest
+from sbi_jeffreys.benchmark.c2st import (
+    c2st_mlp,
+    c2st_random_forest,
+    c2st_random_forest_fold,
+)
 from sbi_jeffreys.benchmark.held_out import NUM_TEST_PAIRS, TEST_SEED
 from sbi_jeffreys.benchmark.methods import METHODS, NO_VALUE, TRAININGS, Fit
 from sbi_jeffreys.benchmark.references import NUM_SAMPLES, reference
@@ -35,7 +39,11 @@ from sbi_jeffreys.benchmark.tasks import TASKS
 from sbi_jeffreys.comparison import calibrate
 
 NUM_CALIBRATION_PAIRS, NUM_CALIBRATION_SAMPLES = 300, 500
-CLASSIFIERS = {"rf": c2st_random_forest, "mlp": c2st_mlp}
+CLASSIFIERS = {
+    "rf": c2st_random_forest,
+    "rf_fold": c2st_random_forest_fold,
+    "mlp": c2st_mlp,
+}
 
 
 class Cell(NamedTuple):
@@ -106,7 +114,7 @@ def read(paths: Iterable[Path]) -> pd.DataFrame:
     files = [pd.read_csv(path) for path in paths if path.exists()]
     if not files:
         return pd.DataFrame(columns=list(COLUMNS))
-    lines = pd.concat(files)
+    lines = pd.concat(files).reindex(columns=list(COLUMNS))
     return lines.groupby(list(Cell._fields), as_index=False, sort=False).last()
 
 
