@@ -9,6 +9,7 @@ from sbi_jeffreys.comparison import (
     to_inference_data,
 )
 from sbi_jeffreys.conditional import Conditional, condition_on
+from sbi_jeffreys.density import JeffreysDensityEstimator, PairDensity
 from sbi_jeffreys.energy import ConditionalEnergy, LogRatioNet
 from sbi_jeffreys.energy_posterior import EnergyPosterior, EnergyPosteriorParameters
 from sbi_jeffreys.flow import ConditionalFlow, build_spline_flow
@@ -24,7 +25,9 @@ __all__ = [
     "ConditionalFlow",
     "EnergyPosterior",
     "EnergyPosteriorParameters",
+    "JeffreysDensityEstimator",
     "LogRatioNet",
+    "PairDensity",
     "build_spline_flow",
     "calibrate",
     "compare",

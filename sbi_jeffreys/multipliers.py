@@ -6,10 +6,45 @@ with $h(\epsilon) = \frac\alpha2 \sum_i (\epsilon_i + \kappa_i)^2$. Descent on t
 Lagrangian $h(\epsilon) + \sum_i \lambda_i (D_i - \epsilon_i)$ weighs each divergence by
 its multiplier; the relaxation that minimises it is $\epsilon_i = \lambda_i / \alpha -
 \kappa_i$. (Hounie, Ribeiro & Chamon, arXiv:2306.02426.)
+
+With bounds on the multipliers, h grows linearly where these are reached (Huber's
+function): it is the largest of $\lambda (\epsilon + \kappa) - \lambda^2 / 2 \alpha$
+within the bounds. Models with divergences D have the primal value P = h(D), and with
+multipliers $\lambda$ the Lagrangian
+
+    L = Σ_i λ_i (D_i + κ_i) − λ_i² / 2α ≤ P ,
+
+with equality exactly at the multipliers that answer to D. The dual value, the least L of
+any models, is below the least P (weak duality); that both meet where models are rich
+enough is Theorem 1 of arXiv:2511.11159.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Duality(NamedTuple):
+    r"""How far models and multipliers are from a saddle point; no more than that.
+
+    The gap P − L is zero at one. It is a part of what separates P from the dual value:
+    the other, from L down to its least over all models, is not known for networks.
+
+    Attributes:
+        violations: $D - \epsilon$ in nats, shape `(3,)`.
+        primal_value: P, shape `()`.
+        lagrangian: L, shape `()`.
+    """
+
+    violations: Tensor
+    primal_value: Tensor
+    lagrangian: Tensor
+
+    @property
+    def gap(self) -> Tensor:
+        """P − L, never negative, shape `()`."""
+        return self.primal_value - self.lagrangian
 
 
 class ResilientMultipliers:
@@ -17,7 +52,7 @@ class ResilientMultipliers:
 
     At rest $\lambda_i = \alpha (D_i + \kappa_i)$: whatever fits worst gets the attention,
     a divergence of zero keeps the weight $\alpha\kappa_i$, and one of $-\kappa_i$ nats
-    loses it. The upper bound makes h Lipschitz (Huber's function).
+    loses it. The upper bound makes h Lipschitz.
     """
 
     def __init__(
@@ -54,6 +89,20 @@ class ResilientMultipliers:
         violation = divergences.detach() - self.relaxation
         violation = torch.where(violation.isfinite().all(), violation, 0.0)
         self.values.add_(violation, alpha=self.step_size).clamp_(*self.bounds)
+
+    def duality(self, divergences: Tensor) -> Duality:
+        """Compare the models with the multipliers.
+
+        Args:
+            divergences: D1, D2 and D3 in nats, shape `(3,)`.
+        """
+        best = (self.relaxation_cost * (divergences + self.slack)).clamp(*self.bounds)
+        primal_value, lagrangian = (
+            (values * (divergences + self.slack)).sum()
+            - values.square().sum() / (2 * self.relaxation_cost)
+            for values in (best, self.values)
+        )
+        return Duality(divergences - self.relaxation, primal_value, lagrangian)
 
 
 class FixedMultipliers:

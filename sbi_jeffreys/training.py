@@ -228,6 +228,14 @@ class JeffreysTraining:
             self.best_loss = loss
             self.epochs_since_best = 0
             self._best_weights = _copy(self.latest.state_dict())
+        if isinstance(self.step.multipliers, ResilientMultipliers):
+            divergences = self.step.reference.subtract(self.step.total / self.step.count)
+            duality = self.step.multipliers.duality(divergences)
+            self._record(
+                constraint_violations=duality.violations.tolist(),
+                primal_value=float(duality.primal_value),
+                duality_gap=float(duality.gap),
+            )
         self._record(
             training_loss=means[0],
             epoch_durations_sec=time.perf_counter() - start,

@@ -1,0 +1,180 @@
+"""Densities of samples, without conditions: the same pair, the same training."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+from typing_extensions import Self
+
+from sbi_jeffreys.flow import Shape
+from sbi_jeffreys.inference import JNPE, FlowBuilder
+from sbi_jeffreys.objective import Agreement, agreement
+from sbi_jeffreys.pair import ModelPair
+
+BLOCK_SIZE = 10_000
+"""Most points that are evaluated at a time."""
+
+
+class PairDensity:
+    r"""A flow $p_\phi$, and an energy-based model $q_\psi \propto e^{f_\psi}$."""
+
+    def __init__(self, pair: ModelPair) -> None:
+        """
+        Args:
+            pair: Both, given an x of shape `(1,)` that tells nothing.
+        """
+        self._pair = pair
+
+    @property
+    def pair(self) -> ModelPair:
+        """Both models, given an x of shape `(1,)` that tells nothing."""
+        return self._pair
+
+    def log_prob(self, points: Tensor) -> Tensor:
+        """Return the flow's log densities in nats, shape `(...)`.
+
+        Args:
+            points: Shape `(..., D)`.
+        """
+        return _evaluate(self.pair.flow.log_prob, points)
+
+    def proxy_log_prob(self, points: Tensor) -> Tensor:
+        """Return f in nats, shape `(...)`: `agreement().log_z` more than a log density.
+
+        Args:
+            points: Shape `(..., D)`.
+        """
+        return _evaluate(self.pair.energy, points)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Shape = (1,)) -> Tensor:
+        """Return samples of the flow, shape `(*sample_shape, D)`.
+
+        Args:
+            sample_shape: Shape of the draws.
+        """
+        return self.pair.flow.sample(sample_shape, self._nothing)[..., 0, :]
+
+    @torch.no_grad()
+    def agreement(self, num_samples: int = BLOCK_SIZE) -> Agreement:
+        """Compare both models by draws from the flow; see `objective.agreement`.
+
+        Args:
+            num_samples: Number of draws.
+
+        Returns:
+            Tensors of shape `()`.
+        """
+        flow, energy = self.pair.given(self._nothing)
+        draws, log_p = flow.rsample_and_log_prob(num_samples)
+        return Agreement(*(value[0] for value in agreement(log_p, energy(draws))))
+
+    @property
+    def _nothing(self) -> Tensor:
+        return self.pair.energy.loc.new_zeros(1, 1)
+
+
+@torch.no_grad()
+def _evaluate(function: Callable[[Tensor, Tensor], Tensor], points: Tensor) -> Tensor:
+    rows = points.reshape(-1, 1, points.shape[-1])
+    nothing = rows.new_zeros(1, 1)
+    parts = [function(block, nothing) for block in rows.split(BLOCK_SIZE)]
+    return torch.cat(parts).reshape(points.shape[:-1])
+
+
+class JeffreysDensityEstimator(PairDensity):
+    r"""Fits a flow and an energy-based model to samples, each a check on the other.
+
+    They are trained by the constrained Jeffreys objective as arXiv:2511.11159 has it,
+    without conditions: this is `JNPE` given nothing. The flow is normalised, and can be
+    sampled; the energy-based model is nearly normalised, and often the better fit.
+
+    Example:
+        estimator = JeffreysDensityEstimator().fit(samples)
+        estimator.log_prob(points)
+        estimator.sample((1000,))
+    """
+
+    def __init__(
+        self,
+        base: Distribution | None = None,
+        density_estimator: str | FlowBuilder = "nsf",
+        device: str = "cpu",
+        **options: Any,
+    ) -> None:
+        r"""
+        Args:
+            base: Where f starts from, with the bounds that no sample may leave; by
+                default a Gaussian fitted to the samples.
+            density_estimator: The flow, as in `JNPE`.
+            device: Where to train, e.g. "cpu" or "cuda".
+            options: Others of `JNPE`: `num_energies`, `weighting`, `slack`, ....
+
+        Raises:
+            ValueError: If an option has a value it can't have.
+        """
+        self._arguments = (base, density_estimator, device)
+        self._options = options
+        self._trainer = self._new_trainer()
+
+    def fit(self, samples: Tensor, **training: Any) -> Self:
+        """Train on samples; anew, unless `resume_training=True`.
+
+        Args:
+            samples: Shape `(N, D)`. When resuming, those of before are used.
+            training: Options of `JNPE.train`, for example `max_num_epochs`.
+
+        Raises:
+            ValueError: If samples have another shape, or are not all finite, or are
+                outside of the base's support.
+            Exception: Whatever `JNPE.train` raises.
+        """
+        samples = torch.as_tensor(samples, dtype=torch.float32)
+        if samples.ndim != 2:
+            raise ValueError(
+                f"Expected `samples` of shape (N, D), got {tuple(samples.shape)}."
+            )
+        if not samples.isfinite().all():
+            bad = int((~samples.isfinite().all(-1)).sum())
+            raise ValueError(
+                f"Expected finite `samples`, got {bad} of {len(samples)} rows with NaN "
+                "or infinite values."
+            )
+        if not training.get("resume_training", False):
+            self._trainer = self._new_trainer()
+            nothing = samples.new_zeros(len(samples), 1)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Data has constant values")
+                self._trainer.append_simulations(samples, nothing)
+        self._trainer.train(**training)
+        return self
+
+    @property
+    def pair(self) -> ModelPair:
+        """Both models with the best weights, given an x of shape `(1,)`.
+
+        Raises:
+            RuntimeError: Before `fit`.
+        """
+        energy = self._trainer.energy
+        return ModelPair(self._trainer._neural_net, energy)
+
+    @property
+    def latest(self) -> PairDensity:
+        """Both models as averaged up to the last epoch, whether the best or not.
+
+        Raises:
+            RuntimeError: Before `fit`.
+        """
+        return PairDensity(self._trainer.latest)
+
+    @property
+    def summary(self) -> dict[str, list[Any]]:
+        """What the training recorded, as `JNPE.summary`."""
+        return self._trainer.summary
+
+    def _new_trainer(self) -> JNPE:
+        return JNPE(*self._arguments, **self._options)
