@@ -12,7 +12,7 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import KFold, cross_val_score
 from sklearn.neural_network import MLPClassifier
 
-from sbi_jeffreys.benchmark import cells, methods, standings, weights
+from sbi_jeffreys.benchmark import cells, methods, standings
 from sbi_jeffreys.benchmark.__main__ import main
 from sbi_jeffreys.benchmark.c2st import (
     c2st_mlp,
@@ -360,35 +360,3 @@ def test_last_epoch_of_npe_differs_from_the_best():
     test = task.simulate(50, seed=1)
     (fit,) = TRAININGS["npe_maf"].fit(task.prior, *task.simulate(60, 0), test, seed=0)
     assert fit.nll != fit.nll_last
-
-
-@pytest.mark.parametrize("epochs", [1, 2])
-def test_weights_resume_and_rank(epochs, tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "SETTINGS", weights.SETTINGS[:3])
-    options = ["weights", "--seeds", "0", "--num-simulations", "40"]
-    options += ["--epochs", str(epochs), "--output", str(tmp_path / "w.md")]
-    main(options)
-    text = (tmp_path / "w.md").read_text()
-    assert sum(line[:3] in ("| r", "| 0") for line in text.splitlines()) == 3
-    assert "of 3." in text
-    assert (tmp_path / "w.png").stat().st_size > 1000
-
-    rows = pd.read_csv(tmp_path / "w.csv")
-    assert sorted(rows.number) == [0, 1, 2]
-    assert (rows.epochs == epochs).all()
-    monkeypatch.setattr(weights, "train", None)  # nothing is left to train
-    main(options)
-
-
-def test_weights_are_ranked_by_the_last_epoch():
-    rows = pd.DataFrame(
-        [
-            weights.Row(0, 0, 40, 2, 1.0, 1.5, 1.0, "1 2", "1 1"),
-            weights.Row(1, 0, 40, 2, 0.5, 2.5, 3.0, "1 2", "1 1"),
-            weights.Row(2, 0, 40, 2, 0.9, 1.4, 1.1, "1 2", "1 1"),
-        ]
-    )
-    text = weights.report(rows)
-    assert "come 2 of 3" in text
-    assert "| 0.1 / 1 / 0.1 | 0.500 | 2.500 | 3.000 to 3.000 | no |" in text
-    assert "| resilient | 1.000 | 1.500 | 1.000 to 1.000 | yes |" in text

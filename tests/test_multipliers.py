@@ -1,10 +1,10 @@
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import brentq, minimize
+from scipy.optimize import brentq
 
+from sbi_jeffreys.benchmark.paper import duality
 from sbi_jeffreys.multipliers import (
     EntropyReference,
     FixedMultipliers,
@@ -78,50 +78,29 @@ def test_primal_and_dual_optimum_of_a_convex_problem():
     torch.testing.assert_close(multipliers.values, optimal, atol=1e-8, rtol=0)
 
 
-def convex_problem(steps, **options):
-    """The same problem, with two variables; return the dualities along the way.
-
-    D1 = (φ − 1)² / 2, D2 = (φ − ψ)² / 2, D3 = (ψ + 1)² / 2: flow and energy want to be
-    at 1 and at −1, and to be the same.
-    """
-    multipliers = ResilientMultipliers(0.3, 0.7, **options)
-    multipliers.values = multipliers.values.double()
-    multipliers.slack = torch.full((3,), 0.3, dtype=torch.float64)
-    phi, psi = torch.tensor([3.0, 2.0], dtype=torch.float64)
-    path = []
-    for _ in range(steps):
-        gaps = torch.stack([phi - 1, phi - psi, psi + 1])
-        path.append(multipliers.duality(gaps.square() / 2))
-        forces = multipliers.values * gaps
-        phi = phi - 0.05 * (forces[0] + forces[1])
-        psi = psi - 0.05 * (forces[2] - forces[1])
-        multipliers.update(gaps.square() / 2)
-    return path, multipliers
+def convex_multipliers(high):
+    return ResilientMultipliers(duality.SLACK, duality.COST, 0.05, bounds=(0.0, high))
 
 
 def test_the_gap_vanishes_on_a_convex_problem_and_geometrically():
     """The primal value goes to that of the minimum, and so does the Lagrangian."""
-    path, _ = convex_problem(3000, step_size=0.05, bounds=(0.0, 100.0))
-    gaps = torch.stack([duality.gap for duality in path])
+    path = duality.convex_path((3.0, 2.0), 3000, convex_multipliers(100.0))
+    gaps = torch.stack([step.gap for step in path])
     assert gaps[0] > 0.1
     assert gaps[-1] < 1e-12
     assert path[-1].violations.abs().max() < 1e-6
     for start in (50, 100, 150):  # from 100 steps to the next, at least tenfold
         assert gaps[start + 100] < gaps[start] / 10
 
-    def primal(point):
-        phi, psi = point
-        gaps = np.array([phi - 1, phi - psi, psi + 1])
-        return 0.7 / 2 * ((gaps**2 / 2 + 0.3) ** 2).sum()
-
-    least = minimize(primal, [0.5, -0.5], tol=1e-12).fun
-    assert path[-1].primal_value.item() == pytest.approx(least, abs=1e-9)
-    assert path[-1].lagrangian.item() == pytest.approx(least, abs=1e-9)
+    least = duality.convex_minimum()
+    assert path[-1].primal_value.item() == pytest.approx(least, abs=1e-7)
+    assert path[-1].lagrangian.item() == pytest.approx(least, abs=1e-7)
 
 
 def test_the_gap_vanishes_where_a_bound_is_reached():
     """Huber's function: with multipliers of at most 0.3, constraints stay violated."""
-    path, multipliers = convex_problem(3000, step_size=0.05, bounds=(0.0, 0.3))
+    multipliers = convex_multipliers(0.3)
+    path = duality.convex_path((3.0, 2.0), 3000, multipliers)
     assert multipliers.values.max() == pytest.approx(0.3)
     assert path[-1].violations.max() > 0.01
     assert path[-1].gap < 1e-12
@@ -137,12 +116,12 @@ def test_the_gap_vanishes_where_a_bound_is_reached():
 def test_the_gap_is_never_negative_and_a_square_inside_the_bounds(d, values, slack, cost):
     multipliers = ResilientMultipliers(slack, cost)
     multipliers.values = torch.tensor(values)
-    duality = multipliers.duality(torch.tensor(d))
-    assert duality.gap >= -1e-5
+    found = multipliers.duality(torch.tensor(d))
+    assert found.gap >= -1e-5
     answer = cost * (torch.tensor(d) + slack)
     if ((answer > 0.05) & (answer < 3)).all():
-        square = cost / 2 * duality.violations.square().sum()
-        torch.testing.assert_close(duality.gap, square, atol=1e-4, rtol=1e-4)
+        square = cost / 2 * found.violations.square().sum()
+        torch.testing.assert_close(found.gap, square, atol=1e-4, rtol=1e-4)
 
 
 def test_fixed_weights_stay():

@@ -1,4 +1,4 @@
-"""Command line: `python -m sbi_jeffreys.benchmark`, and `... report`, `nll`, `speed`."""
+"""Command line: `python -m sbi_jeffreys.benchmark`, alone and with the name of a part."""
 
 import argparse
 import sys
@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
-from sbi_jeffreys.benchmark import accuracy, cells, held_out, speed, standings, weights
+from sbi_jeffreys.benchmark import accuracy, cells, held_out, speed, standings
 from sbi_jeffreys.benchmark.contenders import Case
 from sbi_jeffreys.benchmark.methods import METHODS
+from sbi_jeffreys.benchmark.paper.pages import EXPERIMENTS
 from sbi_jeffreys.benchmark.references import NUM_OBSERVATIONS
 from sbi_jeffreys.benchmark.report import measured_with, write
 from sbi_jeffreys.benchmark.tasks import TASKS
@@ -45,15 +46,16 @@ def main(arguments: list[str] | None = None) -> None:
     report.add_argument("--output", type=Path, default=Path("results/accuracy.md"))
     report.set_defaults(command=write_standings)
 
-    fixed = commands.add_parser(
-        "weights", help="resilient multipliers against 25 fixed weightings"
+    paper = commands.add_parser("paper", help="the experiments of arXiv:2511.11159")
+    paper.add_argument(
+        "--experiments", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS)
     )
-    fixed.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    fixed.add_argument("--num-simulations", type=int, default=500)
-    fixed.add_argument("--epochs", type=int, default=300)
-    fixed.add_argument("--jobs", type=int, default=1, help="processes of one thread")
-    fixed.add_argument("--output", type=Path, default=Path("results/weights.md"))
-    fixed.set_defaults(command=compare_weights)
+    paper.add_argument("--seeds", nargs="+", type=int, help="each has its default")
+    paper.add_argument("--num-samples", type=int, help="likewise; points or simulations")
+    paper.add_argument("--epochs", type=int, help="likewise")
+    paper.add_argument("--jobs", type=int, default=1, help="processes of one thread")
+    paper.add_argument("--output", type=Path, default=Path("results/paper"))
+    paper.set_defaults(command=write_pages)
 
     nll = commands.add_parser(
         "nll",
@@ -164,20 +166,18 @@ def write_standings(arguments: argparse.Namespace) -> None:
     print(standings.report(finished))
 
 
-def compare_weights(arguments: argparse.Namespace) -> None:
-    """Train what is missing, with rows beside the report as CSV, and write both."""
+def write_pages(arguments: argparse.Namespace) -> None:
+    """Train what is missing of the paper's experiments, and write a page of each."""
     torch.set_num_threads(1)  # as in each training
-    output = arguments.output
-    rows = weights.run(
-        arguments.seeds,
-        arguments.num_simulations,
-        arguments.epochs,
-        output.with_suffix(".csv"),
-        arguments.jobs,
-    )
-    weights.figure(rows).savefig(output.with_suffix(".png"), dpi=110)
-    write(output, f"{weights.report(rows)}\n\n![curves]({output.stem}.png)")
-    print(weights.report(rows))
+    for name in arguments.experiments:
+        experiment = EXPERIMENTS[name]
+        given = {
+            part: value
+            for part in experiment.effort._fields
+            if (value := getattr(arguments, part)) is not None
+        }
+        effort = experiment.effort._replace(**given)
+        print(experiment.page(name, effort, arguments.output, arguments.jobs), "\n")
 
 
 def _trainings(seeds: list[int]) -> argparse.ArgumentParser:

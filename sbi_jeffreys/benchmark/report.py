@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 
@@ -14,6 +15,12 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Return a table in Markdown."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"|{'|'.join(f' {cell} ' for cell in line)}|" for line in lines)
+
+
+def spread(values: pd.Series, digits: int) -> str:
+    """Return the mean and, of several values, ± their standard deviation, in words."""
+    deviation = f" ± {values.std():.{digits}f}" if len(values) > 1 else ""
+    return f"{values.mean():.{digits}f}{deviation}"
 
 
 def measured_with(device: str) -> str:

@@ -16,7 +16,7 @@ from sbi_jeffreys.benchmark.published import (
     plain_npe,
     published,
 )
-from sbi_jeffreys.benchmark.report import table
+from sbi_jeffreys.benchmark.report import spread, table
 from sbi_jeffreys.benchmark.tasks import TASKS
 from sbi_jeffreys.plots.style import GREY, color_of, panels
 
@@ -53,7 +53,7 @@ def report(cells: pd.DataFrame) -> str:
     Args:
         cells: As `cells.read` returns them.
     """
-    cells = _with_one_forest(cells)
+    cells = with_one_forest(cells)
     versions = "; ".join(sorted(set(cells.measured_with)))
     sections = ["# Accuracy beside sbi's methods", NOTE, f"Measured with {versions}."]
     for num in sorted(set(cells.num_simulations)):
@@ -68,7 +68,7 @@ def report(cells: pd.DataFrame) -> str:
     return "\n\n".join(sections)
 
 
-def _with_one_forest(cells: pd.DataFrame) -> pd.DataFrame:
+def with_one_forest(cells: pd.DataFrame) -> pd.DataFrame:
     """Return cells whose forest was tested on all folds, or else on one."""
     return cells.assign(c2st_rf=cells.c2st_rf.fillna(cells.c2st_rf_fold))
 
@@ -100,7 +100,7 @@ def _c2st(rows: pd.DataFrame, column: str) -> str:
     by_observation = rows.groupby("observation")[column].mean()
     if len(by_observation) > 1:
         numbers += f"; {by_observation.std():.3f}"
-    return f"{_spread(means, 3)} ({numbers})"
+    return f"{spread(means, 3)} ({numbers})"
 
 
 def _quantities(rows: pd.DataFrame, column: str, digits: int) -> str:
@@ -112,7 +112,7 @@ def _quantities(rows: pd.DataFrame, column: str, digits: int) -> str:
             (
                 task,
                 *(
-                    _spread(by_seed[method], digits)
+                    spread(by_seed[method], digits)
                     if method in by_seed.index.get_level_values(0)
                     else ""
                     for method in methods
@@ -120,11 +120,6 @@ def _quantities(rows: pd.DataFrame, column: str, digits: int) -> str:
             )
         )
     return table(("task", *methods), lines)
-
-
-def _spread(values: pd.Series, digits: int) -> str:
-    spread = f" ± {values.std():.{digits}f}" if len(values) > 1 else ""
-    return f"{values.mean():.{digits}f}{spread}"
 
 
 def _quote(value: Published | None) -> str:
@@ -144,7 +139,7 @@ def figures(cells: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
     Filled points are means over the observations, one for each seed; crosses are
     published values.
     """
-    cells = _with_one_forest(cells)
+    cells = with_one_forest(cells)
     for task in _in_order(cells.task, TASKS):
         rows = cells[cells.task == task].dropna(subset="c2st_rf")
         if rows.empty:

@@ -1,0 +1,76 @@
+"""The comparison of sbibm, between a flow fitted by maximum likelihood and ours."""
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from sbi_jeffreys.benchmark.cells import Cell, cells
+from sbi_jeffreys.benchmark.published import BARS
+from sbi_jeffreys.benchmark.references import NUM_OBSERVATIONS
+from sbi_jeffreys.benchmark.report import measured_with, spread, table
+from sbi_jeffreys.benchmark.standings import with_one_forest
+from sbi_jeffreys.plots.style import color_of, panels
+
+METHODS = {
+    "npe_nsf": "NF",
+    "jnpe_flow": "ours, flow",
+    "jnpe_corrected": "ours, corrected",
+}
+TASKS = tuple(BARS)
+CLASSIFIER = "rf_fold"
+
+
+def wanted(seeds: list[int], num_simulations: int) -> list[Cell]:
+    """Return the cells of sbibm's ten tasks and their ten observations."""
+    observations = range(1, NUM_OBSERVATIONS + 1)
+    return cells(TASKS, METHODS, [num_simulations], seeds, observations)
+
+
+def report(rows: pd.DataFrame) -> str:
+    """Return the table, in Markdown: C2ST and test NLL."""
+    rows = with_one_forest(rows)
+    lines, better = [], 0
+    for task in TASKS:
+        of_task = rows[rows.task == task]
+        if of_task.empty:
+            continue
+        scores, losses = (
+            of_task.groupby(["method", "seed"])[column].mean()
+            for column in ("c2st_rf", "nll")
+        )
+        better += losses["jnpe_flow"].mean() < losses["npe_nsf"].mean()
+        lines.append(
+            (
+                task,
+                *(spread(scores[method], 3) for method in METHODS),
+                *(spread(losses[method], 2) for method in METHODS),
+            )
+        )
+    (num,) = set(rows.num_simulations)
+    seeds = " ".join(map(str, sorted(set(rows.seed))))
+    columns = [f"{what}, {name}" for what in ("C2ST", "NLL") for name in METHODS.values()]
+    return "\n\n".join(
+        [
+            f"sbibm's tasks, {num:,} simulations, seeds {seeds}, mean over ten "
+            "observations, ± standard deviation over seeds. C2ST: accuracy of sbi's "
+            "random forest, 0.5 is perfect; test NLL in nats on fresh pairs. NF is sbi's "
+            "NPE with nsf at its defaults, which stops early.",
+            f"Measured with {measured_with('cpu')}.",
+            f"By test NLL, our flow is better on {better} of {len(lines)} tasks.",
+            table(("task", *columns), lines),
+        ]
+    )
+
+
+def figure(rows: pd.DataFrame) -> Figure:
+    """Return C2ST of the methods, task by task; points are seeds."""
+    rows = with_one_forest(rows)
+    tasks = [task for task in TASKS if task in set(rows.task)]
+    with panels(1, 7.5, 3.2, columns=1) as (result, (axis,)):
+        for k, (method, name) in enumerate(METHODS.items()):
+            scores = rows[rows.method == method].groupby(["task", "seed"]).c2st_rf.mean()
+            places = [tasks.index(task) + 0.2 * (k - 1) for task, _ in scores.index]
+            axis.scatter(places, scores, s=16, color=color_of(method), label=name)
+        axis.set_xticks(range(len(tasks)), tasks, rotation=30, ha="right")
+        axis.set(ylabel="C2ST (random forest)", ylim=(0.48, 1.02))
+        axis.legend()
+    return result

@@ -1,0 +1,196 @@
+"""Multipliers against fixed weights: 25 of these, as in Figure 2 of arXiv:2511.11159.
+
+On a Gaussian mixture in the plane, all are trained equally long and at constant rates,
+past the point where overfitting starts, and judged by the weights of the last epoch.
+"""
+
+import warnings
+from itertools import product
+from math import inf
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from sbi_jeffreys.benchmark.paper.planar import draw_mixture, mixture
+from sbi_jeffreys.benchmark.report import measured_with, spread, table
+from sbi_jeffreys.benchmark.rows import curve, numbers
+from sbi_jeffreys.density import JeffreysDensityEstimator
+from sbi_jeffreys.plots.style import GREY, color_of, panels
+
+NUM_TEST, TEST_SEED = 10_000, 10_000
+LEVELS = (0.1, 0.3, 1.0, 3.0, 10.0)
+"""Of the data terms' weights, for the flow and for the energy; the reverse KL's is 1."""
+
+Z_RANGE = (0.8, 1.25)
+
+
+class Setting(NamedTuple):
+    """Weights of the flow's and the energy's fit to the data; NaN if resilient."""
+
+    flow_weight: float
+    energy_weight: float
+
+
+RESILIENT = Setting(float("nan"), float("nan"))
+SETTINGS = (RESILIENT, *(Setting(*pair) for pair in product(LEVELS, LEVELS)))
+
+
+class Row(NamedTuple):
+    """What came of one training; infinite if it diverged in its first epoch.
+
+    Attributes:
+        number: Of the setting in `SETTINGS`.
+        seed: Of points and networks.
+        num_samples: For training and validation together.
+        epochs: Trained.
+        kl_best: KL of the flow of the best held-out epoch to the mixture, in nats,
+            estimated on test points.
+        kl_last: Of the flow of the last epoch.
+        energy_kl_last: Of the energy-based model of the last epoch.
+        z_last: The energy's normaliser, last epoch.
+        nll_curve: Held-out NLL after each epoch.
+        z_curve: Z, from held-out log Z, after each epoch.
+    """
+
+    number: int
+    seed: int
+    num_samples: int
+    epochs: int
+    kl_best: float
+    kl_last: float
+    energy_kl_last: float
+    z_last: float
+    nll_curve: str
+    z_curve: str
+
+
+def keys(seeds: list[int], num_samples: int, epochs: int) -> list[tuple[int, ...]]:
+    """Return the keys of all settings, seed by seed."""
+    return [
+        (number, seed, num_samples, epochs)
+        for seed in seeds
+        for number in range(len(SETTINGS))
+    ]
+
+
+def train(number: int, seed: int, num_samples: int, epochs: int) -> Row:
+    """Train with one setting, and measure.
+
+    Args:
+        number: Of the setting.
+        seed: Of points and networks.
+        num_samples: For training and validation together.
+        epochs: To train.
+    """
+    setting = SETTINGS[number]
+    options: dict[str, Any] = (
+        {}
+        if setting is RESILIENT
+        else {
+            "weighting": "fixed",
+            "weights": (setting.flow_weight, 1.0, setting.energy_weight),
+        }
+    )
+    points = draw_mixture(num_samples, seed)
+    test = draw_mixture(NUM_TEST, TEST_SEED)
+    exact = mixture().log_prob(test).mean()
+    torch.manual_seed(seed)
+    estimator = JeffreysDensityEstimator(show_progress_bars=False, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # reaching `max_num_epochs` is the point
+        try:
+            estimator.fit(points, stop_after_epochs=2 * epochs, max_num_epochs=epochs)
+        except FloatingPointError:
+            failed = (inf, inf, inf, inf, curve([inf]), curve([inf]))
+            return Row(number, seed, num_samples, epochs, *failed)
+    latest = estimator.latest
+    log_z = latest.agreement().log_z
+    return Row(
+        number,
+        seed,
+        num_samples,
+        epochs,
+        float(exact - estimator.log_prob(test).mean()),
+        float(exact - latest.log_prob(test).mean()),
+        float(exact + log_z - latest.proxy_log_prob(test).mean()),
+        float(log_z.exp()),
+        curve(estimator.summary["validation_loss"]),
+        curve(torch.tensor(estimator.summary["validation_log_z"]).exp().tolist()),
+    )
+
+
+def report(rows: pd.DataFrame) -> str:
+    """Return the table of all settings, in Markdown, least last-epoch KL first."""
+    by_setting = rows.groupby("number")
+    means = by_setting[["kl_best", "kl_last", "energy_kl_last", "z_last"]].mean()
+    extremes = by_setting.z_last.agg(["min", "max"])
+    lines = []
+    for number in means.kl_last.sort_values().index:
+        setting, mean = SETTINGS[number], means.loc[number]
+        low, high = extremes.loc[number]
+        fixed = (setting.flow_weight, 1, setting.energy_weight)
+        lines.append(
+            (
+                "resilient" if number == 0 else " / ".join(f"{w:g}" for w in fixed),
+                f"{mean.kl_best:.3f}",
+                spread(rows.kl_last[rows.number == number], 3),
+                f"{mean.energy_kl_last:.3f}",
+                f"{low:.3f} to {high:.3f}",
+                "yes" if Z_RANGE[0] <= low and high <= Z_RANGE[1] else "no",
+            )
+        )
+    rank = 1 + int((means.kl_last < means.kl_last[0]).sum())
+    (num,), (epochs,) = set(rows.num_samples), set(rows.epochs)
+    seeds = " ".join(map(str, sorted(set(rows.seed))))
+    return "\n\n".join(
+        [
+            f"{num:,} points of a mixture of five Gaussians in the plane, {epochs} "
+            f"epochs each, seeds {seeds}. KL of the flow to the mixture, in nats: its "
+            f"test NLL on {NUM_TEST:,} points, less that of the mixture; mean ± "
+            "standard deviation over seeds, of the best held-out and of the last "
+            "epoch; and that of the energy-based model of the last epoch. Z is its "
+            "normaliser then, from lowest to highest over seeds, and whether within "
+            f"{Z_RANGE}.",
+            f"Measured with {measured_with('cpu')}.",
+            f"By the last epoch, resilient multipliers come {rank} of {len(means)}.",
+            table(
+                (
+                    "weights of D1 / D2 / D3",
+                    "flow, best epoch",
+                    "flow, last epoch",
+                    "energy, last epoch",
+                    "Z",
+                    "Z in range",
+                ),
+                lines,
+            ),
+        ]
+    )
+
+
+def figure(rows: pd.DataFrame) -> Figure:
+    """Return held-out NLL and Z over the epochs, of the first seed there is."""
+    rows = rows[rows.seed == rows.seed.min()].sort_values("number", ascending=False)
+    labels = ("held-out NLL, nats", "Z (held out)")
+    with panels(2, 4.2, 3.0, columns=2) as (result, axes):
+        for axis, words, label in zip(
+            axes, (rows.nll_curve, rows.z_curve), labels, strict=True
+        ):
+            for number, values in zip(rows.number, map(numbers, words), strict=True):
+                axis.plot(
+                    range(1, 1 + len(values)),
+                    values,
+                    color=GREY if number else color_of("flow"),
+                    alpha=0.3 if number else 1.0,
+                    linewidth=0.7 if number else 1.8,
+                    label=None if number else "resilient",
+                )
+            axis.set(xlabel="epoch", ylabel=label)
+        low = min(min(numbers(words)) for words in rows.nll_curve)
+        axes[0].set_ylim(low - 0.1, low + 1.0)
+        axes[1].set(yscale="log", ylim=(0.1, 10))
+        axes[1].axhspan(*Z_RANGE, color=color_of("flow"), alpha=0.1)
+        axes[0].legend()
+    return result
