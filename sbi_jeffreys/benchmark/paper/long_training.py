@@ -155,7 +155,7 @@ def knn_divergence(reference: Tensor, samples: Tensor) -> float:
 
 def report(rows: pd.DataFrame) -> str:
     """Return the table, in Markdown: least and last divergence of each training."""
-    lines = []
+    lines, rises = [], []
     for rate in RATES:
         for method in METHODS:
             of_method = rows[(rows.method == method) & (rows.rate == rate)]
@@ -163,8 +163,10 @@ def report(rows: pd.DataFrame) -> str:
             for words in (of_method.knn_curve, of_method.kl_curve):
                 curves = pd.DataFrame([numbers(curve) for curve in words])
                 known = bool(curves.notna().all(axis=None))
-                for values in (curves.min(axis=1), curves.iloc[:, -1]):
-                    cells.append(spread(values, 3) if known else "")
+                least, last = curves.min(axis=1), curves.iloc[:, -1]
+                cells += [spread(v, 3) if known else "" for v in (least, last)]
+                if words is of_method.knn_curve:
+                    rises.append(f"{method} {(last - least).mean():.2f} ({rate})")
             lines.append((method, f"{rate} ({RATES[rate]:g})", *cells))
     (num,), (epochs,) = set(rows.num_samples), set(rows.epochs)
     seeds = " ".join(map(str, sorted(set(rows.seed))))
@@ -183,6 +185,8 @@ def report(rows: pd.DataFrame) -> str:
             "deviation over seeds; least of the training (as if stopped by an oracle), "
             "and at its end.",
             f"Measured with {measured_with('cpu')}.",
+            "From its least to the end of the training, the divergence from samples "
+            f"rises by, in nats: {', '.join(rises)}.",
             table(columns, lines),
         ]
     )
