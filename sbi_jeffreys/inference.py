@@ -192,9 +192,9 @@ class JNPE(BothPosteriors):
         self,
         num_atoms: int = 10,
         training_batch_size: int = 200,
-        learning_rate: float = 1e-3,
+        learning_rate: float = 2e-3,
         validation_fraction: float = 0.1,
-        stop_after_epochs: int = 100,
+        stop_after_epochs: int = 50,
         max_num_epochs: int = 2**31 - 1,
         clip_max_norm: float | None = 5.0,
         calibration_kernel: Callable[[Tensor], Tensor] | None = None,
@@ -208,10 +208,9 @@ class JNPE(BothPosteriors):
     ) -> ConditionalDensityEstimator:
         """Train the flow and the energy, and return the flow.
 
-        The weights kept are moving averages over steps, of the epoch with the lowest sum
-        of the held-out negative log-likelihoods of flow and energy, the held-out loss.
-        The learning rates halve whenever that has not fallen for half of
-        `stop_after_epochs`.
+        The weights kept are moving averages over steps, of the epoch with the lowest
+        held-out negative log-likelihood of the flow. The learning rates halve whenever
+        that has not fallen for half of `stop_after_epochs`.
 
         Args:
             num_atoms: Without effect; `sbi` uses it in later rounds.

@@ -24,7 +24,7 @@ from sbi_jeffreys.distributed import (
 from sbi_jeffreys.energy import ConditionalEnergy
 from sbi_jeffreys.flow import ConditionalFlow
 from sbi_jeffreys.multipliers import FixedMultipliers, ResilientMultipliers
-from sbi_jeffreys.objective import agreement, log_normalizer
+from sbi_jeffreys.objective import agreement
 from sbi_jeffreys.pair import ModelPair
 from sbi_jeffreys.step import PrimalDualStep, TrainedPair, TrainingOptions
 
@@ -45,8 +45,7 @@ class JeffreysTraining:
     Attributes:
         epoch: Number of epochs trained.
         history: One list per quantity, one entry per epoch.
-        best_loss: Held-out negative log-likelihood of the averaged flow, in nats, in the
-            best epoch: that with the lowest sum of it and the energy's.
+        best_loss: Lowest held-out negative log-likelihood of the averaged flow, in nats.
     """
 
     def __init__(
@@ -84,7 +83,7 @@ class JeffreysTraining:
         )
         self.epoch = 0
         self.epochs_since_best = 0
-        self.best_loss = self.best_sum = float("inf")
+        self.best_loss = float("inf")
         self.history: dict[str, list[Any]] = {}
         self._best_weights = _copy(self.latest.state_dict())
         self._seed = int(torch.randint(2**31, ()))
@@ -173,28 +172,20 @@ class JeffreysTraining:
     @contextmanager
     def _random_state_and_stream(self) -> Iterator[None]:
         """Leave the generators as they were; on CUDA, work on a stream of our own."""
-        with self._seeded():
-            if self.device.type != "cuda":
+        on_cuda = self.device.type == "cuda"
+        with torch.random.fork_rng([self.device] if on_cuda else []):
+            seed = self._seed + process_rank()
+            torch.default_generator.manual_seed(seed)
+            if not on_cuda:
                 yield
                 return
             with torch.cuda.device(self.device):
+                torch.cuda.manual_seed(seed)
                 outer, inner = torch.cuda.current_stream(), torch.cuda.Stream()
                 inner.wait_stream(outer)
                 with torch.cuda.stream(inner):
                     yield
                 outer.wait_stream(inner)
-
-    @contextmanager
-    def _seeded(self) -> Iterator[None]:
-        """Seed the generators, and leave them as they were."""
-        on_cuda = self.device.type == "cuda"
-        with torch.random.fork_rng([self.device] if on_cuda else []):
-            seed = self._seed + process_rank()
-            torch.default_generator.manual_seed(seed)
-            if on_cuda:
-                with torch.cuda.device(self.device):
-                    torch.cuda.manual_seed(seed)
-            yield
 
     @contextmanager
     def _several_processes(self) -> Iterator[None]:
@@ -221,21 +212,20 @@ class JeffreysTraining:
         self._check_finite(self.step.onset.tolist())
         means = (self.step.total / self.step.count).tolist()
         held_out = self._validate(validation)
-        loss, energy_loss = (held_out[name] for name in HELD_OUT[:2])
-        for term, value in zip(TERMS[::2], (loss, energy_loss), strict=True):
-            if not isfinite(value):
-                raise FloatingPointError(
-                    f"The held-out {term} became {value} in epoch {self.epoch + 1}."
-                )
+        loss = held_out["validation_loss"]
+        if not isfinite(loss):
+            raise FloatingPointError(
+                f"The held-out {TERMS[0]} became {loss} in epoch {self.epoch + 1}."
+            )
 
         self.epoch += 1
         self.step.reference.update(loss)
-        self.scheduler.step(loss + energy_loss)
+        self.scheduler.step(loss)
         if isinstance(step, CapturedStep) and self._learning_rates() != learning_rates:
             step.forget()
         self.epochs_since_best += 1
-        if loss + energy_loss < self.best_sum:
-            self.best_sum, self.best_loss = loss + energy_loss, loss
+        if loss < self.best_loss:
+            self.best_loss = loss
             self.epochs_since_best = 0
             self._best_weights = _copy(self.latest.state_dict())
         if isinstance(self.step.multipliers, ResilientMultipliers):
@@ -269,16 +259,7 @@ class JeffreysTraining:
 
     @torch.no_grad()
     def _validate(self, validation: Batches) -> dict[str, float]:
-        """Return held-out means, in nats, of the averaged models.
-
-        The energy's normaliser is estimated from the data point, too ("ranking"): from
-        the flow's few draws alone it is far too low where these miss the energy's mass.
-        Epochs are compared by the same random numbers.
-        """
-        with self._seeded():
-            return self._held_out_means(validation)
-
-    def _held_out_means(self, validation: Batches) -> dict[str, float]:
+        """Return held-out means, in nats, of the averaged models."""
         share_tensors(list(self.pair.buffers()))  # each process has its own since a step
         self.step.average.copy_buffers()
         sums = self.step.groups[0][0].new_zeros(len(HELD_OUT) + 1)
@@ -286,10 +267,9 @@ class JeffreysTraining:
             flow, energy = self.latest.given(x)
             num_particles = self.pair.options.num_validation_particles
             draws, log_p = flow.rsample_and_log_prob(num_particles)
-            f_draws, f = energy(draws), energy(theta.unsqueeze(0))[0]
-            flow_to_energy, log_z, ess = agreement(log_p, f_draws)
+            flow_to_energy, log_z, ess = agreement(log_p, energy(draws))
             nll = -flow.log_prob(theta.unsqueeze(0))[0]
-            energy_nll = log_normalizer(f_draws - log_p, f + nll, "ranking") - f
+            energy_nll = log_z - energy(theta.unsqueeze(0))[0]
             columns = [weights * nll, weights * energy_nll, flow_to_energy, log_z, ess]
             sums += torch.stack([*columns, torch.ones_like(nll)]).sum(-1)
         *means, num_pairs = mean_over_processes(sums).tolist()
@@ -320,7 +300,6 @@ class JeffreysTraining:
             "epoch": self.epoch,
             "epochs_since_best": self.epochs_since_best,
             "best_loss": self.best_loss,
-            "best_sum": self.best_sum,
             "best_weights": self._best_weights,
             "history": {name: list(values) for name, values in self.history.items()},
             "rng": torch.get_rng_state() if self.epoch else None,
@@ -335,7 +314,7 @@ class JeffreysTraining:
         self.scheduler.load_state_dict(_copy(state["scheduler"]))
         self.epoch = state["epoch"]
         self.epochs_since_best = state["epochs_since_best"]
-        self.best_loss, self.best_sum = state["best_loss"], state["best_sum"]
+        self.best_loss = state["best_loss"]
         self._best_weights = state["best_weights"]
         self.history = {name: list(values) for name, values in state["history"].items()}
         if state["rng"] is not None:

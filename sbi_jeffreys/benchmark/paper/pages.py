@@ -88,8 +88,8 @@ class Experiment(ABC):
         text = "\n\n".join(
             [
                 f"# {self.title}",
-                f"The paper ({SOURCE}), as we know it from its abstract, theorem, figures "
-                f"and reviews: {self.claim}",
+                f"The paper ({SOURCE}), as we know it from its abstract, theorem, "
+                f"figures and reviews: {self.claim}",
                 f"    {command}",
                 self.answer(rows),
                 f"![{name}]({name}.png)",
