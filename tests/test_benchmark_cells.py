@@ -128,6 +128,7 @@ def test_nothing_is_computed_twice(stub, tmp_path):
     assert set(finished.training_seconds) == {4.0}
     assert not missing(grid(seeds=[0, 1]), finished, ["rf"])
     assert len(missing(grid(seeds=[0, 1]), finished, ["mlp"])) == 4
+    assert not missing(grid(seeds=[0, 1]), finished, ["rf_fold"])  # one of rf's folds
 
 
 def test_an_interrupted_run_continues(stub, tmp_path, monkeypatch):

@@ -44,6 +44,8 @@ CLASSIFIERS = {
     "rf_fold": c2st_random_forest_fold,
     "mlp": c2st_mlp,
 }
+FINER = {"rf_fold": "rf"}
+"""The classifier whose value serves where that of another is asked for."""
 
 
 class Cell(NamedTuple):
@@ -123,10 +125,11 @@ def missing(
 ) -> dict[Cell, list[str]]:
     """Return the cells that are not finished, with the classifiers each lacks."""
     key = list(Cell._fields)
-    measured = {
-        name: set(map(Cell._make, finished.dropna(subset=f"c2st_{name}")[key].to_numpy()))
-        for name in classifiers
-    }
+    measured = {}
+    for name in classifiers:
+        columns = [f"c2st_{name}", f"c2st_{FINER.get(name, name)}"]
+        rows = finished.dropna(subset=columns, how="all")
+        measured[name] = set(map(Cell._make, rows[key].to_numpy()))
     lacking = {
         cell: [name for name in classifiers if cell not in measured[name]]
         for cell in wanted
