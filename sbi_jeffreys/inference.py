@@ -194,7 +194,7 @@ class JNPE(BothPosteriors):
         training_batch_size: int = 200,
         learning_rate: float = 2e-3,
         validation_fraction: float = 0.1,
-        stop_after_epochs: int = 50,
+        stop_after_epochs: int = 200,
         max_num_epochs: int = 2**31 - 1,
         clip_max_norm: float | None = 5.0,
         calibration_kernel: Callable[[Tensor], Tensor] | None = None,
@@ -219,7 +219,8 @@ class JNPE(BothPosteriors):
             learning_rate: Of Adam, for the flow; the energy's is twice that, unless set.
             validation_fraction: Fraction of simulations held out.
             stop_after_epochs: Epochs without a better held-out loss before stopping.
-                More than sbi's 20, for the loss keeps falling after it seems to stall.
+                Far more than sbi's 20: the loss keeps falling after it seems to stall, and
+                the multipliers make it safe to wait.
             max_num_epochs: Most epochs, over all calls that resume.
             clip_max_norm: Bound on the gradient norm of each model; None for no bound.
             calibration_kernel: Weights of simulations, from x to `(batch,)`.

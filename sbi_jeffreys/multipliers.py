@@ -44,7 +44,7 @@ class Duality(NamedTuple):
     @property
     def gap(self) -> Tensor:
         """P − L, never negative, shape `()`."""
-        return self.primal_value - self.lagrangian
+        return (self.primal_value - self.lagrangian).clamp(min=0)  # rounding aside
 
 
 class ResilientMultipliers:

@@ -42,8 +42,8 @@ def finish(
 
 
 def curve(values: Iterable[float]) -> str:
-    """Return numbers, of four digits, as an entry of a row."""
-    return json.dumps([float(f"{value:.4g}") for value in values])
+    """Return numbers, of six digits, as an entry of a row."""
+    return json.dumps([float(f"{value:.6g}") for value in values])
 
 
 def numbers(entry: str) -> list[float]:
