@@ -219,8 +219,8 @@ class JNPE(BothPosteriors):
             learning_rate: Of Adam, for the flow; the energy's is twice that, unless set.
             validation_fraction: Fraction of simulations held out.
             stop_after_epochs: Epochs without a better held-out loss before stopping.
-                Far more than sbi's 20: the loss keeps falling after it seems to stall, and
-                the multipliers make it safe to wait.
+                Far more than sbi's 20: the loss keeps falling after it seems to stall,
+                and the multipliers make it safe to wait.
             max_num_epochs: Most epochs, over all calls that resume.
             clip_max_norm: Bound on the gradient norm of each model; None for no bound.
             calibration_kernel: Weights of simulations, from x to `(batch,)`.
