@@ -219,3 +219,15 @@ def test_the_page_of_simulations(tmp_path, monkeypatch):
     wanted = simulations.wanted([0, 3], 500)
     assert len(wanted) == 2 * 10 * 3 * 10
     assert {cell.num_simulations for cell in wanted} == {500}
+
+
+def test_tiles_are_a_pixel_apart_row_by_row():
+    num = latent_images.GRID
+    images = np.arange(1.0, num**2 * 20 + 1).reshape(num**2, 4, 5)
+    tiled = latent_images._tiled(images)
+    assert tiled.shape == (num * 6, num * 7)
+    assert (tiled[1:5, 1:6] == images[0]).all()
+    assert (tiled[1:5, 8:13] == images[1]).all()
+    assert (tiled[7:11, 1:6] == images[num]).all()
+    assert (tiled[0] == 0).all()
+    assert latent_images._tiled(np.ones((num**2, 4, 5, 3))).shape[2] == 3

@@ -214,7 +214,9 @@ def report(rows: pd.DataFrame) -> str:
             f"{spread(rows[rows.method == 'ours'].distance_codes, 2)}.",
             f"Measured with {measured_with('cpu')}.",
             f"By the last epoch, our flow's distance is the lower one on {better} of "
-            f"{len(last)} seeds.",
+            f"{len(last)} seeds. The distance does not punish memorising: codes of the "
+            "training images, repeated, make images as near to the test images as these "
+            "are; NLL does.",
             table(
                 (
                     "method",
@@ -251,8 +253,9 @@ def figure(rows: pd.DataFrame, folder: Path) -> Figure:
 
 
 def _tiled(images: np.ndarray) -> np.ndarray:
-    rows = [
-        np.concatenate(list(row), 1)
-        for row in images.reshape(GRID, GRID, *images.shape[1:])
-    ]
-    return np.concatenate(rows, 0)
+    """Return one image of all, a pixel apart."""
+    margins = [(0, 0), (1, 1), (1, 1), *[(0, 0)] * (images.ndim - 3)]
+    padded = np.pad(images, margins).reshape(
+        GRID, GRID, *np.add(images.shape[1:3], 2), -1
+    )
+    return np.concatenate(np.concatenate(padded, 1), 1).squeeze()
