@@ -126,7 +126,7 @@ figure
 # loss so far stands in for it: no model can beat H on fresh data on average, and the best
 # one so far comes nearest. A flow whose loss on its *training* set is below that has
 # learnt the training set by heart. Train on 200 simulations and watch: the held-out loss
-# comes down to a little above 1.072, the multiplier of D1 falls, and from then on the
+# comes down to about 1.072, the multiplier of D1 falls, and from then on the
 # flow follows the energy instead of the data.
 
 # %%
