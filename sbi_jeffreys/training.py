@@ -210,7 +210,8 @@ class JeffreysTraining:
         for batch in training.shuffled(self._seed + self.epoch):
             step(*batch)
         self._check_finite(self.step.onset.tolist())
-        means = (self.step.total / self.step.count).tolist()
+        divergences = self.step.total / self.step.count
+        means = divergences.tolist()
         held_out = self._validate(validation)
         loss = held_out["validation_loss"]
         if not isfinite(loss):
@@ -229,8 +230,8 @@ class JeffreysTraining:
             self.epochs_since_best = 0
             self._best_weights = _copy(self.latest.state_dict())
         if isinstance(self.step.multipliers, ResilientMultipliers):
-            divergences = self.step.reference.subtract(self.step.total / self.step.count)
-            duality = self.step.multipliers.duality(divergences)
+            reference = self.step.reference
+            duality = self.step.multipliers.duality(reference.subtract(divergences))
             self._record(
                 constraint_violations=duality.violations.tolist(),
                 primal_value=float(duality.primal_value),

@@ -105,27 +105,31 @@ def test_gan_slope_of_a_linear_critic():
 
 
 def test_digits():
-    images = digits(seed=0)
+    images = digits(1000, seed=0)
     assert images.train.shape == (1000, 64)
     assert images.test.shape == (797, 64)
     assert images.train.min() == 0
     assert images.train.max() == 1
     assert set(images.test_labels.tolist()) == set(range(10))
-    assert not torch.equal(images.train, digits(seed=1).train)
+    assert not torch.equal(images.train, digits(1000, seed=1).train)
+
+
+def write_celeba(folder, num):
+    """Write images of its size, 178 by 218, whose middle squares are of one grey each."""
+    (folder / "img_align_celeba").mkdir(parents=True)
+    names = [f"{k:06}.jpg" for k in range(num)]
+    for k, name in enumerate(names):
+        pixels = np.zeros((218, 178, 3), dtype=np.uint8)
+        pixels[20:198] = 30 * (k % 8)
+        Image.fromarray(pixels).save(folder / "img_align_celeba" / name, quality=100)
+    lines = [f"{name} {1 if k % 2 else -1} -1" for k, name in enumerate(names)]
+    text = "\n".join([str(num), "Male Young", *lines])
+    (folder / "list_attr_celeba.txt").write_text(text + "\n")
 
 
 def test_celeba_from_a_folder(tmp_path):
-    """The size of its images, 178 by 218; the middle square is kept."""
-    (tmp_path / "img_align_celeba").mkdir()
-    names = [f"{k:06}.jpg" for k in range(8)]
-    for k, name in enumerate(names):
-        pixels = np.zeros((218, 178, 3), dtype=np.uint8)
-        pixels[20:198] = 30 * k
-        Image.fromarray(pixels).save(tmp_path / "img_align_celeba" / name, quality=100)
-    lines = [f"{name} {1 if k % 2 else -1} -1" for k, name in enumerate(names)]
-    text = "\n".join(["8", "Male Young", *lines])
-    (tmp_path / "list_attr_celeba.txt").write_text(text + "\n")
-    images = celeba(tmp_path, num=8, seed=0)
+    write_celeba(tmp_path, 8)
+    images = celeba(tmp_path, num=4, seed=0)
     assert images.train.shape == images.test.shape == (4, CELEBA_SIZE**2 * 3)
     everything = torch.cat([images.train, images.test])
     shades = everything.mean(-1).sort().values * 255
@@ -141,10 +145,14 @@ def test_rows_are_computed_once(tmp_path):
         return weights.Setting(name, number)
 
     path = tmp_path / "somewhere" / "rows.csv"
-    finish(compute, [("a", 1), ("b", 1)], path, jobs=1)
-    rows = finish(compute, [("b", 1), ("c", 2)], path, jobs=1)
+    columns = weights.Setting._fields
+    finish(compute, [("a", 1), ("b", 1)], path, 1, columns)
+    rows = finish(compute, [("b", 1), ("c", 2)], path, 1, columns)
     assert calls == [("a", 1), ("b", 1), ("c", 2)]
     assert rows.values.tolist() == [["b", 1], ["c", 2]]
+    with pytest.raises(ValueError, match="another version"):
+        finish(compute, [("d", 2)], path, 1, (*columns, "more"))
+    assert len(calls) == 3
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
@@ -165,6 +173,7 @@ def test_pages_of_all_trainings(epochs, tmp_path, monkeypatch):
     for name, text in first.items():
         assert f"--experiments {name} --seeds 0 1 --num-samples 40" in text
         assert "arXiv:2511.11159" in text
+        assert "Seeds 0 1. Measured with sbi" in text
         assert text.count("\n| ") > 2
         assert (tmp_path / f"{name}.png").stat().st_size > 1000
 
@@ -175,6 +184,20 @@ def test_pages_of_all_trainings(epochs, tmp_path, monkeypatch):
         monkeypatch.setattr(pages.EXPERIMENTS[name].module, "train", train)
     main(options)
     assert first == {name: (tmp_path / f"{name}.md").read_text() for name in names}
+
+
+def test_the_page_of_faces(tmp_path, monkeypatch):
+    monkeypatch.setattr(latent_images, "AUTOENCODER_EPOCHS", 1)
+    monkeypatch.setattr(latent_images, "NUM_MADE", 100)
+    monkeypatch.setattr(latent_images, "NUM_LATENTS", {"faces": 2})
+    write_celeba(tmp_path / "celeba", 60)
+    options = ["paper", "--experiments", "latent_images", "--seeds", "0"]
+    options += ["--celeba", str(tmp_path / "celeba"), "--num-samples", "30"]
+    main([*options, "--epochs", "1", "--output", str(tmp_path)])
+    text = (tmp_path / "latent_faces.md").read_text()
+    assert f"--celeba {tmp_path / 'celeba'} --seeds 0 --num-samples 30 --epochs 1" in text
+    assert "30 faces, codes of 2 numbers" in text
+    assert (tmp_path / "latent_faces.png").stat().st_size > 1000
 
 
 def test_weights_are_ranked_by_the_last_epoch():

@@ -10,7 +10,7 @@ import torch
 from sbi_jeffreys.benchmark import accuracy, cells, held_out, speed, standings
 from sbi_jeffreys.benchmark.contenders import Case
 from sbi_jeffreys.benchmark.methods import METHODS
-from sbi_jeffreys.benchmark.paper.pages import EXPERIMENTS
+from sbi_jeffreys.benchmark.paper.pages import EXPERIMENTS, faces
 from sbi_jeffreys.benchmark.references import NUM_OBSERVATIONS
 from sbi_jeffreys.benchmark.report import measured_with, write
 from sbi_jeffreys.benchmark.tasks import TASKS
@@ -53,6 +53,11 @@ def main(arguments: list[str] | None = None) -> None:
     paper.add_argument("--seeds", nargs="+", type=int, help="each has its default")
     paper.add_argument("--num-samples", type=int, help="likewise; points or simulations")
     paper.add_argument("--epochs", type=int, help="likewise")
+    paper.add_argument(
+        "--celeba",
+        type=Path,
+        help="folder of images for latent_images, instead of digits",
+    )
     paper.add_argument("--jobs", type=int, default=1, help="processes of one thread")
     paper.add_argument("--output", type=Path, default=Path("results/paper"))
     paper.set_defaults(command=write_pages)
@@ -171,6 +176,8 @@ def write_pages(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)  # as in each training
     for name in arguments.experiments:
         experiment = EXPERIMENTS[name]
+        if name == "latent_images" and arguments.celeba is not None:
+            name, experiment = "latent_faces", faces(arguments.celeba)
         given = {
             part: value
             for part in experiment.effort._fields

@@ -23,6 +23,11 @@ def spread(values: pd.Series, digits: int) -> str:
     return f"{values.mean():.{digits}f}{deviation}"
 
 
+def words(values: Iterable[Any]) -> str:
+    """Return the different values, in order."""
+    return " ".join(map(str, sorted(set(values))))
+
+
 def measured_with(device: str) -> str:
     """Return versions, machine and threads, in words."""
     return (

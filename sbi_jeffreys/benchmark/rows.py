@@ -1,7 +1,7 @@
 """Rows of a CSV file, one for each key: what is in the file is not computed again."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ def finish(
     keys: Iterable[tuple[Any, ...]],
     path: Path,
     jobs: int,
+    columns: Sequence[str],
 ) -> pd.DataFrame:
     """Compute the rows that are missing, and return those of the keys.
 
@@ -25,11 +26,21 @@ def finish(
         keys: Of the rows wanted.
         path: Of the CSV file, which need not exist.
         jobs: Processes.
+        columns: Names of a row's entries.
+
+    Raises:
+        ValueError: If the file has other columns, before any work is done.
     """
     keys = [tuple(key) for key in keys]
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = _read(path)
-    todo = [key for key in keys if key not in _keys(rows, len(key))]
+    if path.exists() and list(rows.columns) != list(columns):
+        raise ValueError(
+            f"Expected {path} to have the columns {', '.join(columns)}, got "
+            f"{', '.join(rows.columns)}: it is another version's."
+        )
+    done = set(_keys(rows, len(keys[0])))
+    todo = [key for key in keys if key not in done]
     work = Parallel(jobs, return_as="generator_unordered")(
         delayed(_compute)(compute, key) for key in todo
     )

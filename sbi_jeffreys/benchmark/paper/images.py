@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
+DIGITS = "digits"
 CELEBA_LABEL = "Male"
 CELEBA_SIZE = 32
 
@@ -33,14 +34,30 @@ class Images(NamedTuple):
     shape: tuple[int, ...]
 
 
-def digits(seed: int) -> Images:
-    """Return the 1,797 digits of 8 by 8 pixels, 1,000 of them to train on.
+def load(source: str, num: int, seed: int) -> Images:
+    """Return the digits, if that is the source, or else the faces of a folder.
 
     Args:
+        source: `DIGITS`, or the path of CelebA's folder.
+        num: To train on.
+        seed: Of the split.
+
+    Raises:
+        FileNotFoundError: If there is no CelebA in the folder.
+        ValueError: If there are fewer images.
+    """
+    return digits(num, seed) if source == DIGITS else celeba(Path(source), num, seed)
+
+
+def digits(num: int, seed: int) -> Images:
+    """Return the 1,797 digits of 8 by 8 pixels.
+
+    Args:
+        num: To train on; the rest are to test with.
         seed: Of the split.
     """
     pixels, labels = load_digits(return_X_y=True)
-    return _split(pixels / 16, labels, 1000, seed, (8, 8))
+    return _split(pixels / 16, labels, num, seed, (8, 8))
 
 
 def celeba(folder: Path, num: int, seed: int) -> Images:
@@ -48,19 +65,19 @@ def celeba(folder: Path, num: int, seed: int) -> Images:
 
     Args:
         folder: With `list_attr_celeba.txt`, and the images in `img_align_celeba`.
-        num: How many images to take: the first ones. Half of them are to train on.
+        num: To train on, and as many to test with: the first ones of the list.
         seed: Of the split.
 
     Raises:
         FileNotFoundError: If the folder is another.
     """
     table = pd.read_csv(
-        folder / "list_attr_celeba.txt", sep=r"\s+", skiprows=1, nrows=num
+        folder / "list_attr_celeba.txt", sep=r"\s+", skiprows=1, nrows=2 * num
     )
     faces = [_face(folder / "img_align_celeba" / name) for name in table.index]
     pixels = np.stack(faces).reshape(len(faces), -1)
     labels = (table[CELEBA_LABEL] > 0).to_numpy().astype(int)
-    return _split(pixels, labels, num // 2, seed, (CELEBA_SIZE, CELEBA_SIZE, 3))
+    return _split(pixels, labels, num, seed, (CELEBA_SIZE, CELEBA_SIZE, 3))
 
 
 def _face(path: Path) -> np.ndarray:

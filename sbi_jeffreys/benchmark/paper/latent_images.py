@@ -5,7 +5,6 @@ Fréchet distance, between Gaussians fitted to features of a classifier, compare
 make with test images.
 """
 
-import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,14 +16,13 @@ from sklearn.neural_network import MLPClassifier
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from sbi_jeffreys.benchmark.paper.images import Images, digits
-from sbi_jeffreys.benchmark.paper.long_training import MAXIMUM_LIKELIHOOD, OURS
-from sbi_jeffreys.benchmark.report import measured_with, spread, table
-from sbi_jeffreys.density import JeffreysDensityEstimator, PairDensity
+from sbi_jeffreys.benchmark.paper.fits import METHODS, estimator_of, fit_for
+from sbi_jeffreys.benchmark.paper.images import DIGITS, Images, load
+from sbi_jeffreys.benchmark.report import spread, table
+from sbi_jeffreys.density import PairDensity
 from sbi_jeffreys.plots.style import panels
 
-METHODS = ("ours", "flow")
-NUM_LATENTS = 16
+NUM_LATENTS = {"digits": 16, "faces": 100}
 NUM_FEATURES = 64
 NUM_MADE = 5000
 GRID = 6
@@ -35,8 +33,10 @@ class Row(NamedTuple):
     """What came of one training.
 
     Attributes:
+        source: `DIGITS`, or the path of CelebA.
         method: One of `METHODS`.
         seed: Of the split, and of all networks.
+        num_samples: Images to train on.
         epochs: Trained.
         distance_best: Fréchet distance of the best held-out epoch's flow.
         distance_last: Of the last epoch's.
@@ -45,8 +45,10 @@ class Row(NamedTuple):
         nll_last: Last epoch.
     """
 
+    source: str
     method: str
     seed: int
+    num_samples: int
     epochs: int
     distance_best: float
     distance_last: float
@@ -55,24 +57,28 @@ class Row(NamedTuple):
     nll_last: float
 
 
-def keys(seeds: list[int], epochs: int) -> list[tuple[str, int, int]]:
+def keys(
+    seeds: list[int], num_samples: int, epochs: int, source: str = DIGITS
+) -> list[tuple[str, str, int, int, int]]:
     """Return the keys of all rows, seed by seed."""
-    return [(method, seed, epochs) for seed in seeds for method in METHODS]
+    return [
+        (source, method, seed, num_samples, epochs)
+        for seed in seeds
+        for method in METHODS
+    ]
 
 
 class Autoencoder(nn.Module):
     """Networks from pixels to codes and back, with one hidden layer each."""
 
-    def __init__(
-        self, pixels: int, latents: int = NUM_LATENTS, hidden: int = 128
-    ) -> None:
+    def __init__(self, pixels: int, latents: int) -> None:
         """
         Args:
             pixels: Of an image.
-            latents: Entries of a code.
-            hidden: Width of the hidden layers.
+            latents: Entries of a code; the hidden layers are eight times as wide.
         """
         super().__init__()
+        hidden = 8 * latents
         self.encode = _mlp(pixels, hidden, latents)
         self.decode = nn.Sequential(_mlp(latents, hidden, pixels), nn.Sigmoid())
 
@@ -136,18 +142,22 @@ def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
     return float(shift + np.trace(covariances[0] + covariances[1]) - 2 * roots.sum())
 
 
-def train(folder: Path, method: str, seed: int, epochs: int) -> Row:
-    """Train autoencoder, classifier and flow on digits, and measure.
+def train(
+    folder: Path, source: str, method: str, seed: int, num_samples: int, epochs: int
+) -> Row:
+    """Train autoencoder, classifier and flow on images, and measure.
 
     Args:
         folder: Gets the images made, the same noise being given to both methods.
+        source: `DIGITS`, or the path of CelebA.
         method: One of `METHODS`.
         seed: Of the split, and of all networks.
+        num_samples: Images to train on.
         epochs: To train the flow.
     """
-    images = digits(seed)
+    images = load(source, num_samples, seed)
     torch.manual_seed(seed)
-    autoencoder = Autoencoder(images.train.shape[-1])
+    autoencoder = Autoencoder(images.train.shape[-1], NUM_LATENTS[_kind(source)])
     autoencoder.fit(images.train, AUTOENCODER_EPOCHS)
     features = Features(images, seed)
     with torch.no_grad():
@@ -155,20 +165,16 @@ def train(folder: Path, method: str, seed: int, epochs: int) -> Row:
         restored = autoencoder.decode(codes)
     real = features(images.test)
 
-    options = OURS if method == "ours" else MAXIMUM_LIKELIHOOD
-    estimator = JeffreysDensityEstimator(show_progress_bars=False, **options)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # reaching `max_num_epochs` is the point
-        estimator.fit(codes, stop_after_epochs=2 * epochs, max_num_epochs=epochs)
+    estimator = fit_for(epochs, codes, estimator_of(METHODS[method]))
     made = [_make(model, autoencoder, seed) for model in (estimator, estimator.latest)]
     folder.mkdir(parents=True, exist_ok=True)
     grid = torch.stack([pixels[: GRID**2] for pixels in made])
-    np.save(_grid_file(folder, method, seed), grid.reshape(2, GRID**2, *images.shape))
+    np.save(folder / f"{method}-{seed}.npy", grid.reshape(2, GRID**2, *images.shape))
     distances = [frechet_distance(features(pixels), real) for pixels in (*made, restored)]
     losses = [
         -float(m.log_prob(test_codes).mean()) for m in (estimator, estimator.latest)
     ]
-    return Row(method, seed, epochs, *distances, *losses)
+    return Row(source, method, seed, num_samples, epochs, *distances, *losses)
 
 
 @torch.no_grad()
@@ -178,8 +184,8 @@ def _make(model: PairDensity, autoencoder: Autoencoder, seed: int) -> Tensor:
         return autoencoder.decode(model.sample((NUM_MADE,)))
 
 
-def _grid_file(folder: Path, method: str, seed: int) -> Path:
-    return folder / f"digits-{method}-{seed}.npy"
+def _kind(source: str) -> str:
+    return "digits" if source == DIGITS else "faces"
 
 
 def report(rows: pd.DataFrame) -> str:
@@ -189,30 +195,24 @@ def report(rows: pd.DataFrame) -> str:
         (
             name,
             *(
-                spread(rows[rows.method == method][column], digits)
-                for column, digits in (
-                    ("distance_best", 2),
-                    ("distance_last", 2),
-                    ("nll_best", 2),
-                    ("nll_last", 2),
-                )
+                spread(rows[rows.method == method][column], 2)
+                for column in ("distance_best", "distance_last", "nll_best", "nll_last")
             ),
         )
         for method, name in names.items()
     ]
     last = rows.pivot(index="seed", columns="method", values="distance_last")
     better = int((last.ours < last.flow).sum())
-    (epochs,) = set(rows.epochs)
-    seeds = " ".join(map(str, sorted(set(rows.seed))))
+    (source,), (num,), (epochs,) = map(set, (rows.source, rows.num_samples, rows.epochs))
+    kind = _kind(source)
     return "\n\n".join(
         [
-            f"1,000 digits of scikit-learn, codes of {NUM_LATENTS} numbers, {epochs:,} "
-            f"epochs, seeds {seeds}. Fréchet distance between {NUM_MADE:,} images made "
-            f"and 797 test images, in {NUM_FEATURES} features of a classifier; and "
+            f"{num:,} {kind}, codes of {NUM_LATENTS[kind]} numbers, {epochs:,} epochs. "
+            f"Fréchet distance between {NUM_MADE:,} images made and the test images, in "
+            f"{NUM_FEATURES} features of a classifier; and "
             "test NLL of codes in nats. Mean ± standard deviation over seeds. The "
             "training images, encoded and decoded, are at a distance of "
             f"{spread(rows[rows.method == 'ours'].distance_codes, 2)}.",
-            f"Measured with {measured_with('cpu')}.",
             f"By the last epoch, our flow's distance is the lower one on {better} of "
             f"{len(last)} seeds. The distance does not punish memorising: codes of the "
             "training images, repeated, make images as near to the test images as these "
@@ -242,7 +242,7 @@ def figure(rows: pd.DataFrame, folder: Path) -> Figure:
     titles = {"flow": "flow alone", "ours": "our flow"}
     with panels(4, 2.4, 2.6, columns=4) as (result, axes):
         for k, (method, title) in enumerate(titles.items()):
-            grids = np.load(_grid_file(folder, method, seed))
+            grids = np.load(folder / f"{method}-{seed}.npy")
             for axis, grid, epoch in zip(
                 axes[k::2], grids, ("best", "last"), strict=True
             ):

@@ -5,10 +5,9 @@ alone, and a Wasserstein GAN. A GAN has no density: all three are judged by the 
 estimate from samples, and flows by their exact divergence, too.
 """
 
-import warnings
 from collections.abc import Iterator
 from math import log, nan
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,27 +16,16 @@ from matplotlib.figure import Figure
 from scipy.spatial import KDTree
 from torch import Tensor
 
+from sbi_jeffreys.benchmark.paper.fits import METHODS, estimator_of, fit_for
 from sbi_jeffreys.benchmark.paper.planar import draw_mixture, mixture
 from sbi_jeffreys.benchmark.paper.wgan import WGAN
-from sbi_jeffreys.benchmark.report import measured_with, spread, table
+from sbi_jeffreys.benchmark.report import spread, table
 from sbi_jeffreys.benchmark.rows import curve, numbers
-from sbi_jeffreys.density import JeffreysDensityEstimator
 from sbi_jeffreys.plots.style import color_of, legend_below, panels
 
-METHODS = ("ours", "flow", "WGAN-GP")
+CONTENDERS = (*METHODS, "WGAN-GP")
 RATES = {"high": 5e-3, "low": 5e-4}
 """Learning rates of flow, generator and critic; our energy's is twice as high."""
-
-OURS: dict[str, Any] = {}
-"""Options by default."""
-
-MAXIMUM_LIKELIHOOD: dict[str, Any] = {
-    "weighting": "fixed",
-    "weights": (1.0, 0.0, 0.0),
-    "num_energies": 1,
-    "num_particles": 1,
-}
-"""Options with which a flow fits the data, and nothing else has an effect on it."""
 
 NUM_TEST, TEST_SEED = 2000, 10_000
 NUM_POINTS_OF_CURVE = 40
@@ -47,7 +35,7 @@ class Row(NamedTuple):
     """What came of one training.
 
     Attributes:
-        method: One of `METHODS`.
+        method: One of `CONTENDERS`.
         rate: One of `RATES`.
         seed: Of points and networks.
         num_samples: For training and validation together.
@@ -73,7 +61,7 @@ def keys(
         (method, rate, seed, num_samples, epochs)
         for seed in seeds
         for rate in RATES
-        for method in METHODS
+        for method in CONTENDERS
     ]
 
 
@@ -81,7 +69,7 @@ def train(method: str, rate: str, seed: int, num_samples: int, epochs: int) -> R
     """Train, and measure along the way.
 
     Args:
-        method: One of `METHODS`.
+        method: One of `CONTENDERS`.
         rate: One of `RATES`.
         seed: Of points and networks.
         num_samples: For training and validation together.
@@ -103,19 +91,17 @@ def epochs_of_curve(epochs: int) -> list[int]:
 def _train_flow(
     method: str, points: Tensor, learning_rate: float, epochs: int, test: Tensor
 ) -> Iterator[tuple[float, float]]:
-    options = OURS if method == "ours" else MAXIMUM_LIKELIHOOD
-    estimator = JeffreysDensityEstimator(show_progress_bars=False, **options)
+    estimator = estimator_of(METHODS[method])
     exact = mixture().log_prob(test).mean()
     for k, stage in enumerate(epochs_of_curve(epochs)):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # reaching `max_num_epochs` is the point
-            estimator.fit(
-                points,
-                learning_rate=learning_rate,
-                max_num_epochs=stage,
-                stop_after_epochs=2 * epochs,
-                resume_training=k > 0,
-            )
+        fit_for(
+            stage,
+            points,
+            estimator,
+            learning_rate=learning_rate,
+            stop_after_epochs=2 * epochs,
+            resume_training=k > 0,
+        )
         latest = estimator.latest
         kl = float(exact - latest.log_prob(test).mean())
         yield knn_divergence(test, latest.sample((NUM_TEST,))), kl
@@ -158,7 +144,7 @@ def report(rows: pd.DataFrame) -> str:
     lines: list[tuple[str, ...]] = []
     rises: dict[str, list[str]] = {"knn_curve": [], "kl_curve": []}
     for rate in RATES:
-        for method in METHODS:
+        for method in CONTENDERS:
             of_method = rows[(rows.method == method) & (rows.rate == rate)]
             cells = []
             for column in ("knn_curve", "kl_curve"):
@@ -171,7 +157,6 @@ def report(rows: pd.DataFrame) -> str:
                     cells += ["", ""]
             lines.append((method, f"{rate} ({RATES[rate]:g})", *cells))
     (num,), (epochs,) = set(rows.num_samples), set(rows.epochs)
-    seeds = " ".join(map(str, sorted(set(rows.seed))))
     columns = (
         "method",
         "rate",
@@ -183,10 +168,9 @@ def report(rows: pd.DataFrame) -> str:
     return "\n\n".join(
         [
             f"{num:,} points of a mixture of five Gaussians in the plane, {epochs:,} "
-            f"epochs, seeds {seeds}. KL(mixture ‖ model) in nats, mean ± standard "
+            f"epochs. KL(mixture ‖ model) in nats, mean ± standard "
             "deviation over seeds; least of the training (as if stopped by an oracle), "
             "and at its end.",
-            f"Measured with {measured_with('cpu')}.",
             "From its least to the end of the training, the divergence from samples "
             f"rises by, in nats: {', '.join(rises['knn_curve'])}; the exact one, by "
             f"{', '.join(rises['kl_curve'])}.",
@@ -199,7 +183,7 @@ def figure(rows: pd.DataFrame) -> Figure:
     """Return divergence from samples over the epochs: means, and ranges over seeds."""
     with panels(2, 4.2, 3.0, columns=2) as (result, axes):
         for axis, rate in zip(axes, RATES, strict=True):
-            for method in METHODS:
+            for method in CONTENDERS:
                 of_method = rows[(rows.method == method) & (rows.rate == rate)]
                 curves = np.array([numbers(words) for words in of_method.knn_curve])
                 epochs = epochs_of_curve(of_method.epochs.iloc[0])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -20,7 +20,7 @@ from sbi_jeffreys.benchmark.paper import (
     simulations,
     weights,
 )
-from sbi_jeffreys.benchmark.report import write
+from sbi_jeffreys.benchmark.report import measured_with, words, write
 from sbi_jeffreys.benchmark.rows import finish
 
 SOURCE = "[arXiv:2511.11159](https://arxiv.org/abs/2511.11159)"
@@ -66,6 +66,10 @@ class Experiment(ABC):
     def figure(self, rows: pd.DataFrame, folder: Path) -> Figure:
         """Return the figure."""
 
+    def selected_by(self, name: str) -> str:
+        """Return the option of the command that names the experiment."""
+        return f"--experiments {name}"
+
     def page(self, name: str, effort: Effort, output: Path, jobs: int) -> str:
         """Run, write the page with its figure and its rows, and return its text.
 
@@ -79,18 +83,20 @@ class Experiment(ABC):
         path = output / f"{name}.md"
         path.parent.mkdir(parents=True, exist_ok=True)
         self.figure(rows, output / name).savefig(path.with_suffix(".png"), dpi=110)
-        command = f"python -m sbi_jeffreys.benchmark paper --experiments {name}"
-        if effort != self.effort:
-            command += (
-                f" --seeds {' '.join(map(str, effort.seeds))}"
-                f" --num-samples {effort.num_samples} --epochs {effort.epochs}"
-            )
+        command = [f"python -m sbi_jeffreys.benchmark paper {self.selected_by(name)}"]
+        if effort.seeds != self.effort.seeds:
+            command.append(f"--seeds {words(effort.seeds)}")
+        if effort.num_samples != self.effort.num_samples:
+            command.append(f"--num-samples {effort.num_samples}")
+        if effort.epochs != self.effort.epochs:
+            command.append(f"--epochs {effort.epochs}")
         text = "\n\n".join(
             [
                 f"# {self.title}",
                 f"The paper ({SOURCE}), as we know it from its abstract, theorem, "
                 f"figures and reviews: {self.claim}",
-                f"    {command}",
+                f"    {' '.join(command)}",
+                f"Seeds {words(rows.seed)}. Measured with {measured_with('cpu')}.",
                 self.answer(rows),
                 f"![{name}]({name}.png)",
             ]
@@ -104,23 +110,25 @@ class Trainings(Experiment):
     """One whose rows are independent trainings, described by a module.
 
     Attributes:
-        module: With `keys`, `train`, `report` and `figure`.
+        module: With `Row`, `keys`, `train`, `report` and `figure`.
         leaves_files: Whether `train` and `figure` are given a folder for more than rows.
-        fixed_samples: Whether the data have a size of their own.
     """
 
     module: ModuleType
     leaves_files: bool = False
-    fixed_samples: bool = False
 
     def run(self, effort: Effort, folder: Path, jobs: int) -> pd.DataFrame:
         """See the base class."""
-        size = (effort.epochs,) if self.fixed_samples else effort[1:]
-        keys = self.module.keys(effort.seeds, *size)
+        keys = self.keys(effort)
         train: Callable[..., NamedTuple] = self.module.train
         if self.leaves_files:
             train = partial(train, folder)
-        return finish(train, keys, folder.with_suffix(".csv"), jobs)
+        path = folder.with_suffix(".csv")
+        return finish(train, keys, path, jobs, self.module.Row._fields)
+
+    def keys(self, effort: Effort) -> list[tuple[Any, ...]]:
+        """Return the keys of the rows wanted."""
+        return self.module.keys(*effort)
 
     def answer(self, rows: pd.DataFrame) -> str:
         """See the base class."""
@@ -133,6 +141,25 @@ class Trainings(Experiment):
 
 
 @dataclass
+class Faces(Trainings):
+    """The experiment with images, of CelebA instead of digits.
+
+    Attributes:
+        source: CelebA's folder, as `images.celeba` wants it.
+    """
+
+    source: Path = Path()
+
+    def keys(self, effort: Effort) -> list[tuple[Any, ...]]:
+        """See the base class."""
+        return latent_images.keys(*effort, source=str(self.source))
+
+    def selected_by(self, name: str) -> str:
+        """See the base class."""
+        return f"--experiments latent_images --celeba {self.source}"
+
+
+@dataclass
 class Simulations(Experiment):
     """Simulation-based inference: cells of the benchmark, with the paper's question."""
 
@@ -141,7 +168,10 @@ class Simulations(Experiment):
         wanted = simulations.wanted(effort.seeds, effort.num_samples)
         cells.run(wanted, [simulations.CLASSIFIER], folder, jobs)
         finished = cells.read([folder / "cells.csv"])
-        return finished[finished.num_simulations == effort.num_samples]
+        return finished[
+            (finished.num_simulations == effort.num_samples)
+            & finished.seed.isin(effort.seeds)
+        ]
 
     def answer(self, rows: pd.DataFrame) -> str:
         """See the base class."""
@@ -183,17 +213,16 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Images from a latent space (Figure 5)",
         "with codes of an autoencoder (100 numbers for CelebA), their flow makes better "
         "images than one fitted by maximum likelihood, by the Fréchet distance. Here: "
-        "digits, for which nothing has to be fetched.",
+        "digits, unless `--celeba FOLDER` is given.",
         Effort([0, 1, 2], 1000, 500),
         latent_images,
         leaves_files=True,
-        fixed_samples=True,
     ),
     "simulations": Simulations(
         "Simulation-based inference from few simulations",
         "with few simulations, their flow is a better posterior than a flow fitted by "
         "maximum likelihood (NF).",
-        Effort([0], 1000, 0),
+        Effort([0, 1], 1000, 0),
     ),
     "duality": Trainings(
         "The duality gap (Theorem 1)",
@@ -203,3 +232,15 @@ EXPERIMENTS: dict[str, Experiment] = {
         duality,
     ),
 }
+
+
+def faces(folder: Path) -> Faces:
+    """Return the experiment with images, of CelebA.
+
+    Args:
+        folder: Of CelebA, as `images.celeba` wants it.
+    """
+    digits = EXPERIMENTS["latent_images"]
+    return Faces(
+        digits.title, digits.claim, digits.effort, latent_images, True, source=folder
+    )

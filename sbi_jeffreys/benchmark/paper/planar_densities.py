@@ -1,6 +1,5 @@
 """Densities in the plane from few points: Figure 4 of arXiv:2511.11159."""
 
-import warnings
 from math import log
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,13 +10,12 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from sbi_jeffreys.benchmark.paper.long_training import MAXIMUM_LIKELIHOOD, OURS
+from sbi_jeffreys.benchmark.paper.fits import METHODS, estimator_of, fit_for
 from sbi_jeffreys.benchmark.paper.planar import PLANAR, draw
-from sbi_jeffreys.benchmark.report import measured_with, spread, table
-from sbi_jeffreys.density import JeffreysDensityEstimator, PairDensity
+from sbi_jeffreys.benchmark.report import spread, table
+from sbi_jeffreys.density import PairDensity
 from sbi_jeffreys.plots.style import panels
 
-METHODS = ("ours", "flow")
 NUM_TEST, TEST_SEED = 10_000, 10_000
 NUM_DRAWS = 20_000
 """From the flow, for the normaliser of the energy-based model."""
@@ -81,11 +79,7 @@ def train(
     """
     points, test = draw(name, num_samples, seed), draw(name, NUM_TEST, TEST_SEED)
     torch.manual_seed(seed)
-    options = OURS if method == "ours" else MAXIMUM_LIKELIHOOD
-    estimator = JeffreysDensityEstimator(show_progress_bars=False, **options)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # reaching `max_num_epochs` is the point
-        estimator.fit(points, stop_after_epochs=2 * epochs, max_num_epochs=epochs)
+    estimator = fit_for(epochs, points, estimator_of(METHODS[method]))
     latest = estimator.latest
     of_flow = [-float(model.log_prob(test).mean()) for model in (estimator, latest)]
     of_energy = [float("nan")] * 3
@@ -121,7 +115,7 @@ def report(rows: pd.DataFrame) -> str:
     lines, better, rises = [], 0, []
     for name in PLANAR:
         ours, flow = (
-            rows[(rows["name"] == name) & (rows.method == method)] for method in METHODS
+            rows[(rows["name"] == name) & (rows.method == m)] for m in ("ours", "flow")
         )
         better += ours["last"].mean() < flow["last"].mean()
         rises.append([(m["last"] - m["best"]).mean() for m in (ours, flow)])
@@ -131,15 +125,13 @@ def report(rows: pd.DataFrame) -> str:
         lines.append((name, *(spread(values, 3) for values in columns), z_range))
     ours_rises, alone_rises = zip(*rises, strict=True)
     (num,), (epochs,) = set(rows.num_samples), set(rows.epochs)
-    seeds = " ".join(map(str, sorted(set(rows.seed))))
     return "\n\n".join(
         [
-            f"{num:,} points, {epochs:,} epochs, seeds {seeds}. Test NLL in nats on "
+            f"{num:,} points, {epochs:,} epochs. Test NLL in nats on "
             f"{NUM_TEST:,} points, mean ± standard deviation over seeds; of the best "
             "held-out epoch (of the flow), and of the last. The flow alone is of the "
             "same shape, and fitted by maximum likelihood with the same optimiser and "
             "average of weights.",
-            f"Measured with {measured_with('cpu')}.",
             f"By the last epoch, our flow is better than the flow alone on {better} of "
             f"{len(lines)}. From the best to the last epoch, test NLL rises by up to "
             f"{max(ours_rises):.2f} nats (ours) and {max(alone_rises):.2f} (alone).",
@@ -175,7 +167,7 @@ def figure(rows: pd.DataFrame, folder: Path) -> Figure:
             x, y = draw(name, num, seed).T
             row[0].scatter(x, y, s=1, color="black")
             alone, ours = (
-                np.load(map_file(folder, name, m, seed)) for m in METHODS[::-1]
+                np.load(map_file(folder, name, m, seed)) for m in ("flow", "ours")
             )
             log_maps = (alone["flow"], ours["flow"], ours["proxy"])
             brightest = np.exp(ours["flow"]).max()

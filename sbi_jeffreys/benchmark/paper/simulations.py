@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from sbi_jeffreys.benchmark.cells import Cell, cells
 from sbi_jeffreys.benchmark.published import BARS
 from sbi_jeffreys.benchmark.references import NUM_OBSERVATIONS
-from sbi_jeffreys.benchmark.report import measured_with, spread, table
+from sbi_jeffreys.benchmark.report import spread, table
 from sbi_jeffreys.benchmark.standings import with_one_forest
 from sbi_jeffreys.plots.style import color_of, panels
 
@@ -46,15 +46,13 @@ def report(rows: pd.DataFrame) -> str:
             )
         )
     (num,) = set(rows.num_simulations)
-    seeds = " ".join(map(str, sorted(set(rows.seed))))
     columns = [f"{what}, {name}" for what in ("C2ST", "NLL") for name in METHODS.values()]
     return "\n\n".join(
         [
-            f"sbibm's tasks, {num:,} simulations, seeds {seeds}, mean over ten "
+            f"sbibm's tasks, {num:,} simulations, mean over ten "
             "observations, ± standard deviation over seeds. C2ST: accuracy of sbi's "
             "random forest, 0.5 is perfect; test NLL in nats on fresh pairs. NF is sbi's "
             "NPE with nsf at its defaults, which stops early.",
-            f"Measured with {measured_with('cpu')}.",
             f"By test NLL, our flow is better on {better} of {len(lines)} tasks.",
             table(("task", *columns), lines),
         ]

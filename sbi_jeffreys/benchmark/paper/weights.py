@@ -4,19 +4,18 @@ On a Gaussian mixture in the plane, all are trained equally long and at constant
 past the point where overfitting starts, and judged by the weights of the last epoch.
 """
 
-import warnings
 from itertools import product
 from math import inf
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
+from sbi_jeffreys.benchmark.paper.fits import METHODS, estimator_of, fit_for
 from sbi_jeffreys.benchmark.paper.planar import draw_mixture, mixture
-from sbi_jeffreys.benchmark.report import measured_with, spread, table
+from sbi_jeffreys.benchmark.report import spread, table
 from sbi_jeffreys.benchmark.rows import curve, numbers
-from sbi_jeffreys.density import JeffreysDensityEstimator
 from sbi_jeffreys.plots.style import GREY, color_of, panels
 
 NUM_TEST, TEST_SEED = 10_000, 10_000
@@ -85,26 +84,19 @@ def train(number: int, seed: int, num_samples: int, epochs: int) -> Row:
         epochs: To train.
     """
     setting = SETTINGS[number]
-    options: dict[str, Any] = (
-        {}
-        if setting is RESILIENT
-        else {
-            "weighting": "fixed",
-            "weights": (setting.flow_weight, 1.0, setting.energy_weight),
-        }
-    )
+    options = METHODS["ours"]
+    if setting is not RESILIENT:
+        fixed = (setting.flow_weight, 1.0, setting.energy_weight)
+        options = {"weighting": "fixed", "weights": fixed}
     points = draw_mixture(num_samples, seed)
     test = draw_mixture(NUM_TEST, TEST_SEED)
     exact = mixture().log_prob(test).mean()
     torch.manual_seed(seed)
-    estimator = JeffreysDensityEstimator(show_progress_bars=False, **options)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # reaching `max_num_epochs` is the point
-        try:
-            estimator.fit(points, stop_after_epochs=2 * epochs, max_num_epochs=epochs)
-        except FloatingPointError:
-            failed = (inf, inf, inf, inf, curve([inf]), curve([inf]))
-            return Row(number, seed, num_samples, epochs, *failed)
+    try:
+        estimator = fit_for(epochs, points, estimator_of(options))
+    except FloatingPointError:
+        failed = (inf, inf, inf, inf, curve([inf]), curve([inf]))
+        return Row(number, seed, num_samples, epochs, *failed)
     latest = estimator.latest
     log_z = latest.agreement().log_z
     return Row(
@@ -143,17 +135,15 @@ def report(rows: pd.DataFrame) -> str:
         )
     rank = 1 + int((means.kl_last < means.kl_last[0]).sum())
     (num,), (epochs,) = set(rows.num_samples), set(rows.epochs)
-    seeds = " ".join(map(str, sorted(set(rows.seed))))
     return "\n\n".join(
         [
             f"{num:,} points of a mixture of five Gaussians in the plane, {epochs} "
-            f"epochs each, seeds {seeds}. KL of the flow to the mixture, in nats: its "
+            f"epochs each. KL of the flow to the mixture, in nats: its "
             f"test NLL on {NUM_TEST:,} points, less that of the mixture; mean ± "
             "standard deviation over seeds, of the best held-out and of the last "
             "epoch; and that of the energy-based model of the last epoch. Z is its "
             "normaliser then, from lowest to highest over seeds, and whether within "
             f"{Z_RANGE}.",
-            f"Measured with {measured_with('cpu')}.",
             f"By the last epoch, resilient multipliers come {rank} of {len(means)}.",
             table(
                 (
