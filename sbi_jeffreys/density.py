@@ -34,18 +34,20 @@ class PairDensity:
         return self._pair
 
     def log_prob(self, points: Tensor) -> Tensor:
-        """Return the flow's log densities in nats, shape `(...)`.
+        """Return the flow's log densities in nats, shape `(...)`, without gradients.
 
         Args:
-            points: Shape `(..., D)`.
+            points: Shape `(..., D)`, where the models are.
         """
         return _evaluate(self.pair.flow.log_prob, points)
 
     def proxy_log_prob(self, points: Tensor) -> Tensor:
         """Return f in nats, shape `(...)`: `agreement().log_z` more than a log density.
 
+        Minus infinity outside of the base's bounds; without gradients.
+
         Args:
-            points: Shape `(..., D)`.
+            points: Shape `(..., D)`, where the models are.
         """
         return _evaluate(self.pair.energy, points)
 
@@ -173,7 +175,7 @@ class JeffreysDensityEstimator(PairDensity):
 
     @property
     def summary(self) -> dict[str, list[Any]]:
-        """What the training recorded, as `JNPE.summary`."""
+        """What the training recorded, as `JNPE.summary`: see `JNPE.train`."""
         return self._trainer.summary
 
     def _new_trainer(self) -> JNPE:

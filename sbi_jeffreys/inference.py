@@ -238,7 +238,13 @@ class JNPE(BothPosteriors):
                 the batches; otherwise they are sliced by index, which is faster.
 
         Returns:
-            The flow, with all gradients None.
+            The flow, with all gradients None. `summary` then holds, beside sbi's entries
+            and one for each epoch: `divergences` D1, D2 and D3 of the training batches
+            (D1 and D3 with the entropy), `multipliers`, `learning_rate`; held out,
+            `validation_energy_loss`, `validation_flow_to_energy`, `validation_log_z` and
+            `validation_ess`; and, unless weights are fixed, `constraint_violations`,
+            `primal_value` and `duality_gap` (see `multipliers`). In nats, but for the
+            multipliers, the rate and the effective sample size.
 
         Raises:
             RuntimeError: If there are no simulations.

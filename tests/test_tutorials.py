@@ -17,7 +17,3 @@ def cells(path):
 def test_the_notebook_is_that_of_the_script(script):
     """If not: `jupytext --to ipynb tutorials/*.py`."""
     assert cells(script) == cells(script.with_suffix(".ipynb"))
-
-
-def test_there_are_six():
-    assert len(SCRIPTS) == 6

@@ -2,8 +2,8 @@
 # # Bring your own
 #
 # Simulators in numpy, time series and images as data, priors with mixed bounds, networks
-# and flows of your own; saving, resuming, and watching a training in TensorBoard. Each
-# section stands alone.
+# and flows of your own; saving, resuming, and watching a training in TensorBoard;
+# later sections use the data of the first.
 #
 #     python tutorials/bring_your_own.py
 #
@@ -87,7 +87,7 @@ trainer = JNPE(prior, embedding_net=convolutions)
 trainer.append_simulations(theta, x).train(max_num_epochs=EPOCHS)
 
 theta_o = torch.tensor([2.5, 0.5, 0.3])
-x_o = torch.from_numpy(oscillator(theta_o.numpy(), seed=-1 % 2**31)).float()
+x_o = torch.from_numpy(oscillator(theta_o.numpy(), seed=len(theta))).float()
 posterior = trainer.build_posterior(sample_with="energy")
 samples = posterior.sample((1000,), x=x_o)
 for name, true, values in zip(NAMES, theta_o.tolist(), samples.T, strict=True):
@@ -133,13 +133,14 @@ def pixels_to_features():
 
 
 place = BoxUniform(torch.tensor([-1.0, -1.0, 0.1]), torch.tensor([1.0, 1.0, 0.5]))
-theta = place.sample((500,))
+theta_spots = place.sample((500,))
 of_images = JNPE(
     place,
     embedding_net=pixels_to_features(),
     energy_embedding_net=pixels_to_features(),
 )
-of_images.append_simulations(theta, spot(theta)).train(max_num_epochs=EPOCHS)
+of_images.append_simulations(theta_spots, spot(theta_spots))
+of_images.train(max_num_epochs=EPOCHS)
 theta_spot = torch.tensor([[0.3, -0.4, 0.2]])
 image = spot(theta_spot)
 found = of_images.build_posterior().sample((1000,), x=image)
@@ -184,13 +185,6 @@ class Products(nn.Module):
         return self.head(self.of_theta(input) * self.of_x(condition)).squeeze(-1)
 
 
-theta = prior.sample((500,))
-x = torch.stack(
-    [
-        torch.from_numpy(oscillator(row, seed)).float()
-        for seed, row in enumerate(theta.numpy())
-    ]
-)
 custom = JNPE(
     prior,
     density_estimator=partial(build_spline_flow, hidden_features=80, num_transforms=3),
