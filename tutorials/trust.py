@@ -158,9 +158,9 @@ figure
 # %% [markdown]
 # ## What not to compare with
 #
-# The observation came from a rate of 2.0, and the well-specified posterior says about 1.5.
-# Is it wrong? Three parameters can be put on a grid, where the posterior is exact: the
-# noise of this one observation happens to look like a slower decay. A single true
+# The observation came from a rate of 2.0, and the well-specified posterior says about
+# 1.5. Is it wrong? Three parameters can be put on a grid, where the posterior is exact:
+# the noise of this one observation happens to look like a slower decay. A single true
 # parameter tells little; the ranks of many, above, are the test.
 
 # %%
