@@ -122,5 +122,5 @@ figure
 # Read the figure across: JNPE with 300 simulations is about as good as NPE with 1,000.
 # With hundreds, every simulation that it saves is one that you need not run. And read it
 # down: with 3,000 simulations NPE, at its defaults, has not gained anything more, for it
-# stopped early; but it took seconds, where JNPE took a minute. If simulations cost nothing,
-# run more of them, and NPE will do.
+# stopped early; but it took seconds, where JNPE took a minute. If simulations cost
+# nothing, run more of them, and NPE will do.
