@@ -9,7 +9,7 @@
 #
 #     python tutorials/how_it_works.py
 #
-# About three minutes on two cores; figures go to `results/tutorials`.
+# About three minutes; figures go to `results/tutorials`.
 
 # %%
 import math
