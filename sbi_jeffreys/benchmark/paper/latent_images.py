@@ -216,8 +216,8 @@ def report(rows: pd.DataFrame) -> str:
             f"By the last epoch, our flow's distance is the lower one on {better} of "
             f"{len(last)} seeds. The distance does not punish memorising: codes of the "
             "training images, repeated, make images as near to the test images as these "
-            "are; NLL does, but hardly sees mass in a wrong place. With digits our "
-            "two models lost outer codes together: `ablations.md` has what was tried.",
+            "are; NLL does, but hardly sees mass in a wrong place. `ablations.md` has "
+            "what was tried on digits.",
             table(
                 (
                     "method",
