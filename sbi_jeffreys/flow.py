@@ -11,6 +11,7 @@ from sbi.utils.sbiutils import standardizing_net
 from torch import Tensor, nn
 
 from sbi_jeffreys.conditional import Conditional, condition_on
+from sbi_jeffreys.screening import Screening, related_to
 from sbi_jeffreys.support import Support
 from sbi_jeffreys.transforms import ConditionalAffine, Layers, Mixing, SplineCoupling
 
@@ -141,15 +142,19 @@ MAX_STANDARD_DEVIATIONS = 20.0
 """Where x is cut off: an outlier, or an x_o far from all simulations, stays finite."""
 
 
-def standardizing_embedding(x: Tensor, embedding_net: nn.Module | None) -> nn.Module:
+def standardizing_embedding(
+    theta: Tensor, x: Tensor, embedding_net: nn.Module | None
+) -> nn.Module:
     """Return a network that standardises x, cuts it off far outside, and embeds it.
 
     Args:
+        theta: Parameters, shape `(N, D)`.
         x: Simulations, shape `(N, *condition_shape)`, standardised entry by entry.
-        embedding_net: Applied to standardised x; a flattening by default.
+        embedding_net: Applied to standardised x; `Screening` by default.
     """
     cut = nn.Hardtanh(-MAX_STANDARD_DEVIATIONS, MAX_STANDARD_DEVIATIONS)
-    return nn.Sequential(standardizing_net(x), cut, embedding_net or nn.Flatten())
+    embed = embedding_net or Screening(related_to(theta, x))
+    return nn.Sequential(standardizing_net(x), cut, embed)
 
 
 def build_spline_flow(
@@ -167,7 +172,8 @@ def build_spline_flow(
     Args:
         theta: Standardised, unconstrained parameters, shape `(N, D)`.
         x: Simulations, shape `(N, *condition_shape)`, from which it is standardised.
-        embedding_net: Applied to the standardised x; a flattening by default.
+        embedding_net: Applied to the standardised x; by default x is flattened, and
+            entries that show no dependence on `theta` scaled down (`screening`).
         hidden_features: Width of each layer's network.
         num_transforms: Number of coupling layers.
         num_bins: Number of bins of each spline.
@@ -177,7 +183,7 @@ def build_spline_flow(
     Returns:
         The identity flow (a standard normal) at initialisation.
     """
-    embed = standardizing_embedding(x, embedding_net)
+    embed = standardizing_embedding(theta, x, embedding_net)
     with torch.no_grad():
         context_features = embed.to(x.device)(x[:2]).shape[-1]
     features = theta.shape[-1]

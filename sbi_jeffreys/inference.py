@@ -105,7 +105,9 @@ class JNPE(BothPosteriors):
                 tracker by default.
             show_progress_bars: Whether to show progress while training and sampling.
             embedding_net: Embeds x, for the flow and the energy. Where
-                `density_estimator` is a builder, give it to that instead.
+                `density_estimator` is a builder, give it to that instead. By default x
+                is flattened, and entries that show no dependence on the parameters are
+                scaled down to a hundredth (`screening`); `nn.Flatten()` leaves them.
             energy_net: The log-ratio network: a builder, called with the number of
                 parameters and of embedded features of x, for example
                 `partial(LogRatioNet, hidden_features=256)`; or a module. It is called
@@ -289,7 +291,7 @@ class JNPE(BothPosteriors):
 
         embedding_net = flow.embedding_net
         if self._energy_embedding_net is not None or embedding_net is None:
-            embedding_net = standardizing_embedding(x, self._energy_embedding_net)
+            embedding_net = standardizing_embedding(theta, x, self._energy_embedding_net)
         energy_net = self._energy_net
         if not isinstance(energy_net, nn.Module):
             with torch.no_grad():
