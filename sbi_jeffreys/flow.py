@@ -11,6 +11,7 @@ from sbi.utils.sbiutils import standardizing_net
 from torch import Tensor, nn
 
 from sbi_jeffreys.conditional import Conditional, condition_on
+from sbi_jeffreys.log_scale import LogScale
 from sbi_jeffreys.screening import Screening, related_to
 from sbi_jeffreys.support import Support
 from sbi_jeffreys.transforms import ConditionalAffine, Layers, Mixing, SplineCoupling
@@ -150,11 +151,15 @@ def standardizing_embedding(
     Args:
         theta: Parameters, shape `(N, D)`.
         x: Simulations, shape `(N, *condition_shape)`, standardised entry by entry.
-        embedding_net: Applied to standardised x; `Screening` by default.
+        embedding_net: Applied to standardised x. By default x is standardised on its
+            `LogScale`, and goes through `Screening`.
     """
     cut = nn.Hardtanh(-MAX_STANDARD_DEVIATIONS, MAX_STANDARD_DEVIATIONS)
-    embed = embedding_net or Screening(related_to(theta, x))
-    return nn.Sequential(standardizing_net(x), cut, embed)
+    if embedding_net is not None:
+        return nn.Sequential(standardizing_net(x), cut, embedding_net)
+    log_scale = LogScale(x)
+    standardize = standardizing_net(log_scale(x))
+    return nn.Sequential(log_scale, standardize, cut, Screening(related_to(theta, x)))
 
 
 def build_spline_flow(
