@@ -177,8 +177,8 @@ def build_spline_flow(
     Args:
         theta: Standardised, unconstrained parameters, shape `(N, D)`.
         x: Simulations, shape `(N, *condition_shape)`, from which it is standardised.
-        embedding_net: Applied to the standardised x; by default x is flattened, and
-            entries that show no dependence on `theta` scaled down (`screening`).
+        embedding_net: Applied to the standardised x; by default what
+            `standardizing_embedding` has.
         hidden_features: Width of each layer's network.
         num_transforms: Number of coupling layers.
         num_bins: Number of bins of each spline.

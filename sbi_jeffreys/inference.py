@@ -104,10 +104,11 @@ class JNPE(BothPosteriors):
             tracker: Receives losses, multipliers, divergences and ESS; a TensorBoard
                 tracker by default.
             show_progress_bars: Whether to show progress while training and sampling.
-            embedding_net: Embeds x, for the flow and the energy. Where
-                `density_estimator` is a builder, give it to that instead. By default x
-                is flattened, and entries that show no dependence on the parameters are
-                scaled down to a hundredth (`screening`); `nn.Flatten()` leaves them.
+            embedding_net: Embeds standardised x, for the flow and the energy. Where
+                `density_estimator` is a builder, give it to that instead. By default
+                "nsf" flattens x, takes the logarithm of entries that are positive and
+                skewed (`log_scale`), and scales down those that show no dependence on
+                the parameters (`screening`); `nn.Flatten()` does only the first.
             energy_net: The log-ratio network: a builder, called with the number of
                 parameters and of embedded features of x, for example
                 `partial(LogRatioNet, hidden_features=256)`; or a module. It is called

@@ -321,7 +321,7 @@ def test_each_method_comes_from_one_training():
     assert len(names) == len(set(names)) == len(METHODS)
 
 
-CHEAP = ["npe_maf", "npe_nsf_regularized", "jnpe"]
+CHEAP = ["npe_maf", "npe_nsf_regularized", "npe_nsf_prepared", "jnpe"]
 
 
 @pytest.mark.parametrize(

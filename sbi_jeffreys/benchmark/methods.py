@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_jeffreys.benchmark.held_out import energy_nll, flow_nll
+from sbi_jeffreys.flow import standardizing_embedding
 from sbi_jeffreys.inference import JNPE
 
 NO_VALUE = float("nan")
@@ -119,7 +120,7 @@ class NPETraining(Training):
     ) -> list[Fit]:
         """See the base class."""
         torch.manual_seed(seed)
-        flow = posterior_nn(self.flow, **self.size)
+        flow = posterior_nn(self.flow, **self._options(theta, x))
         trainer = self.kind(prior, flow, show_progress_bars=False)
         trainer.append_simulations(theta, x)
         start = time.process_time()
@@ -132,6 +133,17 @@ class NPETraining(Training):
         return [
             Fit(posterior, flow_nll(kept, *test), flow_nll(last, *test), epochs, seconds)
         ]
+
+    def _options(self, theta: Tensor, x: Tensor) -> dict[str, Any]:
+        return self.size
+
+
+class PreparedNPETraining(NPETraining):
+    """The same, but x comes as JNPE's networks get it: some on the log scale, screened."""
+
+    def _options(self, theta: Tensor, x: Tensor) -> dict[str, Any]:
+        prepare = standardizing_embedding(theta, x, None)
+        return {**self.size, "embedding_net": prepare, "z_score_x": "none"}
 
 
 class EnsembleTraining(Training):
@@ -266,6 +278,7 @@ _NSF = NPETraining("npe_nsf", "nsf")
 TRAININGS: dict[str, Training] = {
     "npe_maf": NPETraining("npe_maf", "maf"),
     "npe_nsf": _NSF,
+    "npe_nsf_prepared": PreparedNPETraining("npe_nsf_prepared", "nsf"),
     "npe_nsf_ensemble": EnsembleTraining("npe_nsf_ensemble", _NSF),
     "npe_nsf_regularized": NPETraining(
         "npe_nsf_regularized", "nsf", RegularizedNPE, dropout_probability=0.2
