@@ -6,18 +6,20 @@ A training turns simulations into one fitted posterior for each of its methods.
 import time
 from abc import ABC, abstractmethod
 from copy import deepcopy
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from sbi.inference import FMPE, NLE, NPE
 from sbi.inference.posteriors import EnsemblePosterior
 from sbi.neural_nets import posterior_nn
+from sbi.neural_nets.net_builders import build_nsf
 from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_jeffreys.benchmark.held_out import energy_nll, flow_nll
 from sbi_jeffreys.flow import standardizing_embedding
-from sbi_jeffreys.inference import JNPE
+from sbi_jeffreys.inference import JNPE, FlowBuilder
 
 NO_VALUE = float("nan")
 
@@ -120,8 +122,7 @@ class NPETraining(Training):
     ) -> list[Fit]:
         """See the base class."""
         torch.manual_seed(seed)
-        flow = posterior_nn(self.flow, **self._options(theta, x))
-        trainer = self.kind(prior, flow, show_progress_bars=False)
+        trainer = self.kind(prior, self._builder(theta, x), show_progress_bars=False)
         trainer.append_simulations(theta, x)
         start = time.process_time()
         kept = trainer.train()
@@ -134,16 +135,25 @@ class NPETraining(Training):
             Fit(posterior, flow_nll(kept, *test), flow_nll(last, *test), epochs, seconds)
         ]
 
-    def _options(self, theta: Tensor, x: Tensor) -> dict[str, Any]:
-        return self.size
+    def _builder(self, theta: Tensor, x: Tensor) -> FlowBuilder:
+        return posterior_nn(self.flow, **self.size)
 
 
 class PreparedNPETraining(NPETraining):
-    """The same, but x comes as JNPE's networks get it: some on the log scale, screened."""
+    """NPE with "nsf", but x is as JNPE's networks get it: `standardizing_embedding`."""
 
-    def _options(self, theta: Tensor, x: Tensor) -> dict[str, Any]:
+    def __init__(self, method: str) -> None:
+        """
+        Args:
+            method: Name.
+        """
+        super().__init__(method, "nsf")
+
+    def _builder(self, theta: Tensor, x: Tensor) -> FlowBuilder:
         prepare = standardizing_embedding(theta, x, None)
-        return {**self.size, "embedding_net": prepare, "z_score_x": "none"}
+        # sbi's `posterior_nn` takes no embedding without parameters. Of `build_nsf`, x
+        # is the parameters, and y what they are conditioned on.
+        return partial(build_nsf, embedding_net=prepare, z_score_y="none")
 
 
 class EnsembleTraining(Training):
@@ -278,7 +288,7 @@ _NSF = NPETraining("npe_nsf", "nsf")
 TRAININGS: dict[str, Training] = {
     "npe_maf": NPETraining("npe_maf", "maf"),
     "npe_nsf": _NSF,
-    "npe_nsf_prepared": PreparedNPETraining("npe_nsf_prepared", "nsf"),
+    "npe_nsf_prepared": PreparedNPETraining("npe_nsf_prepared"),
     "npe_nsf_ensemble": EnsembleTraining("npe_nsf_ensemble", _NSF),
     "npe_nsf_regularized": NPETraining(
         "npe_nsf_regularized", "nsf", RegularizedNPE, dropout_probability=0.2
