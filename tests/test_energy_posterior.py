@@ -388,7 +388,7 @@ def test_a_flow_of_another_training_does_not_change_the_energy(trainer):
     other = trainer.build_posterior().posterior_estimator
     with torch.no_grad():
         for buffer in other.embedding_net.buffers():
-            buffer.mul_(2.0)
+            buffer.copy_(2 * buffer)
     posterior = trainer.build_posterior(other, sample_with="energy")
     theta, x = torch.zeros(1, 2), torch.ones(1, 2)
     got = posterior.potential(theta, x=x)
