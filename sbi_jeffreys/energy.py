@@ -130,6 +130,10 @@ class ConditionalEnergy(nn.Module):
                 self.prior = move_distribution_to_device(self.prior, self.loc.device)
         return self
 
+    def standardize(self, theta: Tensor) -> Tensor:
+        """Return parameters `(..., D)` inside of the support as the network sees them."""
+        return (self.support.unbend(theta) - self.loc) / self.scale
+
     def forward(
         self, input: Tensor, condition: Tensor, embedded: Tensor | None = None
     ) -> Tensor:
@@ -160,7 +164,7 @@ class ConditionalEnergy(nn.Module):
         input = input.expand(-1, len(condition), -1)
         inside = self.support.inside(input)
         log_base = self.base.log_prob(inside.flatten(0, 1)).reshape(input.shape[:-1])
-        standardized = (self.support.unbend(inside) - self.loc) / self.scale
+        standardized = self.standardize(inside)
         if embedded is None:
             embedded = self.embedding_net(condition)
         r = self.net(standardized, embedded)

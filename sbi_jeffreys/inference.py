@@ -22,6 +22,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from sbi_jeffreys.batches import Batches, SlicedBatches, batches_from
 from sbi_jeffreys.builder import BothPosteriors
 from sbi_jeffreys.conditional import condition_on
+from sbi_jeffreys.data import Stacked
 from sbi_jeffreys.distributed import (
     all_have,
     first_random_state,
@@ -37,12 +38,17 @@ from sbi_jeffreys.flow import (
 from sbi_jeffreys.multipliers import FixedMultipliers, ResilientMultipliers
 from sbi_jeffreys.objective import NORMALIZERS, Normalizer
 from sbi_jeffreys.pair import ModelPair
+from sbi_jeffreys.pool import pooled
 from sbi_jeffreys.step import TrainingOptions
 from sbi_jeffreys.support import support_of
 from sbi_jeffreys.training import TERMS, JeffreysTraining
 
 FlowBuilder = Callable[[Tensor, Tensor], ConditionalDensityEstimator]
 EnergyBuilder = Callable[[int, int], nn.Module]
+
+MAX_POOLED = 10_000
+"""Training pairs from which the linear model is fitted that energies are pooled with; a
+tenth as many held-out ones choose its weight."""
 
 
 class JNPE(BothPosteriors):
@@ -177,6 +183,7 @@ class JNPE(BothPosteriors):
             "bounds": multiplier_bounds,
         }
         self._neural_net: Any = None
+        self._trained_energy: ConditionalEnergy | None = None
         self._energy = None
         self._training: JeffreysTraining | None = None
 
@@ -300,7 +307,7 @@ class JNPE(BothPosteriors):
             energy_net = Members(
                 energy_net(theta.shape[-1], features) for _ in range(self._num_energies)
             )
-        self._energy = ConditionalEnergy(
+        self._trained_energy = ConditionalEnergy(
             energy_net,
             base_density(
                 prior,
@@ -352,6 +359,11 @@ class JNPE(BothPosteriors):
         except FloatingPointError:  # in the first epoch: forget it, to allow another try
             self._neural_net = self._energy = self._training = None
             raise
+        self._energy, weight = pooled(
+            state.pair,
+            self._pairs(self.train_indices[:MAX_POOLED]),
+            self._pairs(self.val_indices[: MAX_POOLED // 10]),
+        )
 
         self.epoch, self._best_val_loss = state.epoch, state.best_loss
         if not converged:
@@ -362,6 +374,7 @@ class JNPE(BothPosteriors):
             )
         self._summary["epochs_trained"].append(state.epoch)
         self._summary["best_validation_loss"].append(state.best_loss)
+        self._summary.setdefault("linear_model_weight", []).append(weight)
         for name, values in state.history.items():
             self._summary.setdefault(name, []).extend(values[first_epoch:])
         if process_rank() == 0:
@@ -371,8 +384,14 @@ class JNPE(BothPosteriors):
             print(self._describe_round(self._round, self._summary))
         return self._neural_net
 
+    def _pairs(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return parameters and simulations, from where they are kept."""
+        return Stacked(self._theta_roundwise)[rows], Stacked(self._x_roundwise)[rows]
+
     def _new_training(self, train_config: TrainConfig) -> JeffreysTraining:
-        flow, energy = self._neural_net.to(self._device), self.energy.to(self._device)
+        assert self._trained_energy is not None
+        flow = self._neural_net.to(self._device)
+        energy = self._trained_energy.to(self._device)
         multipliers: ResilientMultipliers | FixedMultipliers
         if self._weighting == "resilient":
             multipliers = ResilientMultipliers(**self._resilience, device=self._device)

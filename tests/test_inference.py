@@ -150,9 +150,9 @@ def test_options_of_the_method(normalizer, weighting):
 def test_a_builder_is_called_for_each_energy(num):
     trainer = make_trainer(num_energies=num, slack=(0.5, 1.0, 2.0))
     quick(trainer, max_num_epochs=2)
-    assert len(trainer.energy.net) == num
+    assert len(trainer.latest.energy.net) == num
     theta, x = trainer.get_simulations()[:2]
-    members = trainer.energy.members(theta[:4].unsqueeze(0), x[:4])
+    members = trainer.latest.energy.members(theta[:4].unsqueeze(0), x[:4])
     assert members.shape == (num, 1, 4)
     if num > 1:  # each has started, and is, different from the others
         assert (members.std(0) > 0).all()
@@ -314,7 +314,8 @@ def test_the_energy_can_have_its_own_embedding_and_network():
     net, embedding = Net(), nn.Linear(2, 5)
     trainer = make_trainer(energy_net=net, energy_embedding_net=embedding)
     flow = quick(trainer, max_num_epochs=1)
-    assert trainer.energy.net is net
+    assert net in trainer.energy.modules()
+    assert embedding in trainer.energy.modules()
     assert trainer.energy.embedding_net is not flow.embedding_net
     assert not any(p is embedding.weight for p in flow.parameters())
 
@@ -682,7 +683,7 @@ def test_a_prior_whose_support_is_not_mapped_trains_and_rejects():
     with pytest.warns(UserWarning, match="starts from a Gaussian"):
         flow = trainer._build_estimators(theta, simulate(theta))
     draws = flow.sample((500,), torch.zeros(1, 2))
-    assert trainer.energy(draws, torch.zeros(1, 2)).isfinite().all()
+    assert trainer._trained_energy(draws, torch.zeros(1, 2)).isfinite().all()
 
 
 def test_training_again_after_a_first_epoch_that_diverged():

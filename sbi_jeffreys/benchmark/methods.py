@@ -18,8 +18,12 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_jeffreys.benchmark.held_out import energy_nll, flow_nll
+from sbi_jeffreys.energy_posterior import EnergyPosterior
 from sbi_jeffreys.flow import standardizing_embedding
 from sbi_jeffreys.inference import JNPE, FlowBuilder
+from sbi_jeffreys.linear_model import LinearModel
+from sbi_jeffreys.pair import ModelPair
+from sbi_jeffreys.pool import Pool, as_seen
 
 NO_VALUE = float("nan")
 
@@ -238,17 +242,22 @@ class OtherTraining(Training):
 
 
 class JNPETraining(Training):
-    """JNPE, whose flow and corrected posterior come from the same training."""
+    """JNPE, of which one training gives the flow and three corrected posteriors.
+
+    They are corrected by the energy, as JNPE does; by its networks alone, without the
+    linear model; and by the linear model alone.
+    """
 
     batched_options = {}  # noqa: RUF012
 
     def __init__(self, method: str, **options: Any) -> None:
         """
         Args:
-            method: Name; "_flow" and "_corrected" are added.
+            method: Name; "_flow", "_corrected", "_networks", "_linear" are added.
             options: Of `JNPE`; by default its own.
         """
-        self.methods = (f"{method}_flow", f"{method}_corrected")
+        parts = ("flow", "corrected", "networks", "linear")
+        self.methods = tuple(f"{method}_{part}" for part in parts)
         self.options = options
 
     def fit(
@@ -266,21 +275,32 @@ class JNPETraining(Training):
         start = time.process_time()
         flow = trainer.train()
         cost = trainer.epoch, time.process_time() - start
-        latest, energy = trainer.latest, trainer.energy
-        return [
-            Fit(
-                trainer.build_posterior(),
-                flow_nll(flow, *test),
-                flow_nll(latest.flow, *test),
-                *cost,
-            ),
-            Fit(
-                trainer.build_posterior(sample_with="energy"),
-                energy_nll(energy, flow, *test),
-                energy_nll(latest.energy, latest.flow, *test),
-                *cost,
-            ),
-        ]
+        latest = trainer.latest
+        last = flow_nll(latest.flow, *test)
+        fits = [Fit(trainer.build_posterior(), flow_nll(flow, *test), last, *cost)]
+        last = energy_nll(latest.energy, latest.flow, *test)
+        corrected = trainer.build_posterior(sample_with="energy")
+        pairs = (corrected.pair, *parts(corrected.pair, theta, x))
+        for pair, nll_last in zip(pairs, (NO_VALUE, last, NO_VALUE), strict=True):
+            posterior = EnergyPosterior(pair, prior)
+            nll = energy_nll(pair.energy, pair.flow, *test)
+            fits.append(Fit(posterior, nll, nll_last, *cost))
+        return fits
+
+
+def parts(pair: ModelPair, theta: Tensor, x: Tensor) -> tuple[ModelPair, ModelPair]:
+    """Return the pair with its energy's networks alone, and with the linear model alone.
+
+    Args:
+        pair: Flow and energy, which may be pooled with a linear model.
+        theta: Parameters to fit that to, shape `(N, D)`.
+        x: Simulations, shape `(N, ...)`.
+    """
+    networks, linear = deepcopy(pair), deepcopy(pair)
+    if isinstance(pair.energy.net, Pool):
+        networks.energy.net = pair.energy.net.net
+    linear.energy.net = LinearModel.fit(*as_seen(pair.energy, theta, x))
+    return networks, linear
 
 
 _NSF = NPETraining("npe_nsf", "nsf")

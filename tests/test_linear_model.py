@@ -1,0 +1,153 @@
+"""The linear model: exact where the simulator is linear, and its parts by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.distributions import MultivariateNormal
+
+from sbi_jeffreys.linear_model import LinearModel, _mixture, _ridge
+
+SLOPES = torch.tensor([[1.0, 0.5], [0.0, -2.0], [0.3, 0.3]], dtype=torch.float64)
+
+
+def linear_simulations(num, noise=0.5, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    theta = torch.randn(num, 2, generator=generator, dtype=torch.float64)
+    errors = noise * torch.randn(num, 3, generator=generator, dtype=torch.float64)
+    return theta, theta @ SLOPES.T + 1.0 + errors
+
+
+def log_likelihood_ratio(theta, x, noise=0.5):
+    """Exact, of each x against θ = 0, shape `(sample, batch)`."""
+    errors = x - 1.0 - theta @ SLOPES.T
+    return ((x - 1.0).square() - errors.square()).sum(-1) / (2 * noise**2)
+
+
+def error(num, seed):
+    """Root mean squared error of the log-ratio against θ = 0, over fresh pairs."""
+    model = LinearModel.fit(*linear_simulations(num, seed=seed))
+    theta, x = linear_simulations(500, seed=1000 + seed)
+    points = torch.stack([theta, torch.zeros_like(theta)])
+    r, zero = model(points, x)
+    return float((r - zero - log_likelihood_ratio(theta, x)).square().mean().sqrt())
+
+
+def test_converges_to_the_likelihood_at_the_parametric_rate():
+    """Four times the simulations, half the error: over 20 seeds, within 25 %."""
+    few, many = (np.mean([error(num, seed) for seed in range(20)]) for num in (400, 1600))
+    assert few / many == pytest.approx(2.0, rel=0.25)
+
+
+def test_leave_one_out_predictions_are_those_of_fits_without():
+    theta, x = linear_simulations(30)
+    _, predictions = _ridge(theta, x)
+    loc, scale = x.mean(0), x.std(0, correction=0)
+    features, centred = (x - loc) / scale, theta - theta.mean(0)
+
+    def left_out(penalty):
+        rows = []
+        for i in range(len(x)):
+            rest = torch.arange(len(x)) != i
+            a, b = features[rest], centred[rest]
+            gram = a.T @ a + penalty * torch.eye(3, dtype=torch.float64)
+            rows.append(features[i] @ torch.linalg.solve(gram, a.T @ b))
+        return torch.stack(rows) + theta.mean(0)
+
+    candidates = [left_out(30 * 10.0 ** (k / 2)) for k in range(-12, 6)]
+    nearest = min(float((predictions - c).abs().max()) for c in candidates)
+    assert nearest < 1e-9
+
+
+def test_without_a_dependence_it_says_nothing():
+    """1,000 simulations of noise in 20 features: r moves by less than 0.2 nats."""
+    torch.manual_seed(0)
+    theta, x = torch.randn(1000, 3), torch.randn(1000, 20)
+    r = LinearModel.fit(theta, x)(torch.randn(200, 50, 3), torch.randn(50, 20))
+    assert float((r - r.mean(0)).abs().mean()) < 0.2
+
+
+def test_many_features_are_shrunk():
+    """200 features of noise beside three of use, 400 simulations: little is lost."""
+    theta, x = linear_simulations(400)
+    noise = torch.randn(400, 200, generator=torch.Generator().manual_seed(1)).double()
+    model = LinearModel.fit(theta, torch.cat([x, noise], 1))
+    fresh, x_fresh = linear_simulations(500, seed=7)
+    noise = torch.randn(500, 200, generator=torch.Generator().manual_seed(2)).double()
+    grid = torch.cat([fresh[None], fresh[torch.randperm(500)][None].expand(50, -1, -1)])
+    grid[1:] = torch.randn(50, 500, 2, generator=torch.Generator().manual_seed(3))
+    log_q = model(grid, torch.cat([x_fresh, noise], 1)).log_softmax(0)[0].mean()
+    exact = log_likelihood_ratio(grid, x_fresh).log_softmax(0)[0].mean()
+    none = -math.log(51)
+    assert none + 0.6 * (float(exact) - none) < float(log_q) < float(exact)
+
+
+def test_heavy_tailed_errors_get_components():
+    """Of the errors of gaussian_mixture, whose variances are 1 and 0.01, half each."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(2000, 2, generator=generator).double()
+    narrow = torch.rand(2000, 1, generator=generator) < 0.5
+    fit = _mixture(torch.where(narrow, 0.1, 1.0) * noise)
+    assert fit.n_components == 2
+    variances = sorted(float(np.trace(c)) / 2 for c in fit.covariances_)
+    assert variances == pytest.approx([0.01, 1.0], rel=0.1)  # 3 standard errors
+    assert fit.weights_ == pytest.approx([0.5, 0.5], abs=0.04)
+
+
+def test_gaussian_errors_get_one():
+    generator = torch.Generator().manual_seed(0)
+    errors = torch.randn(1000, 4, generator=generator).double()
+    assert _mixture(errors).n_components == 1
+
+
+def test_its_value_is_that_of_the_mixture():
+    theta, x = linear_simulations(300)
+    x = x + 3 * (torch.rand(300, 1, generator=torch.Generator().manual_seed(4)) < 0.3)
+    model = LinearModel.fit(theta, x)
+    r = model(theta[None, :10], x[:10])[0]
+    summaries = x[:10] @ model.from_features.T + model.offset
+    total = 0.0
+    for log_weight, mean, factor in zip(
+        model.log_weights, model.means, model.factors, strict=True
+    ):
+        covariance = torch.linalg.inv(factor @ factor.T)
+        part = MultivariateNormal(theta[:10] @ model.from_theta.T + mean, covariance)
+        weight = log_weight - factor.diagonal().log().sum()
+        total = total + (weight + part.log_prob(summaries)).exp()
+    torch.testing.assert_close(r, total.log() + math.log(2 * math.pi))
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    num=st.integers(2, 40),
+    dim=st.integers(1, 4),
+    features=st.integers(1, 60),
+    kind=st.sampled_from(["noise", "constant", "copies", "exact"]),
+    seed=st.integers(0, 1000),
+)
+def test_finite_whatever_it_is_fitted_to(num, dim, features, kind, seed):
+    torch.manual_seed(seed)
+    theta, x = torch.randn(num, dim), torch.randn(num, features)
+    if kind == "constant":
+        x[:] = 3.0
+    elif kind == "copies":
+        x[:] = x[:, :1]
+    elif kind == "exact":
+        x[:] = theta[:, :1]
+    r = LinearModel.fit(theta, x)(torch.randn(5, num, dim), x)
+    assert r.shape == (5, num)
+    assert r.dtype == torch.float32
+    assert r.isfinite().all()
+
+
+@settings(max_examples=10, deadline=None)
+@given(scale=st.floats(1e-3, 1e3), shift=st.floats(-100, 100), seed=st.integers(0, 1000))
+def test_does_not_depend_on_the_units_of_x(scale, shift, seed):
+    theta, x = linear_simulations(200, seed=seed)
+    points = torch.randn(5, 200, 2, dtype=torch.float64)
+    r = LinearModel.fit(theta, x)(points, x)
+    moved = LinearModel.fit(theta, scale * x + shift)(points, scale * x + shift)
+    torch.testing.assert_close(r, moved, rtol=1e-6, atol=1e-6)

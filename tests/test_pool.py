@@ -1,0 +1,141 @@
+"""The pool: by hand, what weight is chosen, and that training goes on without it."""
+
+import pickle
+
+import pytest
+import torch
+from sbi.utils import BoxUniform
+from torch import nn
+from torch.distributions import MultivariateNormal
+
+from sbi_jeffreys import JNPE
+from sbi_jeffreys.energy import ConditionalEnergy, base_density
+from sbi_jeffreys.linear_model import LinearModel
+from sbi_jeffreys.pair import ModelPair
+from sbi_jeffreys.pool import Pool, pooled
+from sbi_jeffreys.support import support_of
+from tests.closed_forms import GaussianFlow
+
+NOISE = 0.5
+PRIOR = MultivariateNormal(torch.zeros(2).double(), torch.eye(2).double())
+
+
+class Ratio(nn.Module):
+    """What a network would return that has learnt `factor` times the log-ratio."""
+
+    def __init__(self, factor: float, energy: ConditionalEnergy | None = None) -> None:
+        super().__init__()
+        self.factor, self.energy = factor, energy
+
+    def forward(self, input, condition):
+        theta = input * SCALE + LOC
+        r = (theta * condition - theta.square() / 2).sum(-1) / NOISE**2
+        return self.factor * r
+
+
+def simulations(num):
+    theta = PRIOR.sample((num,))
+    return theta, theta + NOISE * torch.randn(num, 2).double()
+
+
+torch.manual_seed(0)
+TRAINING, VALIDATION = simulations(2000), simulations(400)
+LOC, SCALE = TRAINING[0].mean(0), TRAINING[0].std(0)
+
+
+def pair(factor):
+    support = support_of(PRIOR, TRAINING[0])
+    energy = ConditionalEnergy(
+        Ratio(factor),
+        base_density(PRIOR, TRAINING[0], support),
+        support,
+        TRAINING[0],
+        nn.Identity(),
+        TRAINING[1][0].shape,
+    )
+    return ModelPair(GaussianFlow(log_scale=-0.5), energy)
+
+
+def test_weighted_average_by_hand():
+    theta, x = torch.randn(5, 7, 2).double(), torch.randn(7, 2).double()
+    linear = LinearModel.fit(*TRAINING)
+    members = nn.Module()
+    members.forward = lambda input, condition: torch.stack(
+        [Ratio(1.0)(input, condition), Ratio(2.0)(input, condition)]
+    )
+    pool = Pool(members, linear, 0.25)
+    want = 0.75 * Ratio(1.5)(theta, x) + 0.25 * linear(theta, x)
+    torch.testing.assert_close(pool(theta, x), want)
+
+
+@pytest.mark.parametrize(
+    ("factor", "low", "high"), [(1.0, 0.0, 1.0), (0.0, 0.95, 1.0), (3.0, 0.9, 1.0)]
+)
+def test_networks_that_learnt_nothing_or_too_much_give_way(factor, low, high):
+    energy, weight = pooled(pair(factor), TRAINING, VALIDATION)
+    assert low <= weight <= high
+    theta, x = simulations(1000)
+    grid = PRIOR.sample((200, 1))
+    log_q = energy(torch.cat([theta[None], grid.expand(-1, 1000, -1)]), x).log_softmax(0)
+    truth = pair(1.0).energy
+    exact = truth(torch.cat([theta[None], grid.expand(-1, 1000, -1)]), x).log_softmax(0)
+    assert float((exact - log_q)[0].mean()) == pytest.approx(0.0, abs=0.02)
+
+
+def test_a_linear_model_that_says_nothing_gets_no_weight():
+    """Beside networks that are not sure enough already."""
+    theta, x = TRAINING
+    models = pair(0.8)
+    energy, weight = pooled(models, (theta[torch.randperm(len(theta))], x), VALIDATION)
+    assert weight == 0.0
+    assert energy is models.energy
+
+
+def test_random_numbers_are_left_alone():
+    before = torch.get_rng_state()
+    pooled(pair(0.5), TRAINING, VALIDATION)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.fixture
+def trainer():
+    torch.manual_seed(0)
+    prior = BoxUniform(-2 * torch.ones(2), 2 * torch.ones(2))
+    theta = prior.sample((300,))
+    trainer = JNPE(prior, show_progress_bars=False)
+    return trainer.append_simulations(theta, theta + 0.3 * torch.randn(300, 2))
+
+
+def test_training_goes_on_as_if_there_were_no_pool(trainer):
+    with pytest.warns(UserWarning, match="max_num_epochs"):
+        trainer.train(max_num_epochs=3)
+    (weight,) = trainer.summary["linear_model_weight"]
+    assert weight > 0
+    assert isinstance(trainer.energy.net, Pool)
+    assert not isinstance(trainer.latest.energy.net, Pool)
+    copy = pickle.loads(pickle.dumps(trainer))
+    for one in (trainer, copy):
+        with pytest.warns(UserWarning, match="max_num_epochs"):
+            one.train(max_num_epochs=5, resume_training=True)
+    losses = trainer.summary["validation_loss"], copy.summary["validation_loss"]
+    assert losses[0] == losses[1]
+    assert len(trainer.summary["linear_model_weight"]) == 2
+    with pytest.warns(UserWarning, match="max_num_epochs"):
+        trainer.train(max_num_epochs=1, force_first_round_loss=True)
+    assert not isinstance(trainer.energy.net.net, Pool)
+
+
+def test_both_posteriors_know_the_pool(trainer):
+    with pytest.warns(UserWarning, match="max_num_epochs"):
+        trainer.train(max_num_epochs=3)
+    x_o = torch.zeros(1, 2)
+    flow = trainer.build_posterior()
+    corrected = trainer.build_posterior(sample_with="energy")
+    torch.manual_seed(0)
+    samples = corrected.sample((4000,), x=x_o, show_progress_bars=False)
+    exact = 0.3  # the standard deviation, far from the prior's edges
+    assert samples.std(0) == pytest.approx([exact, exact], rel=0.1)
+    torch.manual_seed(0)
+    of_flow = flow.agreement(x_o)
+    torch.manual_seed(0)
+    assert of_flow.log_z == corrected.agreement(x_o).log_z
