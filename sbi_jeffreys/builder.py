@@ -32,7 +32,10 @@ class BothPosteriors(UncopiedSimulations):
 
     @property
     def energy(self) -> ConditionalEnergy:
-        r"""The trained energy $f_\psi(\theta, x)$, an unnormalised log posterior.
+        r"""The trained energy $f(\theta, x)$, an unnormalised log posterior.
+
+        Its networks, pooled with a linear model where that fits held-out simulations
+        better (`pool`).
 
         Raises:
             RuntimeError: Before training.

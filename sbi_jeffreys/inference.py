@@ -60,7 +60,8 @@ class JNPE(BothPosteriors):
     drawn to the energy by the reverse KL divergence on its own samples, of which there
     is no end. Weights of the three divergences adapt as multipliers of a resilient
     constrained problem. (Ben-Dov & Chamon, arXiv:2511.11159; Hounie, Ribeiro & Chamon,
-    arXiv:2306.02426.)
+    arXiv:2306.02426.) After training, the energy is pooled with a linear model of the
+    simulator, with the weight that fits held-out simulations best (`pool`).
 
     Arguments of `sbi`'s NPE come in its order and mean the same. One round of
     simulations is amortised over x; truncated proposals (`RestrictedPrior`) work too.
@@ -191,6 +192,8 @@ class JNPE(BothPosteriors):
     def latest(self) -> ModelPair:
         """Flow and energy as averaged up to the last epoch, whether the best or not.
 
+        The energy is that of its networks, not pooled with a linear model.
+
         Raises:
             RuntimeError: Before training.
         """
@@ -220,7 +223,9 @@ class JNPE(BothPosteriors):
 
         The weights kept are moving averages over steps, of the epoch with the lowest
         held-out negative log-likelihood of the flow. The learning rates halve whenever
-        that has not fallen for half of `stop_after_epochs`.
+        that has not fallen for half of `stop_after_epochs`. Then, if a linear model has a
+        part in the energy (`pool`), the flow follows that by its reverse KL alone, with
+        half the learning rate, while its held-out loss falls.
 
         Args:
             num_atoms: Without effect; `sbi` uses it in later rounds.
@@ -254,7 +259,8 @@ class JNPE(BothPosteriors):
             `validation_energy_loss`, `validation_flow_to_energy`, `validation_log_z` and
             `validation_ess`; and, unless weights are fixed, `constraint_violations`,
             `primal_value` and `duality_gap` (see `multipliers`). In nats, but for the
-            multipliers, the rate and the effective sample size.
+            multipliers, the rate and the effective sample size. And for each call,
+            `linear_model_weight`: what part the linear model has of `energy`, 0 to 1.
 
         Raises:
             RuntimeError: If there are no simulations.
@@ -359,13 +365,23 @@ class JNPE(BothPosteriors):
         except FloatingPointError:  # in the first epoch: forget it, to allow another try
             self._neural_net = self._energy = self._training = None
             raise
+        self.epoch, self._best_val_loss = state.epoch, state.best_loss
         self._energy, weight = pooled(
             state.pair,
             self._pairs(self.train_indices[:MAX_POOLED]),
             self._pairs(self.val_indices[: MAX_POOLED // 10]),
         )
-
-        self.epoch, self._best_val_loss = state.epoch, state.best_loss
+        if weight > 0 and state.epochs_since_best >= train_config.stop_after_epochs:
+            self._best_val_loss = state.follow(
+                self._energy,
+                training,
+                validation,
+                train_config.learning_rate / 2,
+                max_num_epochs=train_config.max_num_epochs - state.epoch,
+                stop_after_epochs=max(1, train_config.stop_after_epochs // 4),
+                clip_max_norm=train_config.clip_max_norm,
+                show_progress=self._show_progress_bars,
+            )
         if not converged:
             warnings.warn(
                 f"Training stopped at `max_num_epochs={train_config.max_num_epochs}`, "
@@ -373,7 +389,7 @@ class JNPE(BothPosteriors):
                 stacklevel=2,
             )
         self._summary["epochs_trained"].append(state.epoch)
-        self._summary["best_validation_loss"].append(state.best_loss)
+        self._summary["best_validation_loss"].append(self._best_val_loss)
         self._summary.setdefault("linear_model_weight", []).append(weight)
         for name, values in state.history.items():
             self._summary.setdefault(name, []).extend(values[first_epoch:])

@@ -42,6 +42,13 @@ which the mixture is fitted."""
 class LinearModel(nn.Module):
     r"""$\log p(s(x) | \theta)$, a log-ratio up to a function of x."""
 
+    from_features: Tensor
+    from_theta: Tensor
+    offset: Tensor
+    log_weights: Tensor
+    means: Tensor
+    factors: Tensor
+
     def __init__(
         self, summaries: "Linear", slopes: "Linear", errors: GaussianMixture, like: Tensor
     ) -> None:
@@ -71,13 +78,6 @@ class LinearModel(nn.Module):
             "factors": factors,
         }.items():
             self.register_buffer(name, value.to(like))
-
-    from_features: Tensor
-    from_theta: Tensor
-    offset: Tensor
-    log_weights: Tensor
-    means: Tensor
-    factors: Tensor
 
     @classmethod
     def fit(cls, theta: Tensor, features: Tensor) -> Self:

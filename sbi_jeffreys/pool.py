@@ -81,8 +81,9 @@ def pooled(
     """Return the energy pooled with a linear model, and the weight of that.
 
     The weight is chosen with the model fitted to the training pairs; then it is fitted to
-    all. The pool shares the energy's networks. With a weight of zero, or fewer than two
-    training pairs, the energy is returned as it is.
+    all. The pool shares the energy's log-ratio network, and has an embedding of its own,
+    for the energy's may be the flow's. The energy is returned as it is with a weight of
+    zero, with fewer than two training pairs, or with features that are not finite.
 
     Args:
         pair: The trained models.
@@ -90,14 +91,14 @@ def pooled(
         validation: Held-out ones.
     """
     energy = pair.energy
-    if len(training[0]) < 2:
-        return energy, 0.0
     known, held_out = (as_seen(energy, *pairs) for pairs in (training, validation))
+    theta, features = (torch.cat(both) for both in zip(known, held_out, strict=True))
+    if len(training[0]) < 2 or not bool(features.isfinite().all()):
+        return energy, 0.0
     weight = _best_weight(pair, LinearModel.fit(*known), *validation)
     if weight == 0.0:
         return energy, weight
-    theta, features = (torch.cat(both) for both in zip(known, held_out, strict=True))
-    pool = _sharing_networks(energy)
+    pool = _sharing_net(energy)
     pool.net = Pool(energy.net, LinearModel.fit(theta, features), weight)
     return pool, weight
 
@@ -111,7 +112,7 @@ def _best_weight(pair: ModelPair, linear: LinearModel, theta: Tensor, x: Tensor)
     """
     energy = pair.energy
     device = energy.loc.device
-    alone = _sharing_networks(energy)
+    alone = _sharing_net(energy)
     alone.net = linear
     weights = torch.linspace(0, 1, NUM_WEIGHTS, device=device)
     losses = torch.zeros_like(weights)
@@ -130,6 +131,6 @@ def _best_weight(pair: ModelPair, linear: LinearModel, theta: Tensor, x: Tensor)
     return float(weights[losses.nan_to_num(torch.inf).argmin()])
 
 
-def _sharing_networks(energy: ConditionalEnergy) -> ConditionalEnergy:
-    """Return a copy that has the same networks, not copies of them."""
-    return deepcopy(energy, {id(net): net for net in (energy.net, energy.embedding_net)})
+def _sharing_net(energy: ConditionalEnergy) -> ConditionalEnergy:
+    """Return a copy of all but the log-ratio network."""
+    return deepcopy(energy, {id(energy.net): energy.net})

@@ -94,6 +94,60 @@ class JeffreysTraining:
         """The averaged models of the last epoch, best or not."""
         return cast(ModelPair, self.step.average.module)
 
+    def follow(
+        self,
+        energy: ConditionalEnergy,
+        training: Batches,
+        validation: Batches,
+        learning_rate: float,
+        max_num_epochs: int,
+        stop_after_epochs: int,
+        clip_max_norm: float | None,
+        show_progress: bool,
+    ) -> float:
+        """Train the flow by its reverse KL to an energy alone, which stays as it is.
+
+        Only weights that lower the flow's held-out loss are kept. What training continues
+        from does not change: `run` goes on as if this had not been called.
+
+        Args:
+            energy: Another than that of the pair.
+            training: Pairs of which x is used.
+            validation: Held-out pairs.
+            learning_rate: Of Adam.
+            max_num_epochs: As in `run`, of this call.
+            stop_after_epochs: As in `run`.
+            clip_max_norm: As in `run`.
+            show_progress: As in `run`.
+
+        Returns:
+            The flow's held-out negative log-likelihood, in nats.
+        """
+        follower = JeffreysTraining(
+            self.pair.flow,
+            energy,
+            FixedMultipliers((0.0, 1.0, 0.0), self.device),
+            self.pair.options,
+            learning_rate,
+            energy_learning_rate=0.0,
+            patience=stop_after_epochs // 2,
+        )
+        follower._seed, follower.best_loss = self._seed, self.best_loss
+        follower._checkpoint = follower._state()
+        try:
+            follower.run(
+                training,
+                validation,
+                max_num_epochs,
+                stop_after_epochs,
+                clip_max_norm,
+                show_progress,
+                "Flow follows energy",
+            )
+        except FloatingPointError as error:
+            warnings.warn(f"{error} The flow stays as it was.", stacklevel=2)
+        return follower.best_loss
+
     def run(
         self,
         training: Batches,
@@ -102,6 +156,7 @@ class JeffreysTraining:
         stop_after_epochs: int,
         clip_max_norm: float | None,
         show_progress: bool,
+        description: str = "Training JNPE",
     ) -> bool:
         """Train until validation stalls; leave the best averaged weights in the pair.
 
@@ -116,6 +171,7 @@ class JeffreysTraining:
             stop_after_epochs: Stop after this many epochs without a better held-out NLL.
             clip_max_norm: Bound on the norm of each model's gradient, or None.
             show_progress: Whether to show a progress bar.
+            description: Of what the bar shows.
 
         Returns:
             Whether training ended by itself, rather than at `max_num_epochs`.
@@ -129,7 +185,7 @@ class JeffreysTraining:
             self._random_state_and_stream(),
             self._several_processes(),
             tqdm(
-                desc="Training JNPE",
+                desc=description,
                 unit=" epochs",
                 initial=self.epoch,
                 disable=not show_progress or process_rank() > 0,

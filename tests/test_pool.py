@@ -1,6 +1,7 @@
 """The pool: by hand, what weight is chosen, and that training goes on without it."""
 
 import pickle
+from copy import deepcopy
 
 import pytest
 import torch
@@ -9,11 +10,14 @@ from torch import nn
 from torch.distributions import MultivariateNormal
 
 from sbi_jeffreys import JNPE
+from sbi_jeffreys.batches import SlicedBatches
+from sbi_jeffreys.data import Stacked
 from sbi_jeffreys.energy import ConditionalEnergy, base_density
 from sbi_jeffreys.linear_model import LinearModel
 from sbi_jeffreys.pair import ModelPair
 from sbi_jeffreys.pool import Pool, pooled
 from sbi_jeffreys.support import support_of
+from sbi_jeffreys.training import JeffreysTraining
 from tests.closed_forms import GaussianFlow
 
 NOISE = 0.5
@@ -91,19 +95,34 @@ def test_a_linear_model_that_says_nothing_gets_no_weight():
     assert energy is models.energy
 
 
+@pytest.mark.parametrize("problem", ["one pair", "not finite"])
+def test_nothing_is_lost_where_no_linear_model_can_be_fitted(problem):
+    theta, x = TRAINING
+    if problem == "one pair":
+        theta, x = theta[:1], x[:1]
+    else:
+        x = x.where(x < x.max(), torch.nan)
+    models = pair(0.5)
+    assert pooled(models, (theta, x), VALIDATION) == (models.energy, 0.0)
+
+
 def test_random_numbers_are_left_alone():
     before = torch.get_rng_state()
     pooled(pair(0.5), TRAINING, VALIDATION)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.fixture
-def trainer():
+def make_trainer(dim=2):
     torch.manual_seed(0)
-    prior = BoxUniform(-2 * torch.ones(2), 2 * torch.ones(2))
+    prior = BoxUniform(-2 * torch.ones(dim), 2 * torch.ones(dim))
     theta = prior.sample((300,))
     trainer = JNPE(prior, show_progress_bars=False)
-    return trainer.append_simulations(theta, theta + 0.3 * torch.randn(300, 2))
+    return trainer.append_simulations(theta, theta + 0.3 * torch.randn(300, dim))
+
+
+@pytest.fixture
+def trainer():
+    return make_trainer()
 
 
 def test_training_goes_on_as_if_there_were_no_pool(trainer):
@@ -139,3 +158,83 @@ def test_both_posteriors_know_the_pool(trainer):
     of_flow = flow.agreement(x_o)
     torch.manual_seed(0)
     assert of_flow.log_z == corrected.agreement(x_o).log_z
+
+
+def test_the_flow_follows_the_pool_once_training_stalls():
+    trainer = make_trainer(dim=6)
+    flow = trainer.train(stop_after_epochs=40)
+    pool, state = trainer.energy, trainer._training
+    theta, x = (values[trainer.val_indices] for values in trainer.get_simulations()[:2])
+    nll = float(-flow.log_prob(theta[None], x)[0].detach().mean())
+    (best,) = trainer.summary["best_validation_loss"]
+    assert nll == pytest.approx(best, abs=1e-5)
+    assert best < min(trainer.summary["validation_loss"])
+    assert len(trainer.summary["validation_loss"]) == trainer.epoch == state.epoch
+    kept = state._best_weights
+    for name, value in trainer._trained_energy.state_dict().items():
+        assert torch.equal(value, kept[f"energy.{name}"])
+    assert any(
+        not torch.equal(value, kept[f"flow.{name}"])
+        for name, value in flow.state_dict().items()
+    )
+    assert pool.net.net is trainer._trained_energy.net
+
+
+def test_following_does_not_change_how_training_goes_on():
+    plain = make_trainer()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JeffreysTraining, "follow", lambda self, *_, **__: self.best_loss)
+        plain.train(stop_after_epochs=10)
+        more = plain.epoch + 5
+        with pytest.warns(UserWarning, match="max_num_epochs"):
+            plain.train(resume_training=True, max_num_epochs=more)
+    followed = make_trainer()
+    followed.train(stop_after_epochs=10)
+    with pytest.warns(UserWarning, match="max_num_epochs"):
+        followed.train(resume_training=True, max_num_epochs=more)
+    assert followed.summary["validation_loss"] == plain.summary["validation_loss"]
+
+
+def follow(trainer, energy, **options):
+    batches = [
+        SlicedBatches(
+            *(Stacked([values]) for values in trainer.get_simulations()[:2]),
+            rows,
+            100,
+            False,
+            lambda x: torch.ones(len(x)),
+            "cpu",
+        )
+        for rows in (trainer.train_indices, trainer.val_indices)
+    ]
+    defaults = {
+        "learning_rate": 1e-3,
+        "max_num_epochs": 5,
+        "stop_after_epochs": 5,
+        "clip_max_norm": 5.0,
+        "show_progress": False,
+    }
+    return trainer._training.follow(energy, *batches, **{**defaults, **options})
+
+
+def test_a_worse_energy_is_not_followed(trainer):
+    with pytest.warns(UserWarning, match="max_num_epochs"):
+        flow = trainer.train(max_num_epochs=20)
+    before = deepcopy(flow.state_dict())
+    wrong = deepcopy(trainer.energy)
+    wrong.loc += 1.0
+    assert follow(trainer, wrong) == trainer._training.best_loss
+    for name, value in flow.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_an_energy_that_is_not_finite_is_not_followed(trainer):
+    with pytest.warns(UserWarning, match="max_num_epochs"):
+        flow = trainer.train(max_num_epochs=3)
+    before = deepcopy(flow.state_dict())
+    broken = deepcopy(trainer.energy)
+    broken.scale *= torch.nan
+    with pytest.warns(UserWarning, match="The flow stays as it was"):
+        assert follow(trainer, broken) == trainer._training.best_loss
+    for name, value in flow.state_dict().items():
+        assert torch.equal(value, before[name])
