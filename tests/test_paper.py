@@ -240,7 +240,7 @@ def test_the_page_of_simulations(tmp_path, monkeypatch):
     assert "our flow is better on 1 of 2 tasks" in text
     assert "| two_moons | 0.700 ± 0.000 | 0.600 ± 0.000 |" in text
     wanted = simulations.wanted([0, 3], 500)
-    assert len(wanted) == 2 * 10 * 3 * 10
+    assert len(wanted) == 2 * 10 * 4 * 10
     assert {cell.num_simulations for cell in wanted} == {500}
 
 
