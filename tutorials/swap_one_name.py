@@ -120,10 +120,10 @@ figure
 
 # %% [markdown]
 # Read the figure across: JNPE with 100 simulations is about as good as NPE with 300, and
-# with 300 better than NPE with 3,000. With hundreds, every simulation that it saves is one
-# that you need not run. And read it down: NPE, at its defaults, stopped early, and gains
-# little from 1,000 to 3,000; but it took seconds, where JNPE took a minute. If simulations
-# cost nothing, run more of them, and NPE will do.
+# with 300 better than NPE with 3,000. With hundreds, every simulation that it saves is
+# one that you need not run. And read it down: NPE, at its defaults, stopped early, and
+# gains little from 1,000 to 3,000; but it took seconds, where JNPE took a minute. If
+# simulations cost nothing, run more of them, and NPE will do.
 #
 # This simulator flatters JNPE: it is linear, and the energy is pooled with a linear model
 # (`trainer.summary["linear_model_weight"]`: 0 is none of it, 1 nothing else). Where the
