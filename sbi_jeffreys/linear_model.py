@@ -9,11 +9,12 @@ likelihood (a synthetic one; Wood 2010, Price et al. 2018) is that of
 
 with M and m by least squares. Leave-one-out predictions are what they are fitted to, for
 these do not know the $\theta$ that they are of. The number of components is the one of
-the least BIC; a single one is all there is where everything is Gaussian.
+the least BIC; a single one is all there is where everything is Gaussian. So is the
+density $p(s)$ of the predictions, which makes of the likelihood a log-ratio, of Z = 1.
 """
 
 import warnings
-from typing import NamedTuple
+from math import log, pi
 
 import numpy as np
 import torch
@@ -40,44 +41,25 @@ which the mixture is fitted."""
 
 
 class LinearModel(nn.Module):
-    r"""$\log p(s(x) | \theta)$, a log-ratio up to a function of x."""
-
-    from_features: Tensor
-    from_theta: Tensor
-    offset: Tensor
-    log_weights: Tensor
-    means: Tensor
-    factors: Tensor
+    r"""The log-ratio $\log p(s(x) | \theta) - \log p(s(x))$."""
 
     def __init__(
-        self, summaries: "Linear", slopes: "Linear", errors: GaussianMixture, like: Tensor
+        self,
+        summaries: "Linear",
+        slopes: "Linear",
+        errors: "MixtureDensity",
+        marginal: "MixtureDensity",
     ) -> None:
         r"""
         Args:
             summaries: From features of x to s.
             slopes: From $\theta$ to the mean of s.
-            errors: The fitted distribution of what remains.
-            like: A tensor of the precision, and on the device, to use.
+            errors: Of s about its mean.
+            marginal: Of s for all $\theta$.
         """
         super().__init__()
-        weights, means, factors = (
-            torch.as_tensor(values)
-            for values in (
-                np.log(errors.weights_),
-                errors.means_,
-                errors.precisions_cholesky_,
-            )
-        )
-        log_scales = factors.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        for name, value in {
-            "from_features": summaries.weight,
-            "from_theta": slopes.weight,
-            "offset": summaries.bias - slopes.bias,
-            "log_weights": weights + log_scales,
-            "means": means,
-            "factors": factors,
-        }.items():
-            self.register_buffer(name, value.to(like))
+        self.summaries, self.slopes = summaries, slopes
+        self.errors, self.marginal = errors, marginal
 
     @classmethod
     def fit(cls, theta: Tensor, features: Tensor) -> Self:
@@ -97,9 +79,13 @@ class LinearModel(nn.Module):
         summaries, predictions = _ridge(t, features)
         design = torch.cat([t, torch.ones_like(t[:, :1])], 1)
         solution = torch.linalg.lstsq(design, predictions, driver="gelsd").solution
-        slopes = Linear(solution[:-1].T, solution[-1])
-        errors = _mixture(predictions - design @ solution)
-        return cls(summaries, slopes, errors, theta)
+        model = cls(
+            summaries,
+            Linear(solution[:-1].T, solution[-1]),
+            MixtureDensity.fit(predictions - design @ solution),
+            MixtureDensity.fit(predictions),
+        )
+        return model.to(theta)
 
     def forward(self, input: Tensor, condition: Tensor) -> Tensor:
         """Return the log-ratio in nats, shape `(sample, batch)`.
@@ -108,22 +94,77 @@ class LinearModel(nn.Module):
             input: Standardised parameters, shape `(sample, batch, D)`.
             condition: Features of x, shape `(batch, features)`.
         """
-        errors = condition.flatten(1) @ self.from_features.T + self.offset
-        errors = errors - input @ self.from_theta.T
+        s = self.summaries(condition.flatten(1))
+        return self.errors(s - self.slopes(input)) - self.marginal(s)
+
+
+class Linear(nn.Module):
+    """A linear function that is not trained."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        """
+        Args:
+            weight: Shape `(outputs, inputs)`.
+            bias: Shape `(outputs,)`.
+        """
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return `(..., outputs)` for `(..., inputs)`."""
+        return inputs @ self.weight.T + self.bias
+
+
+class MixtureDensity(nn.Module):
+    r"""$\log \sum_k \pi_k N(z; \mu_k, S_k)$, with $S_k^{-1} = F_k F_k^T$."""
+
+    log_weights: Tensor
+    means: Tensor
+    factors: Tensor
+
+    def __init__(self, log_weights: Tensor, means: Tensor, factors: Tensor) -> None:
+        r"""
+        Args:
+            log_weights: $\log \pi_k$, shape `(K,)`.
+            means: Shape `(K, D)`.
+            factors: F, shape `(K, D, D)`.
+        """
+        super().__init__()
+        self.register_buffer("log_weights", log_weights)
+        self.register_buffer("means", means)
+        self.register_buffer("factors", factors)
+
+    @classmethod
+    def fit(cls, points: Tensor) -> Self:
+        """Fit as many components as have the least BIC, to points, shape `(N, D)`."""
+        mixture = _mixture(points)
+        return cls(
+            *(
+                torch.as_tensor(values)
+                for values in (
+                    np.log(mixture.weights_),
+                    mixture.means_,
+                    mixture.precisions_cholesky_,
+                )
+            )
+        )
+
+    def forward(self, points: Tensor) -> Tensor:
+        """Return log densities in nats, shape `(...)`, at points `(..., D)`."""
+        constant = points.shape[-1] * log(2 * pi) / 2
         log_parts = [
-            log_weight - ((errors - mean) @ factor).square().sum(-1) / 2
+            log_weight
+            + factor.diagonal().log().sum()
+            - ((points - mean) @ factor).square().sum(-1) / 2
             for log_weight, mean, factor in zip(
                 self.log_weights, self.means, self.factors, strict=True
             )
         ]
-        return torch.stack(log_parts).logsumexp(0)
-
-
-class Linear(NamedTuple):
-    """A linear function, with a weight of shape `(outputs, inputs)` and a bias."""
-
-    weight: Tensor
-    bias: Tensor
+        return torch.stack(log_parts).logsumexp(0) - constant
 
 
 def _ridge(t: Tensor, features: Tensor) -> tuple[Linear, Tensor]:

@@ -46,7 +46,7 @@ class Pool(nn.Module):
         self.register_buffer("weight", torch.tensor(weight))
 
     def forward(self, input: Tensor, condition: Tensor) -> Tensor:
-        """Return the log-ratio in nats, up to a function of x, shape `(sample, batch)`.
+        """Return the log-ratio in nats, shape `(sample, batch)`.
 
         Args:
             input: Standardised parameters, shape `(sample, batch, D)`.
