@@ -4,8 +4,8 @@ r"""The energy that is kept: networks pooled with a linear model of the simulato
 
 is a logarithmic opinion pool (Genest & Zidek 1986). Networks have to learn even a linear
 dependence, and memorise simulations meanwhile; the linear model has few parameters, and
-where it is right it is hard to beat. The weight is the one of the least held-out loss:
-none where the linear model adds nothing.
+where it is right it is hard to beat. The weight is the one of the least held-out loss,
+but zero unless it gains more than a standard error of that gain.
 """
 
 from copy import deepcopy
@@ -115,7 +115,7 @@ def _best_weight(pair: ModelPair, linear: LinearModel, theta: Tensor, x: Tensor)
     alone = _sharing_net(energy)
     alone.net = linear
     weights = torch.linspace(0, 1, NUM_WEIGHTS, device=device)
-    losses = torch.zeros_like(weights)
+    parts = []
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         for some, x_o in zip(theta.split(CHUNK), x.split(CHUNK), strict=True):
@@ -127,8 +127,12 @@ def _best_weight(pair: ModelPair, linear: LinearModel, theta: Tensor, x: Tensor)
             gain = torch.where(f.isfinite(), alone(candidates, x_o) - f, 0.0)
             log_weights = f - torch.cat([flow.log_prob(some), log_p])
             log_weights = log_weights + weights[:, None, None] * gain
-            losses -= log_weights.log_softmax(1)[:, 0].sum(-1)
-    return float(weights[losses.nan_to_num(torch.inf).argmin()])
+            parts.append(-log_weights.log_softmax(1)[:, 0])
+    losses = torch.cat(parts, 1)
+    best = losses.mean(1).nan_to_num(torch.inf).argmin()
+    gain = losses[0] - losses[best]
+    is_visible = bool(gain.mean() > gain.std() / len(gain) ** 0.5)
+    return float(weights[best]) if is_visible else 0.0
 
 
 def _sharing_net(energy: ConditionalEnergy) -> ConditionalEnergy:
