@@ -377,7 +377,9 @@ class JNPE(BothPosteriors):
                 training,
                 validation,
                 train_config.learning_rate / 2,
-                max_num_epochs=train_config.max_num_epochs - state.epoch,
+                max_num_epochs=min(
+                    state.epoch, train_config.max_num_epochs - state.epoch
+                ),
                 stop_after_epochs=max(1, train_config.stop_after_epochs // 4),
                 clip_max_norm=train_config.clip_max_norm,
                 show_progress=self._show_progress_bars,
