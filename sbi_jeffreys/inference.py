@@ -225,7 +225,8 @@ class JNPE(BothPosteriors):
         held-out negative log-likelihood of the flow. The learning rates halve whenever
         that has not fallen for half of `stop_after_epochs`. Then, if a linear model has a
         part in the energy (`pool`), the flow follows that by its reverse KL alone, with
-        half the learning rate, while its held-out loss falls.
+        half the learning rate, a quarter of the patience, and for at most as many epochs;
+        what lowers its held-out loss is kept.
 
         Args:
             num_atoms: Without effect; `sbi` uses it in later rounds.

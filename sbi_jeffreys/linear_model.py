@@ -14,13 +14,14 @@ density $p(s)$ of the predictions, which makes of the likelihood a log-ratio, of
 """
 
 import warnings
-from math import log, pi
 
 import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
+from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
+from torch.nn.utils import skip_init
 from typing_extensions import Self
 
 PENALTIES = 10.0 ** torch.arange(-6, 3, 0.5, dtype=torch.float64)
@@ -45,8 +46,8 @@ class LinearModel(nn.Module):
 
     def __init__(
         self,
-        summaries: "Linear",
-        slopes: "Linear",
+        summaries: nn.Linear,
+        slopes: nn.Linear,
         errors: "MixtureDensity",
         marginal: "MixtureDensity",
     ) -> None:
@@ -81,7 +82,7 @@ class LinearModel(nn.Module):
         solution = torch.linalg.lstsq(design, predictions, driver="gelsd").solution
         model = cls(
             summaries,
-            Linear(solution[:-1].T, solution[-1]),
+            _linear(solution[:-1].T, solution[-1]),
             MixtureDensity.fit(predictions - design @ solution),
             MixtureDensity.fit(predictions),
         )
@@ -98,76 +99,55 @@ class LinearModel(nn.Module):
         return self.errors(s - self.slopes(input)) - self.marginal(s)
 
 
-class Linear(nn.Module):
-    """A linear function that is not trained."""
-
-    weight: Tensor
-    bias: Tensor
-
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
-        """
-        Args:
-            weight: Shape `(outputs, inputs)`.
-            bias: Shape `(outputs,)`.
-        """
-        super().__init__()
-        self.register_buffer("weight", weight)
-        self.register_buffer("bias", bias)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Return `(..., outputs)` for `(..., inputs)`."""
-        return inputs @ self.weight.T + self.bias
-
-
 class MixtureDensity(nn.Module):
-    r"""$\log \sum_k \pi_k N(z; \mu_k, S_k)$, with $S_k^{-1} = F_k F_k^T$."""
+    r"""$\log \sum_k \pi_k N(z; \mu_k, L_k L_k^T)$."""
 
-    log_weights: Tensor
+    logits: Tensor
     means: Tensor
-    factors: Tensor
+    scale_trils: Tensor
 
-    def __init__(self, log_weights: Tensor, means: Tensor, factors: Tensor) -> None:
+    def __init__(self, logits: Tensor, means: Tensor, scale_trils: Tensor) -> None:
         r"""
         Args:
-            log_weights: $\log \pi_k$, shape `(K,)`.
-            means: Shape `(K, D)`.
-            factors: F, shape `(K, D, D)`.
+            logits: $\log \pi_k$, shape `(K,)`.
+            means: $\mu_k$, shape `(K, D)`.
+            scale_trils: $L_k$, lower triangular, shape `(K, D, D)`.
         """
         super().__init__()
-        self.register_buffer("log_weights", log_weights)
+        self.register_buffer("logits", logits)
         self.register_buffer("means", means)
-        self.register_buffer("factors", factors)
+        self.register_buffer("scale_trils", scale_trils)
 
     @classmethod
     def fit(cls, points: Tensor) -> Self:
         """Fit as many components as have the least BIC, to points, shape `(N, D)`."""
         mixture = _mixture(points)
-        return cls(
-            *(
-                torch.as_tensor(values)
-                for values in (
-                    np.log(mixture.weights_),
-                    mixture.means_,
-                    mixture.precisions_cholesky_,
-                )
-            )
+        weights, means, covariances = (
+            torch.as_tensor(values)
+            for values in (mixture.weights_, mixture.means_, mixture.covariances_)
         )
+        return cls(weights.log(), means, torch.linalg.cholesky(covariances))
 
     def forward(self, points: Tensor) -> Tensor:
         """Return log densities in nats, shape `(...)`, at points `(..., D)`."""
-        constant = points.shape[-1] * log(2 * pi) / 2
-        log_parts = [
-            log_weight
-            + factor.diagonal().log().sum()
-            - ((points - mean) @ factor).square().sum(-1) / 2
-            for log_weight, mean, factor in zip(
-                self.log_weights, self.means, self.factors, strict=True
-            )
-        ]
-        return torch.stack(log_parts).logsumexp(0) - constant
+        weights = Categorical(logits=self.logits, validate_args=False)
+        parts = MultivariateNormal(
+            self.means, scale_tril=self.scale_trils, validate_args=False
+        )
+        mixture = MixtureSameFamily(weights, parts, validate_args=False)
+        return mixture.log_prob(points)
 
 
-def _ridge(t: Tensor, features: Tensor) -> tuple[Linear, Tensor]:
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """Return a layer that is not trained, with a weight `(outputs, inputs)`."""
+    layer = skip_init(nn.Linear, *reversed(weight.shape), dtype=weight.dtype)
+    layer.requires_grad_(False)
+    layer.weight.copy_(weight)
+    layer.bias.copy_(bias)
+    return layer
+
+
+def _ridge(t: Tensor, features: Tensor) -> tuple[nn.Linear, Tensor]:
     """Return the best ridge regression, and its leave-one-out predictions, `(N, D)`."""
     loc, scale = features.mean(0), features.std(0, correction=0)
     varies = scale > 1e-6 * (1 + features.abs().amax(0))
@@ -186,7 +166,7 @@ def _ridge(t: Tensor, features: Tensor) -> tuple[Linear, Tensor]:
             weight = (right.T @ (shrunk.unsqueeze(-1) * projected)).T / scale
             best_score, best = score, (weight, t - errors)
     weight, predictions = best
-    return Linear(weight, mean - weight @ loc), predictions
+    return _linear(weight, mean - weight @ loc), predictions
 
 
 def _mixture(errors: Tensor) -> GaussianMixture:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sbi_jeffreys.energy import ConditionalEnergy
 from sbi_jeffreys.linear_model import LinearModel
 from sbi_jeffreys.pair import ModelPair
+from sbi_jeffreys.random_state import seeded
 
 NUM_WEIGHTS = 41
 """Weights of the linear model that are tried, from 0 to 1."""
@@ -116,8 +117,7 @@ def _best_weight(pair: ModelPair, linear: LinearModel, theta: Tensor, x: Tensor)
     alone.net = linear
     weights = torch.linspace(0, 1, NUM_WEIGHTS, device=device)
     parts = []
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(0)
+    with seeded(device, 0):
         for some, x_o in zip(theta.split(CHUNK), x.split(CHUNK), strict=True):
             some, x_o = some.to(device).unsqueeze(0), x_o.to(device)
             flow, networks = pair.given(x_o)

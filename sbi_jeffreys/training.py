@@ -26,6 +26,7 @@ from sbi_jeffreys.flow import ConditionalFlow
 from sbi_jeffreys.multipliers import FixedMultipliers, ResilientMultipliers
 from sbi_jeffreys.objective import agreement
 from sbi_jeffreys.pair import ModelPair
+from sbi_jeffreys.random_state import seeded
 from sbi_jeffreys.step import PrimalDualStep, TrainedPair, TrainingOptions
 
 TERMS = ("KL(data|flow)", "KL(flow|energy)", "KL(data|energy)")
@@ -111,7 +112,7 @@ class JeffreysTraining:
         from does not change: `run` goes on as if this had not been called.
 
         Args:
-            energy: Another than that of the pair.
+            energy: Another than that of the pair; its log-ratio network may be the same.
             training: Pairs of which x is used.
             validation: Held-out pairs.
             learning_rate: Of Adam.
@@ -228,15 +229,11 @@ class JeffreysTraining:
     @contextmanager
     def _random_state_and_stream(self) -> Iterator[None]:
         """Leave the generators as they were; on CUDA, work on a stream of our own."""
-        on_cuda = self.device.type == "cuda"
-        with torch.random.fork_rng([self.device] if on_cuda else []):
-            seed = self._seed + process_rank()
-            torch.default_generator.manual_seed(seed)
-            if not on_cuda:
+        with seeded(self.device, self._seed + process_rank()):
+            if self.device.type != "cuda":
                 yield
                 return
             with torch.cuda.device(self.device):
-                torch.cuda.manual_seed(seed)
                 outer, inner = torch.cuda.current_stream(), torch.cuda.Stream()
                 inner.wait_stream(outer)
                 with torch.cuda.stream(inner):

@@ -111,13 +111,10 @@ def test_its_value_is_that_of_the_mixtures():
     means = theta[:10] @ model.slopes.weight.T + model.slopes.bias
 
     def density(mixture, points):
-        parts = zip(mixture.log_weights, mixture.means, mixture.factors, strict=True)
+        parts = zip(mixture.logits, mixture.means, mixture.scale_trils, strict=True)
         return sum(
-            log_weight.exp()
-            * MultivariateNormal(mean, torch.linalg.inv(factor @ factor.T))
-            .log_prob(points)
-            .exp()
-            for log_weight, mean, factor in parts
+            logit.exp() * MultivariateNormal(mean, tril @ tril.T).log_prob(points).exp()
+            for logit, mean, tril in parts
         )
 
     want = density(model.errors, s - means).log() - density(model.marginal, s).log()

@@ -27,9 +27,9 @@ PRIOR = MultivariateNormal(torch.zeros(2).double(), torch.eye(2).double())
 class Ratio(nn.Module):
     """What a network would return that has learnt `factor` times the log-ratio."""
 
-    def __init__(self, factor: float, energy: ConditionalEnergy | None = None) -> None:
+    def __init__(self, factor: float) -> None:
         super().__init__()
-        self.factor, self.energy = factor, energy
+        self.factor = factor
 
     def forward(self, input, condition):
         theta = input * SCALE + LOC

@@ -35,7 +35,8 @@ class Fit(NamedTuple):
         posterior: One of sbi's kind.
         nll: Test NLL in nats of the weights kept; NaN where densities are unnormalised,
             or take an ODE to be solved each.
-        nll_last: Likewise of the weights after the last epoch.
+        nll_last: Likewise of the weights after the last epoch; NaN where there are none,
+            as of a linear model, or of networks pooled with one.
         epochs: Trained; of all networks together.
         training_seconds: Of the processor, for all networks together.
     """
@@ -256,8 +257,8 @@ class JNPETraining(Training):
             method: Name; "_flow", "_corrected", "_networks", "_linear" are added.
             options: Of `JNPE`; by default its own.
         """
-        parts = ("flow", "corrected", "networks", "linear")
-        self.methods = tuple(f"{method}_{part}" for part in parts)
+        kinds = ("flow", "corrected", "networks", "linear")
+        self.methods = tuple(f"{method}_{kind}" for kind in kinds)
         self.options = options
 
     def fit(
@@ -276,19 +277,25 @@ class JNPETraining(Training):
         flow = trainer.train()
         cost = trainer.epoch, time.process_time() - start
         latest = trainer.latest
-        last = flow_nll(latest.flow, *test)
-        fits = [Fit(trainer.build_posterior(), flow_nll(flow, *test), last, *cost)]
-        last = energy_nll(latest.energy, latest.flow, *test)
         corrected = trainer.build_posterior(sample_with="energy")
-        pairs = (corrected.pair, *parts(corrected.pair, theta, x))
-        for pair, nll_last in zip(pairs, (NO_VALUE, last, NO_VALUE), strict=True):
-            posterior = EnergyPosterior(pair, prior)
-            nll = energy_nll(pair.energy, pair.flow, *test)
-            fits.append(Fit(posterior, nll, nll_last, *cost))
-        return fits
+        networks, linear = (
+            EnergyPosterior(pair, prior) for pair in taken_apart(corrected.pair, theta, x)
+        )
+
+        def nll(posterior: EnergyPosterior) -> float:
+            return energy_nll(posterior.pair.energy, flow, *test)
+
+        last_flow = flow_nll(latest.flow, *test)
+        last_energy = energy_nll(latest.energy, latest.flow, *test)
+        return [
+            Fit(trainer.build_posterior(), flow_nll(flow, *test), last_flow, *cost),
+            Fit(corrected, nll(corrected), NO_VALUE, *cost),
+            Fit(networks, nll(networks), last_energy, *cost),
+            Fit(linear, nll(linear), NO_VALUE, *cost),
+        ]
 
 
-def parts(pair: ModelPair, theta: Tensor, x: Tensor) -> tuple[ModelPair, ModelPair]:
+def taken_apart(pair: ModelPair, theta: Tensor, x: Tensor) -> tuple[ModelPair, ModelPair]:
     """Return the pair with its energy's networks alone, and with the linear model alone.
 
     Args:

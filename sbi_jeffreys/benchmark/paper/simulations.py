@@ -73,7 +73,8 @@ def figure(rows: pd.DataFrame) -> Figure:
     with panels(1, 7.5, 3.2, columns=1) as (result, (axis,)):
         for k, (method, name) in enumerate(METHODS.items()):
             scores = rows[rows.method == method].groupby(["task", "seed"]).c2st_rf.mean()
-            places = [tasks.index(task) + 0.2 * (k - 1.5) for task, _ in scores.index]
+            offset = 0.2 * (k - (len(METHODS) - 1) / 2)
+            places = [tasks.index(task) + offset for task, _ in scores.index]
             axis.scatter(places, scores, s=16, color=color_of(method), label=name)
         axis.set_xticks(range(len(tasks)), tasks, rotation=30, ha="right")
         axis.set(ylabel="C2ST (random forest)", ylim=(0.48, 1.02))
