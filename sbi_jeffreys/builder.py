@@ -34,7 +34,7 @@ class BothPosteriors(UncopiedSimulations):
     def energy(self) -> ConditionalEnergy:
         r"""The trained energy $f(\theta, x)$, an unnormalised log posterior.
 
-        Its networks, pooled with a linear model where that fits held-out simulations
+        Its networks, pooled with simpler models where those fit held-out simulations
         better (`pool`).
 
         Raises:

@@ -30,7 +30,7 @@ class LogRatioNet(nn.Module):
         input_features: int,
         condition_features: int,
         hidden_features: int = 128,
-        num_blocks: int = 1,
+        num_blocks: int = 2,
     ) -> None:
         """
         Args:

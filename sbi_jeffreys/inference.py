@@ -47,8 +47,8 @@ FlowBuilder = Callable[[Tensor, Tensor], ConditionalDensityEstimator]
 EnergyBuilder = Callable[[int, int], nn.Module]
 
 MAX_POOLED = 10_000
-"""Training pairs from which the linear model is fitted that energies are pooled with; a
-tenth as many held-out ones choose its weight."""
+"""Training pairs from which the models are fitted that energies are pooled with; a tenth
+as many held-out ones choose their weights."""
 
 
 class JNPE(BothPosteriors):
@@ -61,7 +61,8 @@ class JNPE(BothPosteriors):
     is no end. Weights of the three divergences adapt as multipliers of a resilient
     constrained problem. (Ben-Dov & Chamon, arXiv:2511.11159; Hounie, Ribeiro & Chamon,
     arXiv:2306.02426.) After training, the energy is pooled with a linear model of the
-    simulator, with the weight that fits held-out simulations best (`pool`).
+    simulator and with an exponential family, with the weights that fit held-out
+    simulations best (`pool`).
 
     Arguments of `sbi`'s NPE come in its order and mean the same. One round of
     simulations is amortised over x; truncated proposals (`RestrictedPrior`) work too.
@@ -192,7 +193,7 @@ class JNPE(BothPosteriors):
     def latest(self) -> ModelPair:
         """Flow and energy as averaged up to the last epoch, whether the best or not.
 
-        The energy is that of its networks, not pooled with a linear model.
+        The energy is that of its networks, not pooled with simpler models.
 
         Raises:
             RuntimeError: Before training.
@@ -223,8 +224,8 @@ class JNPE(BothPosteriors):
 
         The weights kept are moving averages over steps, of the epoch with the lowest
         held-out negative log-likelihood of the flow. The learning rates halve whenever
-        that has not fallen for half of `stop_after_epochs`. Then, if a linear model has a
-        part in the energy (`pool`), the flow follows that by its reverse KL alone, with
+        that has not fallen for half of `stop_after_epochs`. Then, if simpler models have
+        a part in the energy (`pool`), the flow follows that by its reverse KL alone, with
         half the learning rate, a quarter of the patience, and for at most as many epochs;
         what lowers its held-out loss is kept.
 
@@ -261,7 +262,8 @@ class JNPE(BothPosteriors):
             `validation_ess`; and, unless weights are fixed, `constraint_violations`,
             `primal_value` and `duality_gap` (see `multipliers`). In nats, but for the
             multipliers, the rate and the effective sample size. And for each call,
-            `linear_model_weight`: what part the linear model has of `energy`, 0 to 1.
+            `linear_model_weight` and `exponential_family_weight`: what part these have of
+            `energy`, 0 to 1.
 
         Raises:
             RuntimeError: If there are no simulations.
@@ -367,12 +369,12 @@ class JNPE(BothPosteriors):
             self._neural_net = self._energy = self._training = None
             raise
         self.epoch, self._best_val_loss = state.epoch, state.best_loss
-        self._energy, weight = pooled(
+        self._energy, weights = pooled(
             state.pair,
             self._pairs(self.train_indices[:MAX_POOLED]),
             self._pairs(self.val_indices[: MAX_POOLED // 10]),
         )
-        if weight > 0 and state.epochs_since_best >= train_config.stop_after_epochs:
+        if any(weights) and state.epochs_since_best >= train_config.stop_after_epochs:
             self._best_val_loss = state.follow(
                 self._energy,
                 training,
@@ -393,7 +395,8 @@ class JNPE(BothPosteriors):
             )
         self._summary["epochs_trained"].append(state.epoch)
         self._summary["best_validation_loss"].append(self._best_val_loss)
-        self._summary.setdefault("linear_model_weight", []).append(weight)
+        for model, weight in weights._asdict().items():
+            self._summary.setdefault(f"{model}_weight", []).append(weight)
         for name, values in state.history.items():
             self._summary.setdefault(name, []).extend(values[first_epoch:])
         if process_rank() == 0:

@@ -1,50 +1,64 @@
-r"""The energy that is kept: networks pooled with a linear model of the simulator.
+r"""The energy that is kept: networks pooled with two simpler models of the simulator.
 
-.. math:: f = (1 - w) f_{networks} + w f_{linear}
+.. math:: f = (1 - \sum_m w_m) f_{networks} + \sum_m w_m f_m
 
-is a logarithmic opinion pool (Genest & Zidek 1986). Networks have to learn even a linear
-dependence, and memorise simulations meanwhile; the linear model has few parameters, and
-where it is right it is hard to beat. The weight is the one of the least held-out loss,
-but zero unless it gains more than a standard error of that gain.
+is a logarithmic opinion pool (Genest & Zidek 1986), of networks, a `LinearModel` and an
+`ExponentialFamily`. Networks have to learn even a linear dependence, and memorise
+simulations meanwhile; the other two have few parameters, and where one is right it is
+hard to beat. The weights are those of the least held-out loss, but zero unless they gain
+more than a standard error of that gain.
 """
 
 from copy import deepcopy
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sbi_jeffreys.energy import ConditionalEnergy
+from sbi_jeffreys.exponential_family import ExponentialFamily
 from sbi_jeffreys.linear_model import LinearModel
 from sbi_jeffreys.pair import ModelPair
 from sbi_jeffreys.random_state import seeded
 
-NUM_WEIGHTS = 41
-"""Weights of the linear model that are tried, from 0 to 1."""
+STEPS = 20
+"""Weights that are tried are multiples of one over this, with a sum of at most one."""
+
+NUM_TRAINING_DRAWS = 32
+"""Draws of the flow for each x that the exponential family is fitted to."""
 
 NUM_DRAWS = 256
 """Draws of the flow for each held-out x."""
 
 CHUNK = 64
-"""Held-out x looked at together, with their draws."""
+"""The x that are looked at together, with their draws."""
+
+
+class Weights(NamedTuple):
+    """Of the simpler models in the pool; what remains of one is the networks'."""
+
+    linear_model: float
+    exponential_family: float
 
 
 class Pool(nn.Module):
-    """A log-ratio network, or several, and a linear model: their weighted average."""
+    """A log-ratio network, or several, and simpler models: their weighted average."""
 
-    weight: Tensor
+    weights: Tensor
 
-    def __init__(self, net: nn.Module, linear: LinearModel, weight: float) -> None:
+    def __init__(self, net: nn.Module, models: list[nn.Module], weights: Weights) -> None:
         """
         Args:
             net: Returns `(sample, batch)`, or of several members `(member, sample,
                 batch)`, of which the mean is taken.
-            linear: Returns `(sample, batch)`.
-            weight: Of `linear`; what remains is that of `net`.
+            models: A linear model and an exponential family; each returns
+                `(sample, batch)`.
+            weights: Of these.
         """
         super().__init__()
         self.net = net
-        self.linear = linear
-        self.register_buffer("weight", torch.tensor(weight))
+        self.models = nn.ModuleList(models)
+        self.register_buffer("weights", torch.tensor(weights))
 
     def forward(self, input: Tensor, condition: Tensor) -> Tensor:
         """Return the log-ratio in nats, shape `(sample, batch)`.
@@ -53,8 +67,28 @@ class Pool(nn.Module):
             input: Standardised parameters, shape `(sample, batch, D)`.
             condition: Embedded conditions, shape `(batch, features)`.
         """
-        r = self.net(input, condition).reshape(-1, *input.shape[:-1]).mean(0)
-        return r + self.weight.to(r) * (self.linear(input, condition) - r)
+        r = _mean(self.net(input, condition))
+        gains = [model(input, condition) - r for model in self.models]
+        return r + sum(w * g for w, g in zip(self.weights.to(r), gains, strict=True))
+
+
+class Candidates(NamedTuple):
+    """For each x the parameters that belong to it, and draws of the flow given x.
+
+    Attributes:
+        theta: Standardised, shape `(1 + K, N, D)`; the draws come after the true ones.
+        features: Of x, shape `(N, features)`.
+        log_weights: Log density of the prior less that of the flow, `(1 + K, N)`.
+    """
+
+    theta: Tensor
+    features: Tensor
+    log_weights: Tensor
+
+    def log_ratios(self, net: nn.Module) -> Tensor:
+        """Return what a log-ratio network gives, the mean of members, `(1 + K, N)`."""
+        parts = zip(self.theta.split(CHUNK, 1), self.features.split(CHUNK), strict=True)
+        return torch.cat([_mean(net(theta, x)) for theta, x in parts], 1)
 
 
 @torch.no_grad()
@@ -78,13 +112,13 @@ def pooled(
     pair: ModelPair,
     training: tuple[Tensor, Tensor],
     validation: tuple[Tensor, Tensor],
-) -> tuple[ConditionalEnergy, float]:
-    """Return the energy pooled with a linear model, and the weight of that.
+) -> tuple[ConditionalEnergy, Weights]:
+    """Return the energy pooled with simpler models, and the weights of those.
 
-    The weight is chosen with the model fitted to the training pairs; then it is fitted to
-    all. The pool shares the energy's log-ratio network, and has an embedding of its own,
-    for the energy's may be the flow's. The energy is returned as it is with a weight of
-    zero, with fewer than two training pairs, or with features that are not finite.
+    Weights are chosen with the models fitted to the training pairs; then they are fitted
+    to all. The pool shares the energy's log-ratio network, and has an embedding of its
+    own, for the energy's may be the flow's. The energy is returned as it is with weights
+    of zero, with fewer than two training pairs, or with features that are not finite.
 
     Args:
         pair: The trained models.
@@ -93,48 +127,93 @@ def pooled(
     """
     energy = pair.energy
     known, held_out = (as_seen(energy, *pairs) for pairs in (training, validation))
-    theta, features = (torch.cat(both) for both in zip(known, held_out, strict=True))
-    if len(training[0]) < 2 or not bool(features.isfinite().all()):
-        return energy, 0.0
-    weight = _best_weight(pair, LinearModel.fit(*known), *validation)
-    if weight == 0.0:
-        return energy, weight
-    pool = _sharing_net(energy)
-    pool.net = Pool(energy.net, LinearModel.fit(theta, features), weight)
-    return pool, weight
+    everything = [torch.cat(both) for both in zip(known, held_out, strict=True)]
+    none = Weights(0.0, 0.0)
+    if len(training[0]) < 2 or not bool(everything[1].isfinite().all()):
+        return energy, none
+    with seeded(energy.loc.device, 0):
+        of_training = candidates(pair, *training, NUM_TRAINING_DRAWS)
+        of_validation = candidates(pair, *validation, NUM_DRAWS)
+        models = LinearModel.fit(*known), ExponentialFamily.fit(*of_training)
+        weights = _best_weights(energy.net, models, of_validation)
+        if weights == none:
+            return energy, none
+        draws = 1 + NUM_TRAINING_DRAWS
+        of_all = Candidates(
+            torch.cat([of_training.theta, of_validation.theta[:draws]], 1),
+            everything[1],
+            torch.cat([of_training.log_weights, of_validation.log_weights[:draws]], 1),
+        )
+        models = LinearModel.fit(*everything), ExponentialFamily.fit(*of_all)
+    pool = sharing_net(energy)
+    pool.net = Pool(energy.net, list(models), weights)
+    return pool, weights
 
 
-def _best_weight(pair: ModelPair, linear: LinearModel, theta: Tensor, x: Tensor) -> float:
-    r"""Return the weight that tells held-out parameters best from draws of the flow.
+def candidates(pair: ModelPair, theta: Tensor, x: Tensor, num: int) -> Candidates:
+    """Draw from the flow for each pair.
+
+    Args:
+        pair: The trained models.
+        theta: Parameters, shape `(N, D)`.
+        x: Simulations, shape `(N, ...)`.
+        num: K, of draws.
+    """
+    energy = pair.energy
+    device = energy.loc.device
+    parts = []
+    for some, x_o in zip(theta.split(CHUNK), x.split(CHUNK), strict=True):
+        true, x_o = some.to(device).unsqueeze(0), x_o.to(device)
+        flow, _ = pair.given(x_o)
+        draws, log_p = flow.rsample_and_log_prob(num)
+        both = energy.support.inside(torch.cat([true, draws]))
+        log_flow = torch.cat([flow.log_prob(true), log_p])
+        log_base = energy.base.log_prob(both.flatten(0, 1)).reshape(log_flow.shape)
+        features = energy.embedding_net(x_o).flatten(1)
+        parts.append((energy.standardize(both), features, log_base - log_flow))
+    thetas, features, log_weights = zip(*parts, strict=True)
+    return Candidates(
+        torch.cat(thetas, 1), torch.cat(features), torch.cat(log_weights, 1)
+    )
+
+
+def sharing_net(energy: ConditionalEnergy) -> ConditionalEnergy:
+    """Return a copy of all but the log-ratio network."""
+    return deepcopy(energy, {id(energy.net): energy.net})
+
+
+def _best_weights(
+    net: nn.Module, models: tuple[nn.Module, ...], held_out: Candidates
+) -> Weights:
+    r"""Return the weights that tell held-out parameters best from draws of the flow.
 
     The loss is $-\log \frac{w(\theta)}{w(\theta) + \sum_k w(\theta_k)}$ with importance
     weights w of the energy against the flow. It is bounded below; that with a log Z from
     draws alone is not, and rewards an energy that has its mass where the flow has none.
     """
-    energy = pair.energy
-    device = energy.loc.device
-    alone = _sharing_net(energy)
-    alone.net = linear
-    weights = torch.linspace(0, 1, NUM_WEIGHTS, device=device)
-    parts = []
-    with seeded(device, 0):
-        for some, x_o in zip(theta.split(CHUNK), x.split(CHUNK), strict=True):
-            some, x_o = some.to(device).unsqueeze(0), x_o.to(device)
-            flow, networks = pair.given(x_o)
-            draws, log_p = flow.rsample_and_log_prob(NUM_DRAWS)
-            candidates = torch.cat([some, draws])
-            f = networks(candidates)
-            gain = torch.where(f.isfinite(), alone(candidates, x_o) - f, 0.0)
-            log_weights = f - torch.cat([flow.log_prob(some), log_p])
-            log_weights = log_weights + weights[:, None, None] * gain
-            parts.append(-log_weights.log_softmax(1)[:, 0])
-    losses = torch.cat(parts, 1)
-    best = losses.mean(1).nan_to_num(torch.inf).argmin()
+    r = held_out.log_ratios(net)
+    log_weights = held_out.log_weights + r
+    gains = []
+    for model in models:
+        gain = torch.where(log_weights.isfinite(), held_out.log_ratios(model) - r, 0.0)
+        gains.append(gain if bool(gain.isfinite().all()) else torch.zeros_like(gain))
+    grid = [
+        Weights(i / STEPS, j / STEPS)
+        for i in range(STEPS + 1)
+        for j in range(STEPS + 1 - i)
+    ]
+    losses = torch.stack(
+        [
+            -(log_weights + linear * gains[0] + family * gains[1]).log_softmax(0)[0]
+            for linear, family in grid
+        ]
+    )
+    best = int(losses.mean(1).nan_to_num(torch.inf).argmin())
     gain = losses[0] - losses[best]
     is_visible = bool(gain.mean() > gain.std() / len(gain) ** 0.5)
-    return float(weights[best]) if is_visible else 0.0
+    return grid[best] if is_visible else grid[0]
 
 
-def _sharing_net(energy: ConditionalEnergy) -> ConditionalEnergy:
-    """Return a copy of all but the log-ratio network."""
-    return deepcopy(energy, {id(energy.net): energy.net})
+def _mean(r: Tensor) -> Tensor:
+    """Return the mean over members, if there are any, of log-ratios."""
+    return r.mean(0) if r.ndim > 2 else r

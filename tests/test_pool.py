@@ -13,9 +13,10 @@ from sbi_jeffreys import JNPE
 from sbi_jeffreys.batches import SlicedBatches
 from sbi_jeffreys.data import Stacked
 from sbi_jeffreys.energy import ConditionalEnergy, base_density
+from sbi_jeffreys.exponential_family import ExponentialFamily
 from sbi_jeffreys.linear_model import LinearModel
 from sbi_jeffreys.pair import ModelPair
-from sbi_jeffreys.pool import Pool, pooled
+from sbi_jeffreys.pool import Pool, Weights, pooled
 from sbi_jeffreys.support import support_of
 from sbi_jeffreys.training import JeffreysTraining
 from tests.closed_forms import GaussianFlow
@@ -67,8 +68,9 @@ def test_weighted_average_by_hand():
     members.forward = lambda input, condition: torch.stack(
         [Ratio(1.0)(input, condition), Ratio(2.0)(input, condition)]
     )
-    pool = Pool(members, linear, 0.25)
-    want = 0.75 * Ratio(1.5)(theta, x) + 0.25 * linear(theta, x)
+    family = ExponentialFamily(2, 2).double()
+    pool = Pool(members, [linear, family], Weights(0.25, 0.5))
+    want = 0.25 * Ratio(1.5)(theta, x) + 0.25 * linear(theta, x) + 0.5 * family(theta, x)
     torch.testing.assert_close(pool(theta, x), want)
 
 
@@ -76,8 +78,8 @@ def test_weighted_average_by_hand():
     ("factor", "low", "high"), [(1.0, 0.0, 1.0), (0.0, 0.95, 1.0), (3.0, 0.9, 1.0)]
 )
 def test_networks_that_learnt_nothing_or_too_much_give_way(factor, low, high):
-    energy, weight = pooled(pair(factor), TRAINING, VALIDATION)
-    assert low <= weight <= high
+    energy, weights = pooled(pair(factor), TRAINING, VALIDATION)
+    assert low <= sum(weights) <= high
     theta, x = simulations(1000)
     grid = PRIOR.sample((200, 1))
     log_q = energy(torch.cat([theta[None], grid.expand(-1, 1000, -1)]), x).log_softmax(0)
@@ -86,24 +88,24 @@ def test_networks_that_learnt_nothing_or_too_much_give_way(factor, low, high):
     assert float((exact - log_q)[0].mean()) == pytest.approx(0.0, abs=0.02)
 
 
-def test_a_linear_model_that_says_nothing_gets_no_weight():
+def test_models_that_say_nothing_get_no_weight():
     """Beside networks that are not sure enough already."""
     theta, x = TRAINING
     models = pair(0.8)
-    energy, weight = pooled(models, (theta[torch.randperm(len(theta))], x), VALIDATION)
-    assert weight == 0.0
+    energy, weights = pooled(models, (theta[torch.randperm(len(theta))], x), VALIDATION)
+    assert weights == (0.0, 0.0)
     assert energy is models.energy
 
 
 @pytest.mark.parametrize("problem", ["one pair", "not finite"])
-def test_nothing_is_lost_where_no_linear_model_can_be_fitted(problem):
+def test_nothing_is_lost_where_no_model_can_be_fitted(problem):
     theta, x = TRAINING
     if problem == "one pair":
         theta, x = theta[:1], x[:1]
     else:
         x = x.where(x < x.max(), torch.nan)
     models = pair(0.5)
-    assert pooled(models, (theta, x), VALIDATION) == (models.energy, 0.0)
+    assert pooled(models, (theta, x), VALIDATION) == (models.energy, (0.0, 0.0))
 
 
 def test_random_numbers_are_left_alone():
@@ -128,8 +130,8 @@ def trainer():
 def test_training_goes_on_as_if_there_were_no_pool(trainer):
     with pytest.warns(UserWarning, match="max_num_epochs"):
         trainer.train(max_num_epochs=3)
-    (weight,) = trainer.summary["linear_model_weight"]
-    assert weight > 0
+    names = "linear_model_weight", "exponential_family_weight"
+    assert sum(trainer.summary[name][0] for name in names) > 0
     assert isinstance(trainer.energy.net, Pool)
     assert not isinstance(trainer.latest.energy.net, Pool)
     copy = pickle.loads(pickle.dumps(trainer))
@@ -138,7 +140,7 @@ def test_training_goes_on_as_if_there_were_no_pool(trainer):
             one.train(max_num_epochs=5, resume_training=True)
     losses = trainer.summary["validation_loss"], copy.summary["validation_loss"]
     assert losses[0] == losses[1]
-    assert len(trainer.summary["linear_model_weight"]) == 2
+    assert [len(trainer.summary[name]) for name in names] == [2, 2]
     with pytest.warns(UserWarning, match="max_num_epochs"):
         trainer.train(max_num_epochs=1, force_first_round_loss=True)
     assert not isinstance(trainer.energy.net.net, Pool)

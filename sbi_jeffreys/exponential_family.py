@@ -1,0 +1,128 @@
+r"""A simulator that is an exponential family with statistics linear in features of x.
+
+.. math:: r(\theta, x) = \theta^T \eta(x) - \psi(\theta) - c(x), \qquad \eta(x) = A s + a
+
+with s the features, is all there is where
+$p(x | \theta) = h(x) \exp(\theta^T T(x) - \psi(\theta))$ and T is linear in s: counts or
+spikes of a generalised linear model with the canonical link, Gaussian errors of known
+size. What networks of both $\theta$ and x have to learn is then a function $\psi$ of
+$\theta$ alone, and a convex one, being a cumulant generating function. So is
+
+.. math:: \psi(\theta) = |L \theta|^2 + \sum_j c_j^2 \log(1 + e^{b_j^T \theta + d_j})
+
+(an input convex network of one layer; Amos et al. 2017, arXiv:1609.07152), and posteriors
+of a log-concave prior are log-concave. Hundreds of parameters instead of ten thousands
+are fitted to all pairs together, by a quasi-Newton method.
+"""
+
+from math import log, sqrt
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+from typing_extensions import Self
+
+HIDDEN_FEATURES = 64
+"""Terms of the sum in psi."""
+
+NATURAL_SCALE = 7.0
+"""Standard deviation, a priori, of a natural parameter: of A s for s of unit variance."""
+
+WEIGHT_SCALE = 5.0
+"""Likewise, of each weight of psi."""
+
+MAX_ITERATIONS = 300
+
+TOLERANCE = 1e-4
+"""Change of the loss, in nats, with which it counts as converged."""
+
+
+class ExponentialFamily(nn.Module):
+    r"""The log-ratio $\theta^T \eta(x) - \psi(\theta) - c(x)$."""
+
+    def __init__(self, input_features: int, condition_features: int) -> None:
+        r"""
+        Args:
+            input_features: Number of parameters.
+            condition_features: Number of features of x.
+        """
+        super().__init__()
+        self.natural = nn.Linear(condition_features, input_features)
+        self.root = nn.Parameter(0.1 * torch.eye(input_features))
+        self.hidden = nn.Linear(input_features, HIDDEN_FEATURES)
+        self.root_output = nn.Parameter(torch.full((HIDDEN_FEATURES,), 0.1))
+        self.log_normalizer = nn.Linear(2 * input_features, 1)
+        nn.init.normal_(self.hidden.weight, std=1 / sqrt(input_features))
+        for layer in (self.natural, self.log_normalizer):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    @classmethod
+    def fit(cls, candidates: Tensor, features: Tensor, log_weights: Tensor) -> Self:
+        r"""Fit the model so that it tells parameters from draws of a proposal.
+
+        The loss is $-\log \frac{w(\theta_0)}{\sum_k w(\theta_k)}$ with
+        $w(\theta) = p(\theta) e^{r(\theta, x)} / proposal(\theta | x)$, penalised by
+        Gaussian priors of the weights. Then c is fitted to log Z, estimated from the
+        same draws, by least squares on $\eta$ and its squares, so that Z is about 1.
+
+        Args:
+            candidates: Standardised parameters, shape `(1 + K, N, D)`: those of each
+                pair, then K draws of the proposal given its x.
+            features: Of x, shape `(N, features)`.
+            log_weights: $\log p - \log proposal$ in nats, shape `(1 + K, N)`.
+        """
+        num, dim = features.shape
+        model = cls(candidates.shape[-1], dim).to(candidates)
+        natural = list(model.natural.parameters())
+        rest = [model.root, *model.hidden.parameters(), model.root_output]
+        optimizer = torch.optim.LBFGS(
+            [*natural, *rest],
+            max_iter=MAX_ITERATIONS,
+            history_size=20,
+            tolerance_change=TOLERANCE,
+            line_search_fn="strong_wolfe",
+        )
+
+        def penalised_loss() -> Tensor:
+            optimizer.zero_grad()
+            log_posterior = (log_weights + model(candidates, features)).log_softmax(0)
+            penalty = model.natural.weight.square().sum() * dim / NATURAL_SCALE**2
+            for weights in rest:
+                penalty = penalty + weights.square().sum() / WEIGHT_SCALE**2
+            loss = -log_posterior[0].mean() + penalty / (2 * num)
+            loss.backward()
+            return loss
+
+        with torch.enable_grad():
+            optimizer.step(penalised_loss)
+        model.requires_grad_(False)
+        log_z = (log_weights + model(candidates, features))[1:].logsumexp(0)
+        return model._normalized(features, log_z - log(len(candidates) - 1))
+
+    def _normalized(self, features: Tensor, log_z: Tensor) -> Self:
+        """Fit c to log Z, shape `(N,)`, of features of x, shape `(N, features)`."""
+        eta = self._natural_and_squares(features)
+        design = torch.cat([eta, torch.ones_like(eta[:, :1])], 1).cpu()
+        fit = torch.linalg.lstsq(design, log_z.cpu().unsqueeze(1), driver="gelsd")
+        self.log_normalizer.weight.copy_(fit.solution[:-1].T)
+        self.log_normalizer.bias.copy_(fit.solution[-1])
+        return self
+
+    def forward(self, input: Tensor, condition: Tensor) -> Tensor:
+        """Return the log-ratio in nats, shape `(sample, batch)`.
+
+        Args:
+            input: Standardised parameters, shape `(sample, batch, D)`.
+            condition: Features of x, shape `(batch, features)`.
+        """
+        eta_and_squares = self._natural_and_squares(condition.flatten(1))
+        eta = eta_and_squares[:, : input.shape[-1]]
+        sums = softplus(self.hidden(input)) @ self.root_output.square()
+        psi = (input @ self.root.T).square().sum(-1) + sums
+        c = self.log_normalizer(eta_and_squares).squeeze(-1)
+        return (input * eta).sum(-1) - psi - c
+
+    def _natural_and_squares(self, features: Tensor) -> Tensor:
+        eta = self.natural(features)
+        return torch.cat([eta, eta.square()], -1)
