@@ -88,6 +88,29 @@ def test_networks_that_learnt_nothing_or_too_much_give_way(factor, low, high):
     assert float((exact - log_q)[0].mean()) == pytest.approx(0.0, abs=0.02)
 
 
+def test_each_model_has_the_weight_where_it_is_right():
+    """Gaussian errors of θ, where both are, and may share it. Errors of two sizes, where
+    the linear model alone is. And spikes, of which x are sufficient statistics, where the
+    exponential family alone is."""
+    theta, fresh = TRAINING[0][:400], VALIDATION[0][:200]
+
+    def weights(simulator):
+        torch.manual_seed(1)
+        return pooled(pair(0.0), (theta, simulator(theta)), (fresh, simulator(fresh)))[1]
+
+    def with_outliers(theta):
+        far = (torch.rand(len(theta), 1) < 0.1) * 3.0
+        return theta + (NOISE / 5 + far) * torch.randn_like(theta)
+
+    def spikes(theta):
+        design = torch.tensor([[4.0, 0.0], [0.0, 4.0], [3.0, -3.0]]).double()
+        return torch.bernoulli((theta @ design.T).sigmoid()) @ design / 4
+
+    assert sum(weights(lambda theta: theta + NOISE * torch.randn_like(theta))) > 0.95
+    assert weights(with_outliers).linear_model > 0.8
+    assert weights(spikes).exponential_family > 0.8
+
+
 def test_models_that_say_nothing_get_no_weight():
     """Beside networks that are not sure enough already."""
     theta, x = TRAINING
