@@ -39,7 +39,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "JNPE": {},
     "JNPE, one energy": {"num_energies": 1},
     "JNPE, eight energies": {"num_energies": 8},
-    "JNPE, deep energies": {"energy_net": partial(LogRatioNet, num_blocks=2)},
+    "JNPE, shallow energies": {"energy_net": partial(LogRatioNet, num_blocks=1)},
     "JNPE, wide energies": {"energy_net": partial(LogRatioNet, hidden_features=256)},
     "JNPE, fixed weights": {"weighting": "fixed"},
     "JNPE, slack 0.2 of the flow": {"slack": (0.2, 1.0, 1.0)},
