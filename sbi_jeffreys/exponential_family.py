@@ -11,8 +11,8 @@ $\theta$ alone, and a convex one, being a cumulant generating function. So is
 .. math:: \psi(\theta) = |L \theta|^2 + \sum_j c_j^2 \log(1 + e^{b_j^T \theta + d_j})
 
 (an input convex network of one layer; Amos et al. 2017, arXiv:1609.07152), and posteriors
-of a log-concave prior are log-concave. Hundreds of parameters instead of ten thousands
-are fitted to all pairs together, by a quasi-Newton method.
+of a log-concave prior are log-concave. The parameters are few enough to be fitted to all
+pairs together, by a quasi-Newton method.
 """
 
 from math import log, sqrt
@@ -32,6 +32,7 @@ WEIGHT_SCALE = 5.0
 """Likewise, of each weight of psi."""
 
 MAX_ITERATIONS = 300
+"""Of L-BFGS."""
 
 TOLERANCE = 1e-4
 """Change of the loss, in nats, with which it counts as converged."""
@@ -59,7 +60,7 @@ class ExponentialFamily(nn.Module):
 
     @classmethod
     def fit(cls, candidates: Tensor, features: Tensor, log_weights: Tensor) -> Self:
-        r"""Fit the model so that it tells parameters from draws of a proposal.
+        r"""Fit, in double precision, what tells parameters from draws of a proposal.
 
         The loss is $-\log \frac{w(\theta_0)}{\sum_k w(\theta_k)}$ with
         $w(\theta) = p(\theta) e^{r(\theta, x)} / proposal(\theta | x)$, penalised by
@@ -71,13 +72,19 @@ class ExponentialFamily(nn.Module):
                 pair, then K draws of the proposal given its x.
             features: Of x, shape `(N, features)`.
             log_weights: $\log p - \log proposal$ in nats, shape `(1 + K, N)`.
+
+        Returns:
+            The model, on the device and in the precision of `candidates`.
         """
+        kind = candidates.dtype
+        candidates, features, log_weights = (
+            values.double() for values in (candidates, features, log_weights)
+        )
         num, dim = features.shape
         model = cls(candidates.shape[-1], dim).to(candidates)
-        natural = list(model.natural.parameters())
         rest = [model.root, *model.hidden.parameters(), model.root_output]
         optimizer = torch.optim.LBFGS(
-            [*natural, *rest],
+            [*model.natural.parameters(), *rest],
             max_iter=MAX_ITERATIONS,
             history_size=20,
             tolerance_change=TOLERANCE,
@@ -98,7 +105,7 @@ class ExponentialFamily(nn.Module):
             optimizer.step(penalised_loss)
         model.requires_grad_(False)
         log_z = (log_weights + model(candidates, features))[1:].logsumexp(0)
-        return model._normalized(features, log_z - log(len(candidates) - 1))
+        return model._normalized(features, log_z - log(len(candidates) - 1)).to(kind)
 
     def _normalized(self, features: Tensor, log_z: Tensor) -> Self:
         """Fit c to log Z, shape `(N,)`, of features of x, shape `(N, features)`."""

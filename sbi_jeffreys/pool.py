@@ -9,6 +9,7 @@ hard to beat. The weights are those of the least held-out loss, but zero unless 
 more than a standard error of that gain.
 """
 
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import NamedTuple
 
@@ -46,14 +47,15 @@ class Pool(nn.Module):
 
     weights: Tensor
 
-    def __init__(self, net: nn.Module, models: list[nn.Module], weights: Weights) -> None:
+    def __init__(
+        self, net: nn.Module, models: Sequence[nn.Module], weights: Sequence[float]
+    ) -> None:
         """
         Args:
             net: Returns `(sample, batch)`, or of several members `(member, sample,
                 batch)`, of which the mean is taken.
-            models: A linear model and an exponential family; each returns
-                `(sample, batch)`.
-            weights: Of these.
+            models: Each returns `(sample, batch)`.
+            weights: Of these; what remains of one is that of `net`.
         """
         super().__init__()
         self.net = net
@@ -90,21 +92,22 @@ class Candidates(NamedTuple):
         parts = zip(self.theta.split(CHUNK, 1), self.features.split(CHUNK), strict=True)
         return torch.cat([_mean(net(theta, x)) for theta, x in parts], 1)
 
+    def and_as_many_of(self, more: "Candidates") -> "Candidates":
+        """Return these and others, of which there may be more draws, for all N + M x."""
+        rows = len(self.theta)
+        return Candidates(
+            torch.cat([self.theta, more.theta[:rows]], 1),
+            torch.cat([self.features, more.features]),
+            torch.cat([self.log_weights, more.log_weights[:rows]], 1),
+        )
 
-@torch.no_grad()
-def as_seen(energy: ConditionalEnergy, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what the energy's networks see of pairs: parameters, and features of x.
 
-    Args:
-        energy: On the device that they are moved to.
-        theta: Parameters, shape `(N, D)`.
-        x: Simulations, shape `(N, ...)`.
-    """
-    device = energy.loc.device
-    chunks = x.split(1000)
-    features = torch.cat([energy.embedding_net(chunk.to(device)) for chunk in chunks])
-    inside = energy.support.inside(theta.to(device))
-    return energy.standardize(inside), features.flatten(1)
+def _linear_model(candidates: Candidates) -> nn.Module:
+    return LinearModel.fit(candidates.theta[0], candidates.features)
+
+
+def _exponential_family(candidates: Candidates) -> nn.Module:
+    return ExponentialFamily.fit(*candidates)
 
 
 @torch.no_grad()
@@ -115,50 +118,43 @@ def pooled(
 ) -> tuple[ConditionalEnergy, Weights]:
     """Return the energy pooled with simpler models, and the weights of those.
 
-    Weights are chosen with the models fitted to the training pairs; then they are fitted
-    to all. The pool shares the energy's log-ratio network, and has an embedding of its
-    own, for the energy's may be the flow's. The energy is returned as it is with weights
-    of zero, with fewer than two training pairs, or with features that are not finite.
+    Weights are chosen with the models fitted to the training pairs; then those with a
+    weight are fitted to all. The pool shares the energy's log-ratio network, and has an
+    embedding of its own, for the energy's may be the flow's. The energy is returned as it
+    is with weights of zero, with fewer than two training pairs or two held-out ones, or
+    with features that are not finite.
 
     Args:
         pair: The trained models.
         training: Parameters and simulations, `(N, D)` and `(N, ...)`.
         validation: Held-out ones.
     """
-    energy = pair.energy
-    known, held_out = (as_seen(energy, *pairs) for pairs in (training, validation))
-    everything = [torch.cat(both) for both in zip(known, held_out, strict=True)]
-    none = Weights(0.0, 0.0)
-    if len(training[0]) < 2 or not bool(everything[1].isfinite().all()):
+    energy, none = pair.energy, Weights(0.0, 0.0)
+    if min(len(training[0]), len(validation[0])) < 2:
         return energy, none
     with seeded(energy.loc.device, 0):
-        of_training = candidates(pair, *training, NUM_TRAINING_DRAWS)
-        of_validation = candidates(pair, *validation, NUM_DRAWS)
-        models = LinearModel.fit(*known), ExponentialFamily.fit(*of_training)
-        weights = _best_weights(energy.net, models, of_validation)
+        known = _candidates(pair, *training, NUM_TRAINING_DRAWS)
+        held_out = _candidates(pair, *validation, NUM_DRAWS)
+        everything = known.and_as_many_of(held_out)
+        if not bool(everything.features.isfinite().all()):
+            return energy, none
+        fits = _linear_model, _exponential_family
+        models = [fit(known) for fit in fits]
+        weights = _best_weights(energy.net, models, held_out)
         if weights == none:
             return energy, none
-        draws = 1 + NUM_TRAINING_DRAWS
-        of_all = Candidates(
-            torch.cat([of_training.theta, of_validation.theta[:draws]], 1),
-            everything[1],
-            torch.cat([of_training.log_weights, of_validation.log_weights[:draws]], 1),
-        )
-        models = LinearModel.fit(*everything), ExponentialFamily.fit(*of_all)
-    pool = sharing_net(energy)
-    pool.net = Pool(energy.net, list(models), weights)
+        kept = [
+            (fit(everything), weight)
+            for fit, weight in zip(fits, weights, strict=True)
+            if weight > 0
+        ]
+    pool = deepcopy(energy, {id(energy.net): energy.net})
+    pool.net = Pool(energy.net, *zip(*kept, strict=True))
     return pool, weights
 
 
-def candidates(pair: ModelPair, theta: Tensor, x: Tensor, num: int) -> Candidates:
-    """Draw from the flow for each pair.
-
-    Args:
-        pair: The trained models.
-        theta: Parameters, shape `(N, D)`.
-        x: Simulations, shape `(N, ...)`.
-        num: K, of draws.
-    """
+def _candidates(pair: ModelPair, theta: Tensor, x: Tensor, num: int) -> Candidates:
+    """Draw `num` times from the flow for each pair, `(N, D)` and `(N, ...)`."""
     energy = pair.energy
     device = energy.loc.device
     parts = []
@@ -177,13 +173,8 @@ def candidates(pair: ModelPair, theta: Tensor, x: Tensor, num: int) -> Candidate
     )
 
 
-def sharing_net(energy: ConditionalEnergy) -> ConditionalEnergy:
-    """Return a copy of all but the log-ratio network."""
-    return deepcopy(energy, {id(energy.net): energy.net})
-
-
 def _best_weights(
-    net: nn.Module, models: tuple[nn.Module, ...], held_out: Candidates
+    net: nn.Module, models: Sequence[nn.Module], held_out: Candidates
 ) -> Weights:
     r"""Return the weights that tell held-out parameters best from draws of the flow.
 
@@ -193,9 +184,10 @@ def _best_weights(
     """
     r = held_out.log_ratios(net)
     log_weights = held_out.log_weights + r
+    finite = log_weights.isfinite()
     gains = []
     for model in models:
-        gain = torch.where(log_weights.isfinite(), held_out.log_ratios(model) - r, 0.0)
+        gain = torch.where(finite, held_out.log_ratios(model) - r, 0.0)
         gains.append(gain if bool(gain.isfinite().all()) else torch.zeros_like(gain))
     grid = [
         Weights(i / STEPS, j / STEPS)

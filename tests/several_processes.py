@@ -37,10 +37,14 @@ def train(rank, batch_size=100, num_simulations=460):
 
 
 def result(trainer):
+    points = torch.linspace(-0.9, 0.9, 20).unsqueeze(-1)
+    with torch.no_grad():
+        f = trainer.energy(points.expand(20, 20, 2), points.expand(20, 2))
     return {
         "summary": {k: v for k, v in trainer.summary.items() if "sec" not in k},
         "flow": trainer._neural_net.state_dict(),
-        "energy": trainer.energy.state_dict(),
+        "energy": trainer._trained_energy.state_dict(),
+        "pool": {"f": f},
     }
 
 

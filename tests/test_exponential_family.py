@@ -16,7 +16,7 @@ DESIGN = torch.randn(NUM_SPIKES, DIM, generator=torch.Generator().manual_seed(3)
 
 
 def spikes(num, seed):
-    """A logistic regression: sufficient statistics of 20 spikes, standardised."""
+    """A logistic regression: parameters, and sufficient statistics of 20 spikes."""
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         theta = PRIOR.sample((num,))
@@ -91,7 +91,7 @@ def test_is_concave_in_theta(dim, seed, share):
 
 def test_any_proposal_gives_the_same_model():
     """Draws from a wider Gaussian, weighed, instead of the prior's: r against θ = 0 at
-    fresh pairs differs by less than what more simulations change."""
+    fresh pairs differs by less than 0.25 nats, half of its error with 400 simulations."""
     theta, x = spikes(1000, 0)
     wide = MultivariateNormal(torch.zeros(DIM), 2 * torch.eye(DIM))
     with torch.random.fork_rng([]):
@@ -108,7 +108,7 @@ def test_any_proposal_gives_the_same_model():
 
 
 def test_without_a_dependence_it_says_little():
-    """1,000 simulations of noise in 20 features, one of which a flow would not follow."""
+    """1,000 simulations of noise in 20 features: r moves by less than 0.3 nats."""
     torch.manual_seed(0)
     theta, x = PRIOR.sample((1000,)), torch.randn(1000, 20)
     r = fit(theta, x)(PRIOR.sample((200, 50)), torch.randn(50, 20))

@@ -23,7 +23,7 @@ from sbi_jeffreys.flow import standardizing_embedding
 from sbi_jeffreys.inference import JNPE, FlowBuilder
 from sbi_jeffreys.linear_model import LinearModel
 from sbi_jeffreys.pair import ModelPair
-from sbi_jeffreys.pool import Pool, as_seen
+from sbi_jeffreys.pool import Pool
 
 NO_VALUE = float("nan")
 
@@ -306,7 +306,9 @@ def taken_apart(pair: ModelPair, theta: Tensor, x: Tensor) -> tuple[ModelPair, M
     networks, linear = deepcopy(pair), deepcopy(pair)
     if isinstance(pair.energy.net, Pool):
         networks.energy.net = pair.energy.net.net
-    linear.energy.net = LinearModel.fit(*as_seen(pair.energy, theta, x))
+    with torch.no_grad():
+        features = pair.energy.embedding_net(x).flatten(1)
+    linear.energy.net = LinearModel.fit(pair.energy.standardize(theta), features)
     return networks, linear
 
 
