@@ -5,8 +5,8 @@ r"""The energy that is kept: networks pooled with three simpler models of the si
 is a logarithmic opinion pool (Genest & Zidek 1986), of networks, a `LinearModel`, an
 `ExponentialFamily` and a `SyntheticLikelihood`. Networks of parameters and data have to
 learn even a linear dependence, and memorise simulations meanwhile; the others assume
-more, and where one is right it is hard to beat. The weights are those of the least held-out
-loss, but zero unless they gain more than a standard error of that gain.
+more, and where one is right it is hard to beat. The weights are those of the least
+held-out loss, but zero unless they gain more than a standard error of that gain.
 """
 
 from collections.abc import Sequence

@@ -222,12 +222,11 @@ class StudentMembers(nn.Module):
         layers: list[Any] = [self.first, *self.blocks, self.last]
         shrunk = [layer.weight for layer in layers]
         others = [*(layer.bias for layer in layers), *self.linear.parameters()]
+        others.append(self.log_freedom)
         optimizer = torch.optim.AdamW(
-            [{"params": shrunk}, {"params": others, "weight_decay": 0.0}],
-            lr=LEARNING_RATE,
-            weight_decay=WEIGHT_DECAY / len(theta),
+            shrunk, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY / len(theta)
         )
-        optimizer.add_param_group({"params": [self.log_freedom], "weight_decay": 0.0})
+        optimizer.add_param_group({"params": others, "weight_decay": 0.0})
         latest = [p.detach() for p in self.parameters()]
         average = [p.clone() for p in latest]
         best = [p.clone() for p in latest]
