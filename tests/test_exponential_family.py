@@ -71,7 +71,8 @@ def test_by_hand():
     eta = s @ model.natural.weight.T + model.natural.bias
     terms = (1 + (theta @ model.hidden.weight.T + model.hidden.bias).exp()).log()
     psi = (theta @ model.root.T).pow(2).sum(-1) + terms @ model.root_output.pow(2)
-    want = torch.einsum("sbd,bd->sb", theta, eta) - psi - model.log_normalizer(eta)
+    c = torch.cat([eta, eta.pow(2)], 1) @ model.log_normalizer.weight[0]
+    want = torch.einsum("sbd,bd->sb", theta, eta) - psi - c - model.log_normalizer.bias
     torch.testing.assert_close(model(theta, s), want)
 
 

@@ -69,7 +69,7 @@ def test_weighted_average_by_hand():
         [Ratio(1.0)(input, condition), Ratio(2.0)(input, condition)]
     )
     family = ExponentialFamily(2, 2).double()
-    pool = Pool(members, [linear, family], (0.25, 0.5))
+    pool = Pool(members, [linear, family], Weights(0.25, 0.5))
     want = 0.25 * Ratio(1.5)(theta, x) + 0.25 * linear(theta, x) + 0.5 * family(theta, x)
     torch.testing.assert_close(pool(theta, x), want)
 
@@ -90,9 +90,8 @@ def test_networks_that_learnt_nothing_or_too_much_give_way(factor, low, high):
 
 def test_each_model_has_the_weight_where_it_is_right():
     """Gaussian errors of θ, where both are, and may share it. Errors of two sizes, where
-    the linear model alone is. Spikes, of which x are sufficient statistics, where the
-    exponential family alone is. And a mean that is curved, where the synthetic likelihood
-    alone is."""
+    the linear model alone is. And spikes, of which x are sufficient statistics, where the
+    exponential family alone is."""
     theta, fresh = TRAINING[0][:400], VALIDATION[0][:200]
 
     def weights(simulator):
@@ -107,14 +106,9 @@ def test_each_model_has_the_weight_where_it_is_right():
         design = torch.tensor([[4.0, 0.0], [0.0, 4.0], [3.0, -3.0]]).double()
         return torch.bernoulli((theta @ design.T).sigmoid()) @ design / 4
 
-    def curved(theta):
-        bent = torch.stack([theta[:, 0], theta[:, 1] + 2 * theta[:, 0].square()], 1)
-        return bent + NOISE / 5 * torch.randn_like(theta)
-
     assert sum(weights(lambda theta: theta + NOISE * torch.randn_like(theta))) > 0.95
     assert weights(with_outliers).linear_model > 0.8
     assert weights(spikes).exponential_family > 0.8
-    assert weights(curved).synthetic_likelihood > 0.8
 
 
 def test_models_that_say_nothing_get_no_weight():
@@ -122,7 +116,7 @@ def test_models_that_say_nothing_get_no_weight():
     theta, x = TRAINING
     models = pair(0.8)
     energy, weights = pooled(models, (theta[torch.randperm(len(theta))], x), VALIDATION)
-    assert weights == (0.0, 0.0, 0.0)
+    assert weights == (0.0, 0.0)
     assert energy is models.energy
 
 
@@ -134,7 +128,7 @@ def test_nothing_is_lost_where_no_model_can_be_fitted(problem):
     else:
         x = x.where(x < x.max(), torch.nan)
     models = pair(0.5)
-    assert pooled(models, (theta, x), VALIDATION) == (models.energy, (0.0, 0.0, 0.0))
+    assert pooled(models, (theta, x), VALIDATION) == (models.energy, (0.0, 0.0))
 
 
 def test_random_numbers_are_left_alone():
@@ -159,7 +153,7 @@ def trainer():
 def test_training_goes_on_as_if_there_were_no_pool(trainer):
     with pytest.warns(UserWarning, match="max_num_epochs"):
         trainer.train(max_num_epochs=3)
-    names = [f"{model}_weight" for model in Weights._fields]
+    names = "linear_model_weight", "exponential_family_weight"
     assert sum(trainer.summary[name][0] for name in names) > 0
     assert isinstance(trainer.energy.net, Pool)
     assert not isinstance(trainer.latest.energy.net, Pool)
@@ -169,7 +163,7 @@ def test_training_goes_on_as_if_there_were_no_pool(trainer):
             one.train(max_num_epochs=5, resume_training=True)
     losses = trainer.summary["validation_loss"], copy.summary["validation_loss"]
     assert losses[0] == losses[1]
-    assert [len(trainer.summary[name]) for name in names] == [2, 2, 2]
+    assert [len(trainer.summary[name]) for name in names] == [2, 2]
     with pytest.warns(UserWarning, match="max_num_epochs"):
         trainer.train(max_num_epochs=1, force_first_round_loss=True)
     assert not isinstance(trainer.energy.net.net, Pool)
