@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 from typing_extensions import Self
 
+from sbi_jeffreys.log_normalizer import LogNormalizer
+
 HIDDEN_FEATURES = 64
 """Terms of the sum in psi."""
 
@@ -52,11 +54,10 @@ class ExponentialFamily(nn.Module):
         self.root = nn.Parameter(0.1 * torch.eye(input_features))
         self.hidden = nn.Linear(input_features, HIDDEN_FEATURES)
         self.root_output = nn.Parameter(torch.full((HIDDEN_FEATURES,), 0.1))
-        self.log_normalizer = nn.Linear(2 * input_features, 1)
+        self.log_normalizer = LogNormalizer(input_features)
         nn.init.normal_(self.hidden.weight, std=1 / sqrt(input_features))
-        for layer in (self.natural, self.log_normalizer):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        nn.init.zeros_(self.natural.weight)
+        nn.init.zeros_(self.natural.bias)
 
     @classmethod
     def fit(cls, candidates: Tensor, features: Tensor, log_weights: Tensor) -> Self:
@@ -105,16 +106,10 @@ class ExponentialFamily(nn.Module):
             optimizer.step(penalised_loss)
         model.requires_grad_(False)
         log_z = (log_weights + model(candidates, features))[1:].logsumexp(0)
-        return model._normalized(features, log_z - log(len(candidates) - 1)).to(kind)
-
-    def _normalized(self, features: Tensor, log_z: Tensor) -> Self:
-        """Fit c to log Z, shape `(N,)`, of features of x, shape `(N, features)`."""
-        eta = self._natural_and_squares(features)
-        design = torch.cat([eta, torch.ones_like(eta[:, :1])], 1).cpu()
-        fit = torch.linalg.lstsq(design, log_z.cpu().unsqueeze(1), driver="gelsd")
-        self.log_normalizer.weight.copy_(fit.solution[:-1].T)
-        self.log_normalizer.bias.copy_(fit.solution[-1])
-        return self
+        model.log_normalizer.fit(
+            model.natural(features), log_z - log(len(candidates) - 1)
+        )
+        return model.to(kind)
 
     def forward(self, input: Tensor, condition: Tensor) -> Tensor:
         """Return the log-ratio in nats, shape `(sample, batch)`.
@@ -123,13 +118,7 @@ class ExponentialFamily(nn.Module):
             input: Standardised parameters, shape `(sample, batch, D)`.
             condition: Features of x, shape `(batch, features)`.
         """
-        eta_and_squares = self._natural_and_squares(condition.flatten(1))
-        eta = eta_and_squares[:, : input.shape[-1]]
+        eta = self.natural(condition.flatten(1))
         sums = softplus(self.hidden(input)) @ self.root_output.square()
         psi = (input @ self.root.T).square().sum(-1) + sums
-        c = self.log_normalizer(eta_and_squares).squeeze(-1)
-        return (input * eta).sum(-1) - psi - c
-
-    def _natural_and_squares(self, features: Tensor) -> Tensor:
-        eta = self.natural(features)
-        return torch.cat([eta, eta.square()], -1)
+        return (input * eta).sum(-1) - psi - self.log_normalizer(eta)

@@ -61,8 +61,8 @@ class JNPE(BothPosteriors):
     is no end. Weights of the three divergences adapt as multipliers of a resilient
     constrained problem. (Ben-Dov & Chamon, arXiv:2511.11159; Hounie, Ribeiro & Chamon,
     arXiv:2306.02426.) After training, the energy is pooled with a linear model of the
-    simulator and with an exponential family, with the weights that fit held-out
-    simulations best (`pool`).
+    simulator, an exponential family and a synthetic likelihood, with the weights that
+    fit held-out simulations best (`pool`).
 
     Arguments of `sbi`'s NPE come in its order and mean the same. One round of
     simulations is amortised over x; truncated proposals (`RestrictedPrior`) work too.
@@ -262,7 +262,8 @@ class JNPE(BothPosteriors):
             `validation_ess`; and, unless weights are fixed, `constraint_violations`,
             `primal_value` and `duality_gap` (see `multipliers`). In nats, but for the
             multipliers, the rate and the effective sample size. And for each call,
-            `linear_model_weight` and `exponential_family_weight`: what part these have of
+            `linear_model_weight`, `exponential_family_weight` and
+            `synthetic_likelihood_weight`: what part these have of
             `energy`, 0 to 1.
 
         Raises:

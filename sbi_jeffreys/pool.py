@@ -1,17 +1,18 @@
-r"""The energy that is kept: networks pooled with two simpler models of the simulator.
+r"""The energy that is kept: networks pooled with three simpler models of the simulator.
 
 .. math:: f = (1 - \sum_m w_m) f_{networks} + \sum_m w_m f_m
 
-is a logarithmic opinion pool (Genest & Zidek 1986), of networks, a `LinearModel` and an
-`ExponentialFamily`. Networks have to learn even a linear dependence, and memorise
-simulations meanwhile; the other two have few parameters, and where one is right it is
-hard to beat. The weights are those of the least held-out loss, but zero unless they gain
-more than a standard error of that gain.
+is a logarithmic opinion pool (Genest & Zidek 1986), of networks, a `LinearModel`, an
+`ExponentialFamily` and a `SyntheticLikelihood`. Networks of parameters and data have to
+learn even a linear dependence, and memorise simulations meanwhile; the others assume
+more, and where one is right it is hard to beat. The weights are those of the least
+held-out loss, but zero unless they gain more than a standard error of that gain.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
-from typing import NamedTuple
+from itertools import product
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +22,13 @@ from sbi_jeffreys.exponential_family import ExponentialFamily
 from sbi_jeffreys.linear_model import LinearModel
 from sbi_jeffreys.pair import ModelPair
 from sbi_jeffreys.random_state import seeded
+from sbi_jeffreys.synthetic_likelihood import SyntheticLikelihood
 
 STEPS = 20
 """Weights that are tried are multiples of one over this, with a sum of at most one."""
 
 NUM_TRAINING_DRAWS = 32
-"""Draws of the flow for each x that the exponential family is fitted to."""
+"""Draws of the flow for each x that simpler models are fitted to."""
 
 NUM_DRAWS = 256
 """Draws of the flow for each held-out x."""
@@ -40,6 +42,7 @@ class Weights(NamedTuple):
 
     linear_model: float
     exponential_family: float
+    synthetic_likelihood: float
 
 
 class Pool(nn.Module):
@@ -102,12 +105,13 @@ class Candidates(NamedTuple):
         )
 
 
-def _linear_model(candidates: Candidates) -> nn.Module:
-    return LinearModel.fit(candidates.theta[0], candidates.features)
-
-
-def _exponential_family(candidates: Candidates) -> nn.Module:
-    return ExponentialFamily.fit(*candidates)
+Fit: TypeAlias = Callable[[Candidates], nn.Module]
+FITS: tuple[Fit, ...] = (
+    lambda some: LinearModel.fit(some.theta[0], some.features),
+    lambda some: ExponentialFamily.fit(*some),
+    lambda some: SyntheticLikelihood.fit(*some),
+)
+"""Of the simpler models, in the order of their `Weights`."""
 
 
 @torch.no_grad()
@@ -129,28 +133,33 @@ def pooled(
         training: Parameters and simulations, `(N, D)` and `(N, ...)`.
         validation: Held-out ones.
     """
-    energy, none = pair.energy, Weights(0.0, 0.0)
+    energy, none = pair.energy, Weights(0.0, 0.0, 0.0)
     if min(len(training[0]), len(validation[0])) < 2:
         return energy, none
     with seeded(energy.loc.device, 0):
         known = _candidates(pair, *training, NUM_TRAINING_DRAWS)
         held_out = _candidates(pair, *validation, NUM_DRAWS)
-        everything = known.and_as_many_of(held_out)
-        if not bool(everything.features.isfinite().all()):
-            return energy, none
-        fits = _linear_model, _exponential_family
-        models = [fit(known) for fit in fits]
-        weights = _best_weights(energy.net, models, held_out)
-        if weights == none:
-            return energy, none
-        kept = [
-            (fit(everything), weight)
-            for fit, weight in zip(fits, weights, strict=True)
-            if weight > 0
-        ]
+    everything = known.and_as_many_of(held_out)
+    if not bool(everything.features.isfinite().all()):
+        return energy, none
+    models = [_fitted(fit, known) for fit in FITS]
+    weights = _best_weights(energy.net, models, held_out)
+    if weights == none:
+        return energy, none
+    kept = [
+        (_fitted(fit, everything), weight)
+        for fit, weight in zip(FITS, weights, strict=True)
+        if weight > 0
+    ]
     pool = deepcopy(energy, {id(energy.net): energy.net})
     pool.net = Pool(energy.net, *zip(*kept, strict=True))
     return pool, weights
+
+
+def _fitted(fit: Fit, candidates: Candidates) -> nn.Module:
+    """Fit a model with random numbers that do not depend on what was fitted before."""
+    with seeded(candidates.theta.device, 0):
+        return fit(candidates)
 
 
 def _candidates(pair: ModelPair, theta: Tensor, x: Tensor, num: int) -> Candidates:
@@ -189,21 +198,25 @@ def _best_weights(
     for model in models:
         gain = torch.where(finite, held_out.log_ratios(model) - r, 0.0)
         gains.append(gain if bool(gain.isfinite().all()) else torch.zeros_like(gain))
+    shares = range(STEPS + 1)
     grid = [
-        Weights(i / STEPS, j / STEPS)
-        for i in range(STEPS + 1)
-        for j in range(STEPS + 1 - i)
+        Weights(*(share / STEPS for share in some))
+        for some in product(shares, repeat=len(models))
+        if sum(some) <= STEPS
     ]
     losses = torch.stack(
-        [
-            -(log_weights + linear * gains[0] + family * gains[1]).log_softmax(0)[0]
-            for linear, family in grid
-        ]
+        [-_pooled(log_weights, gains, weights).log_softmax(0)[0] for weights in grid]
     )
     best = int(losses.mean(1).nan_to_num(torch.inf).argmin())
     gain = losses[0] - losses[best]
     is_visible = bool(gain.mean() > gain.std() / len(gain) ** 0.5)
     return grid[best] if is_visible else grid[0]
+
+
+def _pooled(r: Tensor, gains: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    for gain, weight in zip(gains, weights, strict=True):
+        r = torch.add(r, gain, alpha=weight)
+    return r
 
 
 def _mean(r: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ from sbi.neural_nets.estimators.base import ConditionalDensityEstimator
 from sbi.neural_nets.estimators.shape_handling import reshape_to_batch_event
 from sbi.utils import RestrictedPrior
 from sbi.utils.sbiutils import within_support
+from sbi.utils.torchutils import process_device
+from sbi.utils.user_input_checks_utils import move_distribution_to_device
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -63,11 +65,21 @@ class FlowPosterior(ChecksAgreement, DirectPosterior):
         self.num_simulations = num_simulations
 
     def to(self, device: torch.device | str) -> None:
-        """Move all that belongs to the posterior; see `sbi`."""
-        super().to(device)
-        for module in (self.pair, self.novelty):
+        """Move all that belongs to the posterior, also a prior that has no `to`."""
+        device, x = process_device(device), self.default_x
+        for module in (self.posterior_estimator, self.pair, self.novelty):
             if module is not None:
                 module.to(device)
+        DirectPosterior.__init__(
+            self,
+            self.posterior_estimator,
+            move_distribution_to_device(self.prior, device),
+            self.max_sampling_batch_size,
+            device,
+            enable_transform=self.enable_transform,
+        )
+        if x is not None:
+            self.set_default_x(x.to(device))
 
     def sample(
         self,

@@ -128,7 +128,7 @@ class _GaussianLogRatio(nn.Module):
 
     def forward(self, input: Tensor, condition: Tensor) -> Tensor:
         theta = input * self.scale + self.loc
-        scale = torch.tensor(self.variance**0.5)
+        scale = self.variance**0.5
         likelihood = Normal(theta, scale, validate_args=False).log_prob(condition)
         evidence = Normal(0.0, (1 + self.variance) ** 0.5).log_prob(condition)
         return (likelihood - evidence).sum(-1)

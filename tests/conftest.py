@@ -4,15 +4,14 @@ processes that run side by side lose a lot."""
 import pytest
 import torch
 
-from sbi_jeffreys import exponential_family
+from sbi_jeffreys import exponential_family, synthetic_likelihood
 
 torch.set_num_threads(1)
-
-FITTED_IN_FULL = "test_exponential_family", "test_pool", "test_distributed"
 
 
 @pytest.fixture(autouse=True)
 def short_fits(request, monkeypatch):
-    """After trainings of a second, fit the exponential family in less than that."""
-    if request.module.__name__.split(".")[-1] not in FITTED_IN_FULL:
+    """After trainings of a second, fit the models of the pool in less than that."""
+    if request.node.get_closest_marker("full_fits") is None:
         monkeypatch.setattr(exponential_family, "MAX_ITERATIONS", 20)
+        monkeypatch.setattr(synthetic_likelihood, "MAX_STEPS", 20)

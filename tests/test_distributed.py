@@ -11,6 +11,8 @@ from sbi_jeffreys import distributed
 from sbi_jeffreys.exponential_family import TOLERANCE
 from tests import several_processes
 
+pytestmark = pytest.mark.full_fits
+
 RTOL, ATOL = 1e-4, 1e-5  # rounding differs, and grows with every step of Adam
 
 

@@ -9,7 +9,7 @@ from sbi.utils import BoxUniform
 from torch import nn
 from torch.distributions import MultivariateNormal
 
-from sbi_jeffreys import JNPE
+from sbi_jeffreys import JNPE, synthetic_likelihood
 from sbi_jeffreys.batches import SlicedBatches
 from sbi_jeffreys.data import Stacked
 from sbi_jeffreys.energy import ConditionalEnergy, base_density
@@ -44,7 +44,7 @@ def simulations(num):
 
 
 torch.manual_seed(0)
-TRAINING, VALIDATION = simulations(2000), simulations(400)
+TRAINING, VALIDATION = simulations(1000), simulations(400)
 LOC, SCALE = TRAINING[0].mean(0), TRAINING[0].std(0)
 
 
@@ -69,11 +69,12 @@ def test_weighted_average_by_hand():
         [Ratio(1.0)(input, condition), Ratio(2.0)(input, condition)]
     )
     family = ExponentialFamily(2, 2).double()
-    pool = Pool(members, [linear, family], Weights(0.25, 0.5))
+    pool = Pool(members, [linear, family], (0.25, 0.5))
     want = 0.25 * Ratio(1.5)(theta, x) + 0.25 * linear(theta, x) + 0.5 * family(theta, x)
     torch.testing.assert_close(pool(theta, x), want)
 
 
+@pytest.mark.full_fits
 @pytest.mark.parametrize(
     ("factor", "low", "high"), [(1.0, 0.0, 1.0), (0.0, 0.95, 1.0), (3.0, 0.9, 1.0)]
 )
@@ -88,10 +89,13 @@ def test_networks_that_learnt_nothing_or_too_much_give_way(factor, low, high):
     assert float((exact - log_q)[0].mean()) == pytest.approx(0.0, abs=0.02)
 
 
-def test_each_model_has_the_weight_where_it_is_right():
-    """Gaussian errors of θ, where both are, and may share it. Errors of two sizes, where
-    the linear model alone is. And spikes, of which x are sufficient statistics, where the
-    exponential family alone is."""
+@pytest.mark.full_fits
+def test_each_model_has_the_weight_where_it_is_right(monkeypatch):
+    """Gaussian errors of θ, where all are, and may share it. Errors of two sizes, where
+    the exponential family is not. Spikes, of which x are sufficient statistics, where it
+    is, though with three of them others come near: in four repetitions its weight was
+    0.1 to 0.55. And a mean that is curved, where the synthetic likelihood alone is."""
+    monkeypatch.setattr(synthetic_likelihood, "MAX_STEPS", 1000)
     theta, fresh = TRAINING[0][:400], VALIDATION[0][:200]
 
     def weights(simulator):
@@ -106,17 +110,23 @@ def test_each_model_has_the_weight_where_it_is_right():
         design = torch.tensor([[4.0, 0.0], [0.0, 4.0], [3.0, -3.0]]).double()
         return torch.bernoulli((theta @ design.T).sigmoid()) @ design / 4
 
+    def curved(theta):
+        bent = torch.stack([theta[:, 0], theta[:, 1] + 2 * theta[:, 0].square()], 1)
+        return bent + NOISE / 5 * torch.randn_like(theta)
+
     assert sum(weights(lambda theta: theta + NOISE * torch.randn_like(theta))) > 0.95
-    assert weights(with_outliers).linear_model > 0.8
-    assert weights(spikes).exponential_family > 0.8
+    assert weights(with_outliers).exponential_family < 0.2
+    assert weights(spikes).exponential_family > 0.2
+    assert weights(curved).synthetic_likelihood > 0.8
 
 
+@pytest.mark.full_fits
 def test_models_that_say_nothing_get_no_weight():
     """Beside networks that are not sure enough already."""
     theta, x = TRAINING
     models = pair(0.8)
     energy, weights = pooled(models, (theta[torch.randperm(len(theta))], x), VALIDATION)
-    assert weights == (0.0, 0.0)
+    assert weights == (0.0, 0.0, 0.0)
     assert energy is models.energy
 
 
@@ -128,7 +138,7 @@ def test_nothing_is_lost_where_no_model_can_be_fitted(problem):
     else:
         x = x.where(x < x.max(), torch.nan)
     models = pair(0.5)
-    assert pooled(models, (theta, x), VALIDATION) == (models.energy, (0.0, 0.0))
+    assert pooled(models, (theta, x), VALIDATION) == (models.energy, (0.0, 0.0, 0.0))
 
 
 def test_random_numbers_are_left_alone():
@@ -153,7 +163,7 @@ def trainer():
 def test_training_goes_on_as_if_there_were_no_pool(trainer):
     with pytest.warns(UserWarning, match="max_num_epochs"):
         trainer.train(max_num_epochs=3)
-    names = "linear_model_weight", "exponential_family_weight"
+    names = [f"{model}_weight" for model in Weights._fields]
     assert sum(trainer.summary[name][0] for name in names) > 0
     assert isinstance(trainer.energy.net, Pool)
     assert not isinstance(trainer.latest.energy.net, Pool)
@@ -163,12 +173,13 @@ def test_training_goes_on_as_if_there_were_no_pool(trainer):
             one.train(max_num_epochs=5, resume_training=True)
     losses = trainer.summary["validation_loss"], copy.summary["validation_loss"]
     assert losses[0] == losses[1]
-    assert [len(trainer.summary[name]) for name in names] == [2, 2]
+    assert [len(trainer.summary[name]) for name in names] == [2, 2, 2]
     with pytest.warns(UserWarning, match="max_num_epochs"):
         trainer.train(max_num_epochs=1, force_first_round_loss=True)
     assert not isinstance(trainer.energy.net.net, Pool)
 
 
+@pytest.mark.full_fits
 def test_both_posteriors_know_the_pool(trainer):
     with pytest.warns(UserWarning, match="max_num_epochs"):
         trainer.train(max_num_epochs=3)

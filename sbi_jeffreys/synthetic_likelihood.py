@@ -1,0 +1,300 @@
+r"""A simulator whose output scatters about a function of its parameters.
+
+.. math:: r(\theta, x) = \log p(s | \theta) - c(x), \qquad
+    p(s | \theta) = \frac1M \sum_m |U_m(\theta)| \;
+        t_{\nu_m}\big(U_m(\theta) (s - \mu_m(\theta))\big)
+
+with s the features of x (their leading principal components), and t the standard
+multivariate density of Student. It is a synthetic likelihood (Wood 2010, Price et al.
+2018) with networks of $\theta$ for the mean $\mu$ and the triangular U, whose $U^T U$ is
+the precision, up to a factor: heavier tails than a Gaussian's forgive a mean that is
+somewhat wrong. Where errors have about such a shape, the networks have less to learn than
+those of both $\theta$ and x.
+
+Each of the M networks is fitted by maximum likelihood to the simulations but a fold of
+its own, until it fits that no better.
+"""
+
+from math import log, pi, sqrt
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout, silu
+from typing_extensions import Self
+
+from sbi_jeffreys.log_normalizer import LogNormalizer
+
+NUM_MEMBERS = 5
+"""Networks M, at most one for each simulation."""
+
+MAX_FEATURES = 20
+"""Principal components of the features of x, at most; also a tenth of simulations."""
+
+LEAST_SPREAD = 0.02
+"""Least standard deviation of a principal component, over that of the first: more than
+`screening` leaves of entries of x that are unrelated to the parameters."""
+
+HIDDEN_FEATURES = 64
+"""Width of the networks."""
+
+NUM_BLOCKS = 2
+"""Residual blocks, of one layer each."""
+
+DROPOUT = 0.2
+"""Fraction of activations dropped in each block while training."""
+
+LEARNING_RATE, WEIGHT_DECAY = 2e-3, 1000.0
+"""Of AdamW. A step shrinks the weights of the networks' layers by the product of both,
+over the number of simulations."""
+
+BATCH_SIZE = 200
+"""Simulations in a batch, drawn with replacement."""
+
+AVERAGING = 0.98
+"""Weight of the past in the moving average of the weights."""
+
+CHECK_EVERY, PATIENCE, MAX_STEPS = 5, 250, 5000
+"""Steps from one look at the folds to the next, without better fit of any before training
+stops, and at most."""
+
+LEAST_VARIANCE = 1e-6
+"""Added to that of the residuals of s in any direction, before they are whitened."""
+
+CHUNK = 8192
+"""Rows that the networks look at together."""
+
+
+class SyntheticLikelihood(nn.Module):
+    r"""The log-ratio $\log p(s(x) | \theta) - c(x)$."""
+
+    center: Tensor
+    projection: Tensor
+
+    def __init__(
+        self, center: Tensor, projection: Tensor, input_features: int, num_members: int
+    ) -> None:
+        r"""
+        Args:
+            center: Mean of the features of x, shape `(features,)`.
+            projection: From features to s, shape `(features, d)`.
+            input_features: Number of parameters.
+            num_members: Networks M.
+        """
+        super().__init__()
+        self.register_buffer("center", center)
+        self.register_buffer("projection", projection)
+        num = projection.shape[1]
+        self.members = StudentMembers(num_members, input_features, num)
+        self.log_normalizer = LogNormalizer(num)
+
+    @classmethod
+    def fit(cls, candidates: Tensor, features: Tensor, log_weights: Tensor) -> Self:
+        r"""Fit, in single precision, the members to pairs, and c to log Z.
+
+        Args:
+            candidates: Standardised parameters, shape `(1 + K, N, D)`: those of each
+                pair, then K draws of a proposal given its x.
+            features: Of x, shape `(N, features)`.
+            log_weights: $\log p - \log proposal$ in nats, shape `(1 + K, N)`.
+
+        Returns:
+            The model, on the device and in the precision of `candidates`.
+        """
+        kind = candidates.dtype
+        candidates, features, log_weights = (
+            values.float() for values in (candidates, features, log_weights)
+        )
+        theta, num = candidates[0], len(features)
+        center = features.mean(0)
+        _, spreads, directions = torch.linalg.svd(features - center, full_matrices=False)
+        count = int((spreads > LEAST_SPREAD * spreads[0]).sum())
+        size = max(1, min(MAX_FEATURES, num // 10, count))
+        s = (features - center) @ directions[:size].T
+
+        design = torch.cat([theta, torch.ones_like(theta[:, :1])], 1)
+        slopes = torch.linalg.pinv(design) @ s
+        residuals = s - design @ slopes
+        covariance = residuals.T @ residuals / num
+        covariance += LEAST_VARIANCE * torch.eye(size).to(covariance)
+        whiten = torch.linalg.inv(torch.linalg.cholesky(covariance)).T
+
+        num_members = min(NUM_MEMBERS, num)
+        projection = directions[:size].T @ whiten
+        model = cls(center, projection, theta.shape[1], num_members).to(features)
+        with torch.enable_grad():
+            model.members.fit(theta, s @ whiten, slopes @ whiten)
+        model.eval().requires_grad_(False)
+        log_z = (log_weights + model(candidates, features))[1:].logsumexp(0)
+        model.log_normalizer.fit(
+            model.summaries(features), log_z - log(len(candidates) - 1)
+        )
+        return model.to(kind)
+
+    def summaries(self, condition: Tensor) -> Tensor:
+        """Return s, shape `(batch, d)`, of features of x, shape `(batch, ...)`."""
+        return (condition.flatten(1) - self.center) @ self.projection
+
+    def forward(self, input: Tensor, condition: Tensor) -> Tensor:
+        """Return the log-ratio in nats, shape `(sample, batch)`.
+
+        Args:
+            input: Standardised parameters, shape `(sample, batch, D)`.
+            condition: Features of x, shape `(batch, features)`.
+        """
+        s = self.summaries(condition)
+        num = self.members.num
+        rows = input.flatten(0, 1), s.expand(len(input), -1, -1).flatten(0, 1)
+        log_likelihood = torch.cat(
+            [
+                self.members(*(values.expand(num, -1, -1) for values in some))
+                .logsumexp(0)
+                .sub(log(num))
+                for some in zip(*(values.split(CHUNK) for values in rows), strict=True)
+            ]
+        )
+        return log_likelihood.reshape(input.shape[:-1]) - self.log_normalizer(s)
+
+
+class StudentMembers(nn.Module):
+    r"""The M densities $p_m(s | \theta)$, side by side."""
+
+    entries: Tensor
+
+    def __init__(self, num: int, input_features: int, output_features: int) -> None:
+        r"""
+        Args:
+            num: M.
+            input_features: Number of parameters.
+            output_features: Entries d of s.
+        """
+        super().__init__()
+        self.num, self.output_features = num, output_features
+        dim, num_below = output_features, output_features * (output_features - 1) // 2
+        self.linear = MemberLinear(num, input_features, dim)
+        self.first = MemberLinear(num, input_features, HIDDEN_FEATURES)
+        self.blocks = nn.ModuleList(
+            MemberLinear(num, HIDDEN_FEATURES, HIDDEN_FEATURES) for _ in range(NUM_BLOCKS)
+        )
+        self.last = MemberLinear(num, HIDDEN_FEATURES, 2 * dim + num_below, gain=0.1)
+        self.log_freedom = nn.Parameter(torch.full((num, 1), 2.0))
+        # Where each entry of U is among its diagonal, those below it, and a zero.
+        entries = torch.full((dim, dim), dim + num_below).diagonal_scatter(
+            torch.arange(dim)
+        )
+        below = torch.tril_indices(dim, dim, -1)
+        entries[below[0], below[1]] = dim + torch.arange(num_below)
+        self.register_buffer("entries", entries.flatten())
+
+    def forward(self, theta: Tensor, s: Tensor) -> Tensor:
+        r"""Return $\log p_m(s | \theta)$ in nats, shape `(M, N)`.
+
+        Args:
+            theta: Standardised parameters, shape `(M, N, D)`.
+            s: Whitened summaries, shape `(M, N, d)`.
+        """
+        hidden = self.first(theta)
+        for block in self.blocks:
+            hidden = hidden + block(dropout(silu(hidden), DROPOUT, self.training))
+        dim = self.output_features
+        mean, log_diagonal, below = self.last(silu(hidden)).tensor_split(
+            (dim, 2 * dim), -1
+        )
+        parts = torch.cat(
+            [log_diagonal.exp(), below, torch.zeros_like(mean[..., :1])], -1
+        )
+        root = parts.index_select(-1, self.entries).unflatten(-1, (dim, dim))
+        error = s - mean - self.linear(theta)
+        square = (root @ error.unsqueeze(-1)).square().sum((-1, -2))
+        nu = 1 + self.log_freedom.exp()
+        half = (nu + dim) / 2
+        return (
+            torch.lgamma(half)
+            - torch.lgamma(nu / 2)
+            - dim / 2 * (log(pi) + nu.log())
+            - half * torch.log1p(square / nu)
+            + log_diagonal.sum(-1)
+        )
+
+    def fit(self, theta: Tensor, s: Tensor, slopes: Tensor) -> None:
+        """Fit each member to the pairs but a fold, of which the best weights are kept.
+
+        Args:
+            theta: Standardised parameters, shape `(N, D)`.
+            s: Whitened summaries, shape `(N, d)`.
+            slopes: Of the regression of s on theta and one, shape `(D + 1, d)`, to start.
+        """
+        with torch.no_grad():
+            self.linear.weight.copy_(slopes[:-1])
+            self.linear.bias.copy_(slopes[-1])
+        size = len(theta) // self.num
+        order = torch.randperm(len(theta), device=theta.device)
+        rolled = torch.stack([order.roll(m * size) for m in range(self.num)])
+        fold, rest = rolled[:, :size], rolled[:, size:]
+
+        layers: list[Any] = [self.first, *self.blocks, self.last]
+        shrunk = [layer.weight for layer in layers]
+        others = [*(layer.bias for layer in layers), *self.linear.parameters()]
+        others.append(self.log_freedom)
+        optimizer = torch.optim.AdamW(
+            shrunk, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY / len(theta)
+        )
+        optimizer.add_param_group({"params": others, "weight_decay": 0.0})
+        latest = [p.detach() for p in self.parameters()]
+        average = [p.clone() for p in latest]
+        best = [p.clone() for p in latest]
+        best_loss = theta.new_full((self.num,), torch.inf)
+        last_gain = 0
+        for step in range(1, MAX_STEPS + 1):
+            rows = rest.gather(1, torch.randint_like(rest[:, :BATCH_SIZE], rest.shape[1]))
+            loss = -self(theta[rows], s[rows]).mean(1).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            torch._foreach_lerp_(average, latest, max(1 - AVERAGING, 9 / (8 + step)))
+            if step % CHECK_EVERY == 0:
+                losses = self._losses(average, theta[fold], s[fold])
+                better = losses < best_loss
+                best_loss = torch.where(better, losses, best_loss)
+                for kept, values in zip(best, average, strict=True):
+                    kept[better] = values[better]
+                last_gain = step if bool(better.any()) else last_gain
+                if step - last_gain >= PATIENCE:
+                    break
+        for parameter, values in zip(latest, best, strict=True):
+            parameter.copy_(values)
+        self.zero_grad()
+
+    @torch.no_grad()
+    def _losses(self, weights: list[Tensor], theta: Tensor, s: Tensor) -> Tensor:
+        """Return the mean loss of each member with these weights, shape `(M,)`."""
+        named = dict(zip(dict(self.named_parameters()), weights, strict=True))
+        self.eval()
+        log_likelihood = torch.func.functional_call(self, named, (theta, s))
+        self.train()
+        return -log_likelihood.mean(1)
+
+
+class MemberLinear(nn.Module):
+    """A linear layer for each of M members."""
+
+    def __init__(
+        self, num: int, input_features: int, output_features: int, gain: float = 1.0
+    ) -> None:
+        """
+        Args:
+            num: M.
+            input_features: Entries of its input.
+            output_features: Entries of its output.
+            gain: Standard deviation of an output, at first, for inputs of unit variance.
+        """
+        super().__init__()
+        std = gain / sqrt(input_features)
+        self.weight = nn.Parameter(
+            std * torch.randn(num, input_features, output_features)
+        )
+        self.bias = nn.Parameter(torch.zeros(num, 1, output_features))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return outputs `(M, N, output_features)` of `(M, N, input_features)`."""
+        return torch.baddbmm(self.bias, input, self.weight)
