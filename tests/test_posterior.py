@@ -200,6 +200,14 @@ def test_the_trainer_builds_it_and_sbis_where_rejection_is_needed(prior):
     assert type(trainer.build_posterior(flow, prior=accept)) is DirectPosterior
 
 
+def test_moves_with_a_prior_that_has_no_method_for_it():
+    prior = MultivariateNormal(torch.zeros(2), torch.eye(2))
+    posterior = FlowPosterior(make_flow(prior), prior).set_default_x(X[:1])
+    before = posterior.log_prob(torch.zeros(1, 2))
+    posterior.to("cpu")
+    torch.testing.assert_close(posterior.log_prob(torch.zeros(1, 2)), before)
+
+
 @pytest.mark.gpu
 def test_samples_stay_on_the_gpu_where_observations_do_not():
     prior = BoxUniform(-torch.ones(2), torch.ones(2))

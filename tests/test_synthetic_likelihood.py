@@ -109,8 +109,8 @@ def test_z_is_about_one():
 
 
 def test_tails_are_those_of_the_errors():
-    """Networks that fit the mean of 200 simulations roughly leave errors with somewhat
-    lighter tails than those of three degrees of freedom; of a Gaussian's there are more."""
+    """Networks that fit the mean of 200 simulations roughly leave errors of somewhat more
+    than three degrees of freedom where there are three; where a Gaussian's, of more."""
 
     def freedom(errors):
         members = fit(*curved(200, 0, errors)).members

@@ -127,6 +127,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         help="sbi's random forest, one of its five folds alone, sbibm's network",
     )
     parser.add_argument("--jobs", type=int, default=1, help="processes of one thread")
+    parser.add_argument("--device", default="cpu", help="that JNPE trains on")
     parser.add_argument(
         "--output", type=Path, default=CELLS.parent, help="folder of cells and trainings"
     )
@@ -147,7 +148,9 @@ def run_cells(arguments: argparse.Namespace) -> None:
         arguments.observations,
     )
     folder = arguments.output
-    failed = cells.run(wanted, arguments.classifiers, folder, arguments.jobs)
+    failed = cells.run(
+        wanted, arguments.classifiers, folder, arguments.jobs, arguments.device
+    )
     finished = cells.read([folder / "cells.csv"])
     if len(finished):
         standings.write_report(finished, folder / "accuracy.md")

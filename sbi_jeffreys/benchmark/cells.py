@@ -138,7 +138,11 @@ def missing(
 
 
 def run(
-    wanted: Sequence[Cell], classifiers: Sequence[str], folder: Path, jobs: int
+    wanted: Sequence[Cell],
+    classifiers: Sequence[str],
+    folder: Path,
+    jobs: int,
+    device: str = "cpu",
 ) -> int:
     """Compute what is missing of the cells, and return how many failed.
 
@@ -147,6 +151,7 @@ def run(
         classifiers: Of `CLASSIFIERS`.
         folder: Gets `cells.csv`, and trained posteriors.
         jobs: Processes, of one thread each.
+        device: That JNPE trains on; all else is done on the CPU.
 
     Raises:
         ModuleNotFoundError: If a task needs sbibm, before any work is done.
@@ -165,7 +170,7 @@ def run(
         units.setdefault(unit, {})[cell] = names
     failed = 0
     work = Parallel(jobs, return_as="generator_unordered")(
-        delayed(_work)(unit, of_unit, folder) for unit, of_unit in units.items()
+        delayed(_work)(unit, of_unit, folder, device) for unit, of_unit in units.items()
     )
     with tqdm(total=len(todo), unit=" cells", desc="Benchmark") as bar:
         for unit, num, errors in work:
@@ -178,7 +183,7 @@ def run(
 
 
 def _work(
-    unit: Unit, todo: dict[Cell, list[str]], folder: Path
+    unit: Unit, todo: dict[Cell, list[str]], folder: Path, device: str
 ) -> tuple[Unit, int, list[str]]:
     """Train, unless that was done, and finish cells; return their number, and errors."""
     torch.set_num_threads(1)
@@ -186,7 +191,7 @@ def _work(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # for example that many samples are rejected
         try:
-            fits = _trained(unit, folder)
+            fits = _trained(unit, folder, device)
         except Exception:
             return unit, len(todo), [f"{unit} failed.\n{traceback.format_exc()}"]
         for cell, classifiers in todo.items():
@@ -199,12 +204,12 @@ def _work(
     return unit, len(todo), errors
 
 
-def _trained(unit: Unit, folder: Path) -> dict[str, TrainedFit]:
+def _trained(unit: Unit, folder: Path, device: str) -> dict[str, TrainedFit]:
     """Return the fits of a unit, from a file or by training."""
     path = folder / "trained" / f"{'-'.join(map(str, unit))}.pt"
     if path.exists():
         return torch.load(path, weights_only=False)
-    task, training = TASKS[unit.task], TRAININGS[unit.training]
+    task, training = TASKS[unit.task], TRAININGS[unit.training].on(device)
     theta, x = task.simulate(unit.num_simulations, unit.seed)
     test = task.simulate(NUM_TEST_PAIRS, TEST_SEED)
     fits = training.fit(task.prior, theta, x, test, unit.seed)

@@ -5,7 +5,7 @@ A training turns simulations into one fitted posterior for each of its methods.
 
 import time
 from abc import ABC, abstractmethod
-from copy import deepcopy
+from copy import copy, deepcopy
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from sbi.neural_nets.net_builders import build_nsf
 from torch import Tensor
 from torch.distributions import Distribution
 
+from sbi_jeffreys.benchmark.contenders import on_device
 from sbi_jeffreys.benchmark.held_out import energy_nll, flow_nll
 from sbi_jeffreys.energy_posterior import EnergyPosterior
 from sbi_jeffreys.flow import standardizing_embedding
@@ -78,6 +79,10 @@ class Training(ABC):
             test: Fresh pairs, likewise.
             seed: Of networks and batches.
         """
+
+    def on(self, device: str) -> "Training":
+        """Return this training there, if it is one of JNPE; its posteriors are not."""
+        return self
 
 
 class LastEpochNPE(NPE):
@@ -260,6 +265,13 @@ class JNPETraining(Training):
         kinds = ("flow", "corrected", "networks", "linear")
         self.methods = tuple(f"{method}_{kind}" for kind in kinds)
         self.options = options
+        self.device = "cpu"
+
+    def on(self, device: str) -> "JNPETraining":
+        """See the base class."""
+        training = copy(self)
+        training.device = device
+        return training
 
     def fit(
         self,
@@ -271,13 +283,18 @@ class JNPETraining(Training):
     ) -> list[Fit]:
         """See the base class."""
         torch.manual_seed(seed)
-        trainer = JNPE(prior, show_progress_bars=False, **self.options)
+        there = on_device(prior, self.device)
+        options = {"device": self.device, "show_progress_bars": False, **self.options}
+        trainer = JNPE(there, **options)
         trainer.append_simulations(theta, x)
         start = time.process_time()
         flow = trainer.train()
         cost = trainer.epoch, time.process_time() - start
-        latest = trainer.latest
+        latest = trainer.latest.to("cpu")
+        posterior = trainer.build_posterior()
         corrected = trainer.build_posterior(sample_with="energy")
+        for each in (posterior, corrected):
+            each.to("cpu")
         networks, linear = (
             EnergyPosterior(pair, prior) for pair in taken_apart(corrected.pair, theta, x)
         )
@@ -288,7 +305,7 @@ class JNPETraining(Training):
         last_flow = flow_nll(latest.flow, *test)
         last_energy = energy_nll(latest.energy, latest.flow, *test)
         return [
-            Fit(trainer.build_posterior(), flow_nll(flow, *test), last_flow, *cost),
+            Fit(posterior, flow_nll(flow, *test), last_flow, *cost),
             Fit(corrected, nll(corrected), NO_VALUE, *cost),
             Fit(networks, nll(networks), last_energy, *cost),
             Fit(linear, nll(linear), NO_VALUE, *cost),
