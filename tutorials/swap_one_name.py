@@ -125,11 +125,12 @@ figure
 # gains little from 1,000 to 3,000; but it took seconds, where JNPE took a minute. If
 # simulations cost nothing, run more of them, and NPE will do.
 #
-# This simulator flatters JNPE: it is linear, and the energy is pooled with two simpler
-# models that are both right here, a linear one and an exponential family. What part they
-# have is in the summary, 0 for none of it, 1 for nothing else. Where both are zero, the
-# networks have to do it all; the README's table has such tasks, too.
+# This simulator flatters JNPE: it is linear, and the energy is pooled with three simpler
+# models that are all right here: a linear one, an exponential family, and a synthetic
+# likelihood. What part they have is in the summary, 0 for none of it, 1 for nothing else.
+# Where all are zero, the networks have to do it all; the README's table has such tasks,
+# too.
 
 # %%
-for model in ("linear_model", "exponential_family"):
+for model in ("linear_model", "exponential_family", "synthetic_likelihood"):
     print(model, trainers["JNPE"].summary[f"{model}_weight"])

@@ -3,7 +3,7 @@
 It replaces `NPE` and `NPE_C` before any test module is imported, and marks the
 differences that are expected. JNPE trains until its held-out loss stalls, several times
 as long as NPE: where a test does not say how long to train, it ends after
-MAX_NUM_EPOCHS. For `pytest_harvest`, of which sbi's conftest uses three functions and a
+MAX_NUM_EPOCHS, and then the synthetic likelihood is fitted in MAX_STEPS. For `pytest_harvest`, of which sbi's conftest uses three functions and a
 fixture to collect benchmark results, there is a stand-in.
 """
 
@@ -17,10 +17,12 @@ import torch
 from expected_differences import EXPECTED_DIFFERENCES
 
 import sbi_jeffreys
+from sbi_jeffreys import synthetic_likelihood
 
 torch.set_num_threads(1)  # for test processes that run side by side
 
 MAX_NUM_EPOCHS = 40
+synthetic_likelihood.MAX_STEPS = MAX_STEPS = 100
 
 
 class JNPE(sbi_jeffreys.JNPE):
