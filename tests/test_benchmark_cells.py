@@ -291,8 +291,11 @@ def test_report_without_cells_says_so(tmp_path):
 def test_command_runs_by_default(stub, tmp_path, monkeypatch):
     wanted = []
 
-    def record(cells_wanted, classifiers, folder, jobs):
+    devices = []
+
+    def record(cells_wanted, classifiers, folder, jobs, device):
         wanted.extend(cells_wanted)
+        devices.append(device)
         return 2
 
     monkeypatch.setattr(cells, "run", record)
@@ -303,6 +306,7 @@ def test_command_runs_by_default(stub, tmp_path, monkeypatch):
         Cell(TASK, "npe_nsf", 1000, 3, 1),
         Cell(TASK, "npe_nsf", 1000, 3, 4),
     ]
+    assert devices == ["cpu"]
 
 
 def test_published_values_are_accuracies_with_sources():

@@ -3,8 +3,9 @@
 It replaces `NPE` and `NPE_C` before any test module is imported, and marks the
 differences that are expected. JNPE trains until its held-out loss stalls, several times
 as long as NPE: where a test does not say how long to train, it ends after
-MAX_NUM_EPOCHS, and then the synthetic likelihood is fitted in MAX_STEPS. For `pytest_harvest`, of which sbi's conftest uses three functions and a
-fixture to collect benchmark results, there is a stand-in.
+MAX_NUM_EPOCHS, and then the synthetic likelihood is fitted in MAX_STEPS. For
+`pytest_harvest`, of which sbi's conftest uses three functions and a fixture to collect
+benchmark results, there is a stand-in.
 """
 
 import sys
