@@ -1,6 +1,7 @@
 """The paper's experiments: each part against what is known, and the command."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -137,15 +138,20 @@ def test_celeba_from_a_folder(tmp_path):
     assert sorted(images.train_labels.tolist()) == [0, 0, 1, 1]
 
 
+class Numbered(NamedTuple):
+    name: str
+    number: int
+
+
 def test_rows_are_computed_once(tmp_path):
     calls = []
 
     def compute(name, number):
         calls.append((name, number))
-        return weights.Setting(name, number)
+        return Numbered(name, number)
 
     path = tmp_path / "somewhere" / "rows.csv"
-    columns = weights.Setting._fields
+    columns = Numbered._fields
     finish(compute, [("a", 1), ("b", 1)], path, 1, columns)
     rows = finish(compute, [("b", 1), ("c", 2)], path, 1, columns)
     assert calls == [("a", 1), ("b", 1), ("c", 2)]
@@ -159,7 +165,8 @@ def test_rows_are_computed_once(tmp_path):
 def test_pages_of_all_trainings(epochs, tmp_path, monkeypatch):
     """Each experiment but the simulations; a second call finds everything done."""
     names = [name for name in pages.EXPERIMENTS if name != "simulations"]
-    monkeypatch.setattr(weights, "SETTINGS", weights.SETTINGS[:3])
+    three = dict(list(weights.SETTINGS.items())[:3])
+    monkeypatch.setattr(weights, "SETTINGS", three)
     monkeypatch.setattr(latent_images, "AUTOENCODER_EPOCHS", 1)
     monkeypatch.setattr(latent_images, "NUM_MADE", 200)
     for module in (long_training, planar_densities, weights):
@@ -203,13 +210,17 @@ def test_the_page_of_faces(tmp_path, monkeypatch):
 def test_weights_are_ranked_by_the_last_epoch():
     rows = pd.DataFrame(
         [
-            weights.Row(0, 0, 40, 2, 1.0, 1.5, 0.3, 1.0, "[1, 2]", "[1, 1]"),
-            weights.Row(1, 0, 40, 2, 0.5, 2.5, 0.4, 3.0, "[1, 2]", "[1, 1]"),
-            weights.Row(2, 0, 40, 2, 0.9, 1.4, 0.5, 1.1, "[1, 2]", "[1, 1]"),
+            weights.Row("resilient", 0, 40, 2, 1.0, 1.5, 0.3, 1.0, "[1, 2]", "[1, 1]"),
+            weights.Row(
+                "0.1 / 1 / 0.1", 0, 40, 2, 0.5, 2.5, 0.4, 3.0, "[1, 2]", "[1, 1]"
+            ),
+            weights.Row(
+                "0.1 / 1 / 0.3", 0, 40, 2, 0.9, 1.4, 0.5, 1.1, "[1, 2]", "[1, 1]"
+            ),
         ]
     )
     text = weights.report(rows)
-    assert "come 2 of 3" in text
+    assert "1 of 2 fixed weightings are worse than 'resilient'." in text
     assert "| 0.1 / 1 / 0.1 | 0.500 | 2.500 | 0.400 | 3.000 to 3.000 | no |" in text
     assert "| resilient | 1.000 | 1.500 | 0.300 | 1.000 to 1.000 | yes |" in text
 
