@@ -12,6 +12,7 @@ import torch
 from sbi.inference.trainers._contracts import LossArgs, LossArgsNPE, TrainConfig
 from sbi.neural_nets import posterior_nn
 from sbi.neural_nets.estimators.base import ConditionalDensityEstimator
+from sbi.neural_nets.factory import model_builders
 from sbi.sbi_types import Tracker
 from sbi.utils.sbiutils import ImproperEmpirical
 from torch import Tensor, nn
@@ -38,17 +39,13 @@ from sbi_jeffreys.flow import (
 from sbi_jeffreys.multipliers import FixedMultipliers, ResilientMultipliers
 from sbi_jeffreys.objective import NORMALIZERS, Normalizer
 from sbi_jeffreys.pair import ModelPair
-from sbi_jeffreys.pool import pooled
+from sbi_jeffreys.pool import Weights, pooled
 from sbi_jeffreys.step import TrainingOptions
 from sbi_jeffreys.support import support_of
 from sbi_jeffreys.training import TERMS, JeffreysTraining
 
 FlowBuilder = Callable[[Tensor, Tensor], ConditionalDensityEstimator]
 EnergyBuilder = Callable[[int, int], nn.Module]
-
-MAX_POOLED = 10_000
-"""Training pairs from which the models are fitted that energies are pooled with; a tenth
-as many held-out ones choose their weights."""
 
 
 class JNPE(BothPosteriors):
@@ -240,7 +237,8 @@ class JNPE(BothPosteriors):
                 and the multipliers make it safe to wait.
             max_num_epochs: Most epochs, over all calls that resume.
             clip_max_norm: Bound on the gradient norm of each model; None for no bound.
-            calibration_kernel: Weights of simulations, from x to `(batch,)`.
+            calibration_kernel: Weights of simulations, from x to `(batch,)`. The energy
+                is then not pooled with simpler models, which would not know of them.
             resume_training: Continue where the last call stopped or was interrupted:
                 the same split, optimisers, multipliers, entropy reference and random
                 numbers.
@@ -267,7 +265,7 @@ class JNPE(BothPosteriors):
             `energy`, 0 to 1.
 
         Raises:
-            RuntimeError: If there are no simulations.
+            RuntimeError: If there are no simulations, or is no training to resume.
             ValueError: If there are too few to train and to validate on; if the network
                 was trained before and no argument, or two, say how to go on; or if
                 processes can't share the batches, or differ in the number of simulations.
@@ -279,6 +277,12 @@ class JNPE(BothPosteriors):
             raise ValueError(
                 "Expected at most one of `resume_training` and `retrain_from_scratch`."
             )
+        if resume_training and self._training is None:
+            raise RuntimeError(
+                "There is no training to resume: call `.train()` without "
+                "`resume_training` first."
+            )
+        self._has_kernel = calibration_kernel is not None
         with first_random_state(self._device):
             return super().train(
                 num_atoms=num_atoms,
@@ -370,20 +374,16 @@ class JNPE(BothPosteriors):
             self._neural_net = self._energy = self._training = None
             raise
         self.epoch, self._best_val_loss = state.epoch, state.best_loss
-        self._energy, weights = pooled(
-            state.pair,
-            self._pairs(self.train_indices[:MAX_POOLED]),
-            self._pairs(self.val_indices[: MAX_POOLED // 10]),
-        )
-        if any(weights) and state.epochs_since_best >= train_config.stop_after_epochs:
+        self._energy, weights = self._pooled(state.pair)
+        if any(weights):
+            stalled = state.epochs_since_best >= train_config.stop_after_epochs
+            most = min(state.epoch, train_config.max_num_epochs - state.epoch)
             self._best_val_loss = state.follow(
                 self._energy,
                 training,
                 validation,
                 train_config.learning_rate / 2,
-                max_num_epochs=min(
-                    state.epoch, train_config.max_num_epochs - state.epoch
-                ),
+                max_num_epochs=most if stalled else 0,
                 stop_after_epochs=max(1, train_config.stop_after_epochs // 4),
                 clip_max_norm=train_config.clip_max_norm,
                 show_progress=self._show_progress_bars,
@@ -407,9 +407,21 @@ class JNPE(BothPosteriors):
             print(self._describe_round(self._round, self._summary))
         return self._neural_net
 
-    def _pairs(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return parameters and simulations, from where they are kept."""
-        return Stacked(self._theta_roundwise)[rows], Stacked(self._x_roundwise)[rows]
+    def _pooled(self, pair: ModelPair) -> tuple[ConditionalEnergy, Weights]:
+        """Return the pooled energy, or that of the pair, if simulations have weights."""
+        none = Weights(0.0, 0.0, 0.0)
+        if self._has_kernel:
+            return pair.energy, none
+        simulations = Stacked(self._theta_roundwise), Stacked(self._x_roundwise)
+        try:
+            return pooled(pair, *simulations, self.train_indices, self.val_indices)
+        except (KeyboardInterrupt, RuntimeError, ValueError) as error:
+            warnings.warn(
+                "The energy is that of its networks alone, for it could not be pooled "
+                f"with simpler models: {error!r}.",
+                stacklevel=2,
+            )
+            return pair.energy, none
 
     def _new_training(self, train_config: TrainConfig) -> JeffreysTraining:
         assert self._trained_energy is not None
@@ -501,39 +513,55 @@ def _flow_builder(
         return density_estimator
     if density_estimator == "nsf":
         return partial(build_spline_flow, embedding_net=embedding_net)
-    if density_estimator in _NOT_REPARAMETERISED:
+    if (
+        density_estimator in _NOT_REPARAMETERISED
+        or density_estimator not in model_builders
+    ):
         raise ValueError(
-            "Expected `density_estimator` to be 'nsf', 'maf' or another flow, which can "
-            f"be sampled differentiably, got {density_estimator!r}."
+            "Expected `density_estimator` to be 'nsf', 'maf' or another of sbi's flows, "
+            f"which can be sampled differentiably, got {density_estimator!r}."
         )
     return posterior_nn(density_estimator, embedding_net=embedding_net or nn.Identity())
 
 
 def _check_options(**options: Any) -> None:
     """Raise a ValueError that names the first option outside of its range."""
-    low, high = options["multiplier_bounds"]
-    rate = options["energy_learning_rate"]
+    bounds, weights = options["multiplier_bounds"], options["weights"]
+    rate, slack = options["energy_learning_rate"], options["slack"]
     expectations = {
-        "num_energies": (options["num_energies"] >= 1, "at least 1"),
-        "num_particles": (options["num_particles"] >= 1, "at least 1"),
+        "num_energies": (
+            _is_count(options["num_energies"]),
+            "a whole number, at least 1",
+        ),
+        "num_particles": (
+            _is_count(options["num_particles"]),
+            "a whole number, at least 1",
+        ),
         "normalizer": (options["normalizer"] in NORMALIZERS, f"one of {NORMALIZERS}"),
         "weighting": (
             options["weighting"] in ("resilient", "fixed"),
             "'resilient' or 'fixed'",
         ),
         "weights": (
-            len(options["weights"]) == 3 and min(options["weights"]) >= 0,
-            "three non-negative numbers",
+            np.shape(weights) == (3,) and min(weights) >= 0 and max(weights) > 0,
+            "three non-negative numbers, not all of them zero",
         ),
         "slack": (
-            np.shape(options["slack"]) in ((), (3,)) and np.min(options["slack"]) >= 0,
+            np.shape(slack) in ((), (3,)) and np.min(slack) >= 0,
             "a non-negative number or three",
         ),
         "relaxation_cost": (options["relaxation_cost"] > 0, "positive"),
         "multiplier_step_size": (options["multiplier_step_size"] > 0, "positive"),
-        "multiplier_bounds": (0 <= low < high, "an interval of non-negative numbers"),
+        "multiplier_bounds": (
+            np.shape(bounds) == (2,) and 0 <= bounds[0] < bounds[1],
+            "an interval of non-negative numbers",
+        ),
         "energy_learning_rate": (rate is None or rate > 0, "positive"),
     }
     for name, (fine, expected) in expectations.items():
         if not fine:
             raise ValueError(f"Expected `{name}` to be {expected}, got {options[name]}.")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and int(value) >= 1

@@ -30,9 +30,6 @@ PENALTIES = 10.0 ** torch.arange(-6, 3, 0.5, dtype=torch.float64)
 LEAST_VARIANCE = 1e-6
 """Added to that of errors in any direction, in units of the parameters' variance."""
 
-MAX_NUMBERS = 2 * 10**7
-"""Simulations times features that are looked at, or all of 1,000 simulations."""
-
 MAX_COMPONENTS = 5
 """Components of the errors' distribution, at most."""
 
@@ -73,10 +70,7 @@ class LinearModel(nn.Module):
         Returns:
             The model, on the device and in the precision of `theta`.
         """
-        size = max(1000, MAX_NUMBERS // features.shape[1])
-        t, features = (
-            values[:size].detach().cpu().double() for values in (theta, features)
-        )
+        t, features = (values.detach().cpu().double() for values in (theta, features))
         summaries, predictions = _ridge(t, features)
         design = torch.cat([t, torch.ones_like(t[:, :1])], 1)
         solution = torch.linalg.lstsq(design, predictions, driver="gelsd").solution

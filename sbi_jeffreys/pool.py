@@ -17,12 +17,17 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from sbi_jeffreys.data import Stacked
 from sbi_jeffreys.energy import ConditionalEnergy
 from sbi_jeffreys.exponential_family import ExponentialFamily
 from sbi_jeffreys.linear_model import LinearModel
 from sbi_jeffreys.pair import ModelPair
 from sbi_jeffreys.random_state import seeded
 from sbi_jeffreys.synthetic_likelihood import SyntheticLikelihood
+
+MAX_PAIRS, MAX_NUMBERS = 10_000, 20_000_000
+"""Training pairs that simpler models are fitted to, at most, and numbers in the features
+of their x, but 1,000 pairs at least; a tenth as many held-out ones choose weights."""
 
 STEPS = 20
 """Weights that are tried are multiples of one over this, with a sum of at most one."""
@@ -117,8 +122,10 @@ FITS: tuple[Fit, ...] = (
 @torch.no_grad()
 def pooled(
     pair: ModelPair,
-    training: tuple[Tensor, Tensor],
-    validation: tuple[Tensor, Tensor],
+    theta: Tensor | Stacked,
+    x: Tensor | Stacked,
+    training: Tensor,
+    validation: Tensor,
 ) -> tuple[ConditionalEnergy, Weights]:
     """Return the energy pooled with simpler models, and the weights of those.
 
@@ -130,15 +137,19 @@ def pooled(
 
     Args:
         pair: The trained models.
-        training: Parameters and simulations, `(N, D)` and `(N, ...)`.
-        validation: Held-out ones.
+        theta: Parameters, shape `(N, D)`, of which a few rows are gathered at a time.
+        x: Simulations, shape `(N, ...)`, likewise.
+        training: Rows of the training pairs.
+        validation: Rows of the held-out ones.
     """
     energy, none = pair.energy, Weights(0.0, 0.0, 0.0)
-    if min(len(training[0]), len(validation[0])) < 2:
+    if min(len(training), len(validation)) < 2:
         return energy, none
+    features = energy.embedding_net(x[training[:1]].to(energy.loc.device))
+    most = min(MAX_PAIRS, max(1000, MAX_NUMBERS // features.numel()))
     with seeded(energy.loc.device, 0):
-        known = _candidates(pair, *training, NUM_TRAINING_DRAWS)
-        held_out = _candidates(pair, *validation, NUM_DRAWS)
+        known = _candidates(pair, theta, x, training[:most], NUM_TRAINING_DRAWS)
+        held_out = _candidates(pair, theta, x, validation[: most // 10], NUM_DRAWS)
     everything = known.and_as_many_of(held_out)
     if not bool(everything.features.isfinite().all()):
         return energy, none
@@ -162,13 +173,15 @@ def _fitted(fit: Fit, candidates: Candidates) -> nn.Module:
         return fit(candidates)
 
 
-def _candidates(pair: ModelPair, theta: Tensor, x: Tensor, num: int) -> Candidates:
-    """Draw `num` times from the flow for each pair, `(N, D)` and `(N, ...)`."""
+def _candidates(
+    pair: ModelPair, theta: Tensor | Stacked, x: Tensor | Stacked, rows: Tensor, num: int
+) -> Candidates:
+    """Draw `num` times from the flow for each of the pairs at `rows`."""
     energy = pair.energy
     device = energy.loc.device
     parts = []
-    for some, x_o in zip(theta.split(CHUNK), x.split(CHUNK), strict=True):
-        true, x_o = some.to(device).unsqueeze(0), x_o.to(device)
+    for some in rows.split(CHUNK):
+        true, x_o = theta[some].to(device).unsqueeze(0), x[some].to(device)
         flow, _ = pair.given(x_o)
         draws, log_p = flow.rsample_and_log_prob(num)
         both = energy.support.inside(torch.cat([true, draws]))

@@ -85,7 +85,7 @@ class FlowPosterior(ChecksAgreement, DirectPosterior):
         self,
         sample_shape: Shape = (),
         x: Tensor | None = None,
-        max_sampling_batch_size: int | None = 10_000,
+        max_sampling_batch_size: int | None = None,
         show_progress_bars: bool = True,
         reject_outside_prior: bool = True,
         max_sampling_time: float | None = None,
@@ -121,7 +121,7 @@ class FlowPosterior(ChecksAgreement, DirectPosterior):
         self,
         sample_shape: Shape,
         x: Tensor,
-        max_sampling_batch_size: int | None = 10_000,
+        max_sampling_batch_size: int | None = None,
         show_progress_bars: bool = True,
         reject_outside_prior: bool = True,
         max_sampling_time: float | None = None,
@@ -133,7 +133,7 @@ class FlowPosterior(ChecksAgreement, DirectPosterior):
             sample_shape: Of which `num_samples` is the product.
             x: The observations, shape `(batch, *condition_shape)`.
             max_sampling_batch_size: Most samples drawn at a time, for all observations
-                together; None for that given to the constructor.
+                together; by default that given to the constructor.
             show_progress_bars: Whether to show progress.
             reject_outside_prior: Without effect; there are none outside.
             max_sampling_time: Seconds after which `sbi`'s own loop, used if a time is

@@ -59,7 +59,8 @@ CHECK_EVERY, PATIENCE, MAX_STEPS = 5, 250, 5000
 stops, and at most."""
 
 LEAST_VARIANCE = 1e-6
-"""Added to that of the residuals of s in any direction, before they are whitened."""
+"""Added to that of the residuals of s in any direction, before they are whitened: the
+fraction of the mean variance of s."""
 
 CHUNK = 8192
 """Rows that the networks look at together."""
@@ -90,7 +91,7 @@ class SyntheticLikelihood(nn.Module):
 
     @classmethod
     def fit(cls, candidates: Tensor, features: Tensor, log_weights: Tensor) -> Self:
-        r"""Fit, in single precision, the members to pairs, and c to log Z.
+        r"""Fit the members, in single precision, to pairs, and c to log Z.
 
         Args:
             candidates: Standardised parameters, shape `(1 + K, N, D)`: those of each
@@ -106,24 +107,11 @@ class SyntheticLikelihood(nn.Module):
             values.float() for values in (candidates, features, log_weights)
         )
         theta, num = candidates[0], len(features)
-        center = features.mean(0)
-        _, spreads, directions = torch.linalg.svd(features - center, full_matrices=False)
-        count = int((spreads > LEAST_SPREAD * spreads[0]).sum())
-        size = max(1, min(MAX_FEATURES, num // 10, count))
-        s = (features - center) @ directions[:size].T
-
-        design = torch.cat([theta, torch.ones_like(theta[:, :1])], 1)
-        slopes = torch.linalg.pinv(design) @ s
-        residuals = s - design @ slopes
-        covariance = residuals.T @ residuals / num
-        covariance += LEAST_VARIANCE * torch.eye(size).to(covariance)
-        whiten = torch.linalg.inv(torch.linalg.cholesky(covariance)).T
-
+        center, projection, slopes = _whitened(theta.double(), features.double())
         num_members = min(NUM_MEMBERS, num)
-        projection = directions[:size].T @ whiten
         model = cls(center, projection, theta.shape[1], num_members).to(features)
         with torch.enable_grad():
-            model.members.fit(theta, s @ whiten, slopes @ whiten)
+            model.members.fit(theta, model.summaries(features), slopes.to(features))
         model.eval().requires_grad_(False)
         log_z = (log_weights + model(candidates, features))[1:].logsumexp(0)
         model.log_normalizer.fit(
@@ -154,6 +142,31 @@ class SyntheticLikelihood(nn.Module):
             ]
         )
         return log_likelihood.reshape(input.shape[:-1]) - self.log_normalizer(s)
+
+
+def _whitened(theta: Tensor, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what gives s unit errors about a linear function of the parameters.
+
+    Args:
+        theta: Shape `(N, D)`.
+        features: Shape `(N, features)`.
+
+    Returns:
+        Mean of the features; projection from them to s, shape `(features, d)`; and
+        coefficients of the linear function, shape `(D + 1, d)`, that of one last.
+    """
+    num, center = len(features), features.mean(0)
+    _, spreads, directions = torch.linalg.svd(features - center, full_matrices=False)
+    count = int((spreads > LEAST_SPREAD * spreads[0]).sum())
+    size = max(1, min(MAX_FEATURES, num // 10, count))
+    s = (features - center) @ directions[:size].T
+    design = torch.cat([theta, torch.ones_like(theta[:, :1])], 1)
+    slopes = torch.linalg.pinv(design) @ s
+    residuals = s - design @ slopes
+    least = LEAST_VARIANCE * s.square().mean() + torch.finfo(torch.float32).tiny
+    covariance = residuals.T @ residuals / num + least * torch.eye(size).to(s)
+    whiten = torch.linalg.inv(torch.linalg.cholesky(covariance)).T
+    return center, directions[:size].T @ whiten, slopes @ whiten
 
 
 class StudentMembers(nn.Module):

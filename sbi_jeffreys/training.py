@@ -87,6 +87,7 @@ class JeffreysTraining:
         self.best_loss = float("inf")
         self.history: dict[str, list[Any]] = {}
         self._best_weights = _copy(self.latest.state_dict())
+        self._followed: tuple[float, dict[str, Tensor]] = (float("inf"), {})
         self._seed = int(torch.randint(2**31, ()))
         self._checkpoint = self._state()
 
@@ -108,15 +109,16 @@ class JeffreysTraining:
     ) -> float:
         """Train the flow by its reverse KL to an energy alone, which stays as it is.
 
-        Only weights that lower the flow's held-out loss are kept. What training continues
-        from does not change: `run` goes on as if this had not been called.
+        Only weights that lower the flow's held-out loss are kept, of this call or of an
+        earlier one. What training continues from does not change: `run` goes on as if
+        this had not been called.
 
         Args:
             energy: Another than that of the pair; its log-ratio network may be the same.
             training: Pairs of which x is used.
             validation: Held-out pairs.
             learning_rate: Of Adam.
-            max_num_epochs: As in `run`, of this call.
+            max_num_epochs: As in `run`, of this call; 0 to look at earlier calls alone.
             stop_after_epochs: As in `run`.
             clip_max_norm: As in `run`.
             show_progress: As in `run`.
@@ -124,6 +126,9 @@ class JeffreysTraining:
         Returns:
             The flow's held-out negative log-likelihood, in nats.
         """
+        loss, weights = self._followed
+        if loss < self.best_loss:
+            self.pair.flow.load_state_dict(weights)
         follower = JeffreysTraining(
             self.pair.flow,
             energy,
@@ -133,7 +138,7 @@ class JeffreysTraining:
             energy_learning_rate=0.0,
             patience=stop_after_epochs // 2,
         )
-        follower._seed, follower.best_loss = self._seed, self.best_loss
+        follower._seed, follower.best_loss = self._seed, min(loss, self.best_loss)
         follower._checkpoint = follower._state()
         try:
             follower.run(
@@ -142,11 +147,12 @@ class JeffreysTraining:
                 max_num_epochs,
                 stop_after_epochs,
                 clip_max_norm,
-                show_progress,
+                show_progress and max_num_epochs > 0,
                 "Flow follows energy",
             )
         except FloatingPointError as error:
             warnings.warn(f"{error} The flow stays as it was.", stacklevel=2)
+        self._followed = follower.best_loss, _copy(self.pair.flow.state_dict())
         return follower.best_loss
 
     def run(

@@ -599,17 +599,22 @@ def test_truncated_proposals_train_and_others_are_refused():
     ("option", "value"),
     [
         ("num_energies", 0),
+        ("num_energies", 2.5),
         ("num_particles", 0),
         ("slack", (0.2, 1.0)),
         ("slack", -1.0),
         ("normalizer", "softmax"),
         ("weighting", "learnt"),
         ("weights", (1.0, 1.0)),
+        ("weights", (0.0, 0.0, 0.0)),
+        ("weights", 1.0),
         ("relaxation_cost", 0.0),
         ("multiplier_step_size", -1.0),
         ("multiplier_bounds", (2.0, 1.0)),
+        ("multiplier_bounds", 1.0),
         ("energy_learning_rate", 0.0),
         ("density_estimator", "mdn"),
+        ("density_estimator", "spline"),
     ],
 )
 def test_options_out_of_range_are_named(option, value):
@@ -705,6 +710,11 @@ def test_resuming_and_starting_afresh_exclude_each_other():
     quick(trainer)
     with pytest.raises(ValueError, match="`resume_training`"):
         trainer.train(resume_training=True, retrain_from_scratch=True)
+
+
+def test_without_training_there_is_nothing_to_resume():
+    with pytest.raises(RuntimeError, match="no training to resume"):
+        make_trainer().train(resume_training=True)
 
 
 @pytest.mark.gpu

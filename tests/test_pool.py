@@ -9,7 +9,7 @@ from sbi.utils import BoxUniform
 from torch import nn
 from torch.distributions import MultivariateNormal
 
-from sbi_jeffreys import JNPE, synthetic_likelihood
+from sbi_jeffreys import JNPE, pool, synthetic_likelihood
 from sbi_jeffreys.batches import SlicedBatches
 from sbi_jeffreys.data import Stacked
 from sbi_jeffreys.energy import ConditionalEnergy, base_density
@@ -48,6 +48,12 @@ TRAINING, VALIDATION = simulations(1000), simulations(400)
 LOC, SCALE = TRAINING[0].mean(0), TRAINING[0].std(0)
 
 
+def pool_of(models, training, validation):
+    theta, x = (torch.cat(both) for both in zip(training, validation, strict=True))
+    rows = torch.arange(len(theta)).split([len(training[0]), len(validation[0])])
+    return pooled(models, theta, x, *rows)
+
+
 def pair(factor):
     support = support_of(PRIOR, TRAINING[0])
     energy = ConditionalEnergy(
@@ -79,7 +85,7 @@ def test_weighted_average_by_hand():
     ("factor", "low", "high"), [(1.0, 0.0, 1.0), (0.0, 0.95, 1.0), (3.0, 0.9, 1.0)]
 )
 def test_networks_that_learnt_nothing_or_too_much_give_way(factor, low, high):
-    energy, weights = pooled(pair(factor), TRAINING, VALIDATION)
+    energy, weights = pool_of(pair(factor), TRAINING, VALIDATION)
     assert low <= sum(weights) <= high
     theta, x = simulations(1000)
     grid = PRIOR.sample((200, 1))
@@ -100,7 +106,7 @@ def test_each_model_has_the_weight_where_it_is_right(monkeypatch):
 
     def weights(simulator):
         torch.manual_seed(1)
-        return pooled(pair(0.0), (theta, simulator(theta)), (fresh, simulator(fresh)))[1]
+        return pool_of(pair(0.0), (theta, simulator(theta)), (fresh, simulator(fresh)))[1]
 
     def with_outliers(theta):
         far = (torch.rand(len(theta), 1) < 0.1) * 3.0
@@ -125,7 +131,7 @@ def test_models_that_say_nothing_get_no_weight():
     """Beside networks that are not sure enough already."""
     theta, x = TRAINING
     models = pair(0.8)
-    energy, weights = pooled(models, (theta[torch.randperm(len(theta))], x), VALIDATION)
+    energy, weights = pool_of(models, (theta[torch.randperm(len(theta))], x), VALIDATION)
     assert weights == (0.0, 0.0, 0.0)
     assert energy is models.energy
 
@@ -138,12 +144,28 @@ def test_nothing_is_lost_where_no_model_can_be_fitted(problem):
     else:
         x = x.where(x < x.max(), torch.nan)
     models = pair(0.5)
-    assert pooled(models, (theta, x), VALIDATION) == (models.energy, (0.0, 0.0, 0.0))
+    assert pool_of(models, (theta, x), VALIDATION) == (models.energy, (0.0, 0.0, 0.0))
+
+
+def test_a_few_simulations_are_gathered_at_a_time_and_no_more_than_needed(monkeypatch):
+    monkeypatch.setattr(pool, "MAX_NUMBERS", 2 * 1000)
+    gathered = []
+
+    class Watched(Stacked):
+        def __getitem__(self, indices):
+            gathered.append(len(indices))
+            return super().__getitem__(indices)
+
+    theta, x = simulations(3000)
+    rows = torch.arange(3000).split([2000, 1000])
+    pooled(pair(0.5), theta, Watched([x]), *rows)
+    assert max(gathered) <= pool.CHUNK
+    assert sum(gathered) == 1000 + 100 + 1
 
 
 def test_random_numbers_are_left_alone():
     before = torch.get_rng_state()
-    pooled(pair(0.5), TRAINING, VALIDATION)
+    pool_of(pair(0.5), TRAINING, VALIDATION)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -179,6 +201,28 @@ def test_training_goes_on_as_if_there_were_no_pool(trainer):
     assert not isinstance(trainer.energy.net.net, Pool)
 
 
+@pytest.mark.parametrize("problem", [torch.linalg.LinAlgError, KeyboardInterrupt])
+def test_a_training_outlives_models_that_cannot_be_fitted(trainer, monkeypatch, problem):
+    def fails(candidates):
+        raise problem
+
+    monkeypatch.setattr(pool, "FITS", (fails,))
+    with (
+        pytest.warns(UserWarning, match=f"could not be pooled.*{problem.__name__}"),
+        pytest.warns(UserWarning, match="max_num_epochs"),
+    ):
+        trainer.train(max_num_epochs=2)
+    assert trainer.energy is trainer._trained_energy
+    assert trainer.summary["linear_model_weight"] == [0.0]
+    trainer.build_posterior(sample_with="energy")
+
+
+def test_models_that_do_not_know_the_weights_of_simulations_are_not_fitted(trainer):
+    with pytest.warns(UserWarning, match="max_num_epochs"):
+        trainer.train(max_num_epochs=3, calibration_kernel=lambda x: torch.ones(len(x)))
+    assert trainer.energy is trainer._trained_energy
+
+
 @pytest.mark.full_fits
 def test_both_posteriors_know_the_pool(trainer):
     with pytest.warns(UserWarning, match="max_num_epochs"):
@@ -196,10 +240,10 @@ def test_both_posteriors_know_the_pool(trainer):
     assert of_flow.log_z == corrected.agreement(x_o).log_z
 
 
-def test_the_flow_follows_the_pool_once_training_stalls():
+def test_the_flow_follows_the_pool_once_training_stalls_and_keeps_what_it_gained():
     trainer = make_trainer(dim=6)
     flow = trainer.train(stop_after_epochs=40)
-    pool, state = trainer.energy, trainer._training
+    energy, state = trainer.energy, trainer._training
     theta, x = (values[trainer.val_indices] for values in trainer.get_simulations()[:2])
     nll = float(-flow.log_prob(theta[None], x)[0].detach().mean())
     (best,) = trainer.summary["best_validation_loss"]
@@ -213,7 +257,16 @@ def test_the_flow_follows_the_pool_once_training_stalls():
         not torch.equal(value, kept[f"flow.{name}"])
         for name, value in flow.state_dict().items()
     )
-    assert pool.net.net is trainer._trained_energy.net
+    assert energy.net.net is trainer._trained_energy.net
+
+    followed = deepcopy(flow.state_dict())
+    with pytest.warns(UserWarning, match="max_num_epochs"):
+        trainer.train(
+            resume_training=True, stop_after_epochs=100, max_num_epochs=state.epoch + 1
+        )
+    assert trainer.summary["best_validation_loss"] == [best, best]
+    for name, value in flow.state_dict().items():
+        assert torch.equal(value, followed[name])
 
 
 def test_following_does_not_change_how_training_goes_on():

@@ -214,3 +214,19 @@ def test_samples_stay_on_the_gpu_where_observations_do_not():
     posterior = FlowPosterior(make_flow(prior), prior)
     posterior.to("cuda")
     assert draw(posterior, (4,), X, max_sampling_batch_size=5).is_cuda
+
+
+def test_no_more_samples_are_drawn_at_a_time_than_the_posterior_was_told(monkeypatch):
+    posterior = FlowPosterior(make_flow(), BOX, max_sampling_batch_size=50)
+    sizes = []
+    sample = ConditionalFlow.sample
+
+    def watched(self, sample_shape, condition):
+        sizes.append(sample_shape.numel() * len(condition))
+        return sample(self, sample_shape, condition)
+
+    monkeypatch.setattr(ConditionalFlow, "sample", watched)
+    draw(posterior, (120,), x=X[:1], method="sample")
+    draw(posterior, (120,), X)
+    assert max(sizes) <= 50
+    assert sum(sizes) == 120 + 120 * len(X)

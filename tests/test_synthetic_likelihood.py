@@ -7,6 +7,7 @@ from scipy.stats import multivariate_t
 from torch.distributions import MultivariateNormal, StudentT
 from torch.nn.functional import silu
 
+from sbi_jeffreys import synthetic_likelihood
 from sbi_jeffreys.synthetic_likelihood import StudentMembers, SyntheticLikelihood
 
 pytestmark = pytest.mark.full_fits
@@ -160,3 +161,18 @@ def test_fit_is_determined_by_the_seed():
     one, other = fit(theta, x), fit(theta, x)
     for name, values in one.state_dict().items():
         assert torch.equal(values, other.state_dict()[name])
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+@pytest.mark.parametrize("num_errors", [0, 1])
+def test_curves_with_fewer_errors_than_components_can_be_fitted(
+    scale, num_errors, monkeypatch
+):
+    """Their errors have a singular covariance, about which the members are whitened."""
+    monkeypatch.setattr(synthetic_likelihood, "MAX_STEPS", 50)
+    torch.manual_seed(0)
+    theta, times = PRIOR.sample((400,)), torch.linspace(0, 1, 100)
+    shapes = torch.stack([(6 * times).sin(), times, num_errors * (9 * times).cos()])
+    x = torch.cat([theta, torch.randn(400, 1)], 1) @ shapes * scale
+    model = fit(theta, x)
+    assert model(theta[None], x).isfinite().all()
