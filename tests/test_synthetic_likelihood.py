@@ -164,15 +164,13 @@ def test_fit_is_determined_by_the_seed():
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
-@pytest.mark.parametrize("num_errors", [0, 1])
-def test_curves_with_fewer_errors_than_components_can_be_fitted(
-    scale, num_errors, monkeypatch
-):
-    """Their errors have a singular covariance, about which the members are whitened."""
-    monkeypatch.setattr(synthetic_likelihood, "MAX_STEPS", 50)
-    torch.manual_seed(0)
-    theta, times = PRIOR.sample((400,)), torch.linspace(0, 1, 100)
-    shapes = torch.stack([(6 * times).sin(), times, num_errors * (9 * times).cos()])
-    x = torch.cat([theta, torch.randn(400, 1)], 1) @ shapes * scale
-    model = fit(theta, x)
-    assert model(theta[None], x).isfinite().all()
+def test_curves_with_fewer_errors_than_components_can_be_fitted(scale, monkeypatch):
+    """Their errors have a singular covariance, up to rounding."""
+    monkeypatch.setattr(synthetic_likelihood, "MAX_STEPS", 5)
+    times = torch.linspace(0, 1, 100)
+    shapes = torch.stack([(6 * times).sin(), times, (9 * times).cos()])
+    for seed in range(8):
+        torch.manual_seed(seed)
+        theta = PRIOR.sample((400,))
+        x = scale * torch.cat([theta, torch.randn(400, 1)], 1) @ shapes
+        assert fit(theta, x, num_draws=2)(theta[None], x).isfinite().all()
