@@ -251,7 +251,7 @@ class JNPETraining(Training):
     """JNPE, of which one training gives the flow and three corrected posteriors.
 
     They are corrected by the energy, as JNPE does; by its networks alone, without the
-    linear model; and by the linear model alone.
+    simpler models that they are pooled with; and by one of those alone, the linear model.
     """
 
     batched_options = {}  # noqa: RUF012
@@ -316,8 +316,8 @@ def taken_apart(pair: ModelPair, theta: Tensor, x: Tensor) -> tuple[ModelPair, M
     """Return the pair with its energy's networks alone, and with the linear model alone.
 
     Args:
-        pair: Flow and energy, which may be pooled with a linear model.
-        theta: Parameters to fit that to, shape `(N, D)`.
+        pair: Flow and energy, which may be pooled with simpler models.
+        theta: Parameters to fit a linear one to, shape `(N, D)`.
         x: Simulations, shape `(N, ...)`.
     """
     networks, linear = deepcopy(pair), deepcopy(pair)

@@ -11,10 +11,10 @@ from sbi_jeffreys.benchmark.standings import with_one_forest
 from sbi_jeffreys.plots.style import color_of, panels
 
 METHODS = {
-    "npe_nsf": "NF",
-    "jnpe_flow": "ours, flow",
-    "jnpe_corrected": "ours, corrected",
-    "jnpe_networks": "ours, networks alone",
+    "npe_nsf": "NPE nsf",
+    "jnpe_flow": "JNPE flow",
+    "jnpe_corrected": "JNPE corrected",
+    "jnpe_networks": "JNPE, networks alone",
 }
 TASKS = tuple(BARS)
 CLASSIFIER = "rf_fold"
@@ -52,8 +52,8 @@ def report(rows: pd.DataFrame) -> str:
         [
             f"sbibm's tasks, {num:,} simulations, mean over ten "
             "observations, ± standard deviation over seeds. C2ST: accuracy of sbi's "
-            "random forest, 0.5 is perfect; test NLL in nats on fresh pairs. NF is sbi's "
-            "NPE with nsf at its defaults, which stops early. Ours has two things that "
+            "random forest, 0.5 is perfect; test NLL in nats on fresh pairs. The paper's NF "
+            "is sbi's NPE with nsf, which stops early. JNPE has two things that "
             "are not the paper's. Its energy is pooled with a linear model of the "
             "simulator, an exponential family and a synthetic likelihood, which the "
             "flow follows in the end: "
@@ -61,7 +61,7 @@ def report(rows: pd.DataFrame) -> str:
             "the posterior corrected by the energy's networks alone, before that. And it "
             "takes positive, skewed data on their log scale and scales down what is "
             "unrelated to the parameters, which matters on lotka_volterra and "
-            "slcp_distractors: `../ablations.md` has what NF makes of data so prepared.",
+            "slcp_distractors: `../ablations.md` has what NPE makes of data so prepared.",
             f"By test NLL, our flow is better on {better} of {len(lines)} tasks.",
             table(("task", *columns), lines),
         ]
