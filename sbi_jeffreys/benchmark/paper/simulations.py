@@ -52,8 +52,8 @@ def report(rows: pd.DataFrame) -> str:
         [
             f"sbibm's tasks, {num:,} simulations, mean over ten "
             "observations, ± standard deviation over seeds. C2ST: accuracy of sbi's "
-            "random forest, 0.5 is perfect; test NLL in nats on fresh pairs. The paper's NF "
-            "is sbi's NPE with nsf, which stops early. JNPE has two things that "
+            "random forest, 0.5 is perfect; test NLL in nats on fresh pairs. The paper's "
+            "NF is sbi's NPE with nsf, which stops early. JNPE has two things that "
             "are not the paper's. Its energy is pooled with a linear model of the "
             "simulator, an exponential family and a synthetic likelihood, which the "
             "flow follows in the end: "
