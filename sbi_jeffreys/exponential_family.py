@@ -15,7 +15,7 @@ of a log-concave prior are log-concave. The parameters are few enough to be fitt
 pairs together, by a quasi-Newton method.
 """
 
-from math import log, sqrt
+from math import sqrt
 
 import torch
 from torch import Tensor, nn
@@ -105,10 +105,8 @@ class ExponentialFamily(nn.Module):
         with torch.enable_grad():
             optimizer.step(penalised_loss)
         model.requires_grad_(False)
-        log_z = (log_weights + model(candidates, features))[1:].logsumexp(0)
-        model.log_normalizer.fit(
-            model.natural(features), log_z - log(len(candidates) - 1)
-        )
+        log_weights = log_weights + model(candidates, features)
+        model.log_normalizer.fit(model.natural(features), log_weights[1:])
         return model.to(kind)
 
     def forward(self, input: Tensor, condition: Tensor) -> Tensor:

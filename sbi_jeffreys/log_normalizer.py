@@ -6,6 +6,8 @@ is fitted to $\log Z(x)$, of which draws of a proposal give estimates. It change
 posterior, but gives $\log Z$ its meaning: whether models agree, and the evidence.
 """
 
+from math import log
+
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
@@ -25,13 +27,15 @@ class LogNormalizer(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     @torch.no_grad()
-    def fit(self, summaries: Tensor, log_z: Tensor) -> Self:
+    def fit(self, summaries: Tensor, log_weights: Tensor) -> Self:
         """Fit c by least squares, in place.
 
         Args:
             summaries: s, shape `(N, num_summaries)`.
-            log_z: Estimates of log Z in nats, shape `(N,)`.
+            log_weights: Importance weights in nats, shape `(K, N)`, of which the mean
+                over K draws estimates Z.
         """
+        log_z = log_weights.logsumexp(0) - log(len(log_weights))
         terms = _with_squares(summaries)
         design = torch.cat([terms, torch.ones_like(terms[:, :1])], 1).cpu()
         fit = torch.linalg.lstsq(design, log_z.cpu().unsqueeze(1), driver="gelsd")

@@ -113,10 +113,8 @@ class SyntheticLikelihood(nn.Module):
         with torch.enable_grad():
             model.members.fit(theta, model.summaries(features), slopes.to(features))
         model.eval().requires_grad_(False)
-        log_z = (log_weights + model(candidates, features))[1:].logsumexp(0)
-        model.log_normalizer.fit(
-            model.summaries(features), log_z - log(len(candidates) - 1)
-        )
+        log_weights = log_weights + model(candidates, features)
+        model.log_normalizer.fit(model.summaries(features), log_weights[1:])
         return model.to(kind)
 
     def summaries(self, condition: Tensor) -> Tensor:
