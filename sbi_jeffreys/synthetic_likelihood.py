@@ -2,21 +2,25 @@ r"""A simulator whose output scatters about a function of its parameters.
 
 .. math:: r(\theta, x) = \log p(s | \theta) - c(x), \qquad
     p(s | \theta) = \frac1M \sum_m |U_m(\theta)| \;
-        t_{\nu_m}\big(U_m(\theta) (s - \mu_m(\theta))\big)
+        e_m\big(U_m(\theta) (s - \mu_m(\theta))\big)
 
-with s the features of x (their leading principal components), and t the standard
-multivariate density of Student. It is a synthetic likelihood (Wood 2010, Price et al.
-2018) with networks of $\theta$ for the mean $\mu$ and the triangular U, whose $U^T U$ is
-the precision, up to a factor: heavier tails than a Gaussian's forgive a mean that is
-somewhat wrong. Where errors have about such a shape, the networks have less to learn than
-those of both $\theta$ and x.
+with s the features of x (their leading principal components), and e the density of the
+errors. It is a synthetic likelihood (Wood 2010, Price et al. 2018) with networks of
+$\theta$ for the location $\mu$ and the triangular U. Where errors have one shape for all
+$\theta$, the networks have less to learn than those of both $\theta$ and x. That shape is
+
+.. math:: e(z) = \sum_c \pi_c \, |L_c| \; t_\nu\big(L_c (z - b_c)\big)
+
+with t the standard multivariate density of Student, whose tails, heavier than a
+Gaussian's, forgive a location that is somewhat wrong: t alone, or, where s has few
+entries, a mixture, whichever fits the folds better.
 
 Each of the M networks is fitted by maximum likelihood to the simulations but a fold of
 its own, until it fits that no better.
 """
 
 from math import log, pi, sqrt
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,12 +45,8 @@ HIDDEN_FEATURES = 64
 NUM_BLOCKS = 2
 """Residual blocks, of one layer each."""
 
-DROPOUT = 0.2
-"""Fraction of activations dropped in each block while training."""
-
-LEARNING_RATE, WEIGHT_DECAY = 2e-3, 1000.0
-"""Of AdamW. A step shrinks the weights of the networks' layers by the product of both,
-over the number of simulations."""
+LEARNING_RATE = 2e-3
+"""Of AdamW."""
 
 BATCH_SIZE = 200
 """Simulations in a batch, drawn with replacement."""
@@ -66,6 +66,33 @@ CHUNK = 8192
 """Rows that the networks look at together."""
 
 
+class Shape(NamedTuple):
+    """Of the errors, with what keeps the networks from memorising simulations.
+
+    Attributes:
+        num_components: Components of the mixture.
+        dropout: Fraction of activations dropped in each block while training.
+        weight_decay: A step shrinks the weights of the networks' layers by the product
+            of this and the learning rate, over the number of simulations.
+    """
+
+    num_components: int
+    dropout: float
+    weight_decay: float
+
+
+STUDENT = Shape(num_components=1, dropout=0.2, weight_decay=1000.0)
+
+MIXTURE = Shape(num_components=16, dropout=0.0, weight_decay=100.0)
+"""Thin errors tell more of their location than round ones: networks may be freer."""
+
+SPREAD = 0.7
+"""Of the centers of a mixture's components, at first, and of each component."""
+
+MAX_MIXED = 5
+"""Entries of s with which a mixture is tried."""
+
+
 class SyntheticLikelihood(nn.Module):
     r"""The log-ratio $\log p(s(x) | \theta) - c(x)$."""
 
@@ -73,7 +100,12 @@ class SyntheticLikelihood(nn.Module):
     projection: Tensor
 
     def __init__(
-        self, center: Tensor, projection: Tensor, input_features: int, num_members: int
+        self,
+        center: Tensor,
+        projection: Tensor,
+        input_features: int,
+        num_members: int,
+        shape: Shape,
     ) -> None:
         r"""
         Args:
@@ -81,12 +113,13 @@ class SyntheticLikelihood(nn.Module):
             projection: From features to s, shape `(features, d)`.
             input_features: Number of parameters.
             num_members: Networks M.
+            shape: Of the errors.
         """
         super().__init__()
         self.register_buffer("center", center)
         self.register_buffer("projection", projection)
         num = projection.shape[1]
-        self.members = StudentMembers(num_members, input_features, num)
+        self.members = LikelihoodMembers(num_members, input_features, num, shape)
         self.log_normalizer = LogNormalizer(num)
 
     @classmethod
@@ -109,9 +142,13 @@ class SyntheticLikelihood(nn.Module):
         theta, num = candidates[0], len(features)
         center, projection, slopes = _whitened(theta.double(), features.double())
         num_members = min(NUM_MEMBERS, num)
-        model = cls(center, projection, theta.shape[1], num_members).to(features)
-        with torch.enable_grad():
-            model.members.fit(theta, model.summaries(features), slopes.to(features))
+        fits = []
+        for shape in (STUDENT, MIXTURE)[: 1 + (projection.shape[1] <= MAX_MIXED)]:
+            model = cls(center, projection, theta.shape[1], num_members, shape)
+            s = model.to(features).summaries(features)
+            with torch.enable_grad():
+                fits.append((model.members.fit(theta, s, slopes.to(s)), model))
+        _, model = min(fits, key=lambda fit: fit[0])
         model.eval().requires_grad_(False)
         log_weights = log_weights + model(candidates, features)
         model.log_normalizer.fit(model.summaries(features), log_weights[1:])
@@ -167,20 +204,23 @@ def _whitened(theta: Tensor, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return center, directions[:size].T @ whiten, slopes @ whiten
 
 
-class StudentMembers(nn.Module):
+class LikelihoodMembers(nn.Module):
     r"""The M densities $p_m(s | \theta)$, side by side."""
 
     entries: Tensor
 
-    def __init__(self, num: int, input_features: int, output_features: int) -> None:
+    def __init__(
+        self, num: int, input_features: int, output_features: int, shape: Shape
+    ) -> None:
         r"""
         Args:
             num: M.
             input_features: Number of parameters.
             output_features: Entries d of s.
+            shape: Of the errors.
         """
         super().__init__()
-        self.num, self.output_features = num, output_features
+        self.num, self.output_features, self.shape = num, output_features, shape
         dim, num_below = output_features, output_features * (output_features - 1) // 2
         self.linear = MemberLinear(num, input_features, dim)
         self.first = MemberLinear(num, input_features, HIDDEN_FEATURES)
@@ -188,7 +228,7 @@ class StudentMembers(nn.Module):
             MemberLinear(num, HIDDEN_FEATURES, HIDDEN_FEATURES) for _ in range(NUM_BLOCKS)
         )
         self.last = MemberLinear(num, HIDDEN_FEATURES, 2 * dim + num_below, gain=0.1)
-        self.log_freedom = nn.Parameter(torch.full((num, 1), 2.0))
+        self.errors = StudentMixture(num, dim, shape.num_components)
         # Where each entry of U is among its diagonal, those below it, and a zero.
         entries = torch.full((dim, dim), dim + num_below).diagonal_scatter(
             torch.arange(dim)
@@ -206,7 +246,9 @@ class StudentMembers(nn.Module):
         """
         hidden = self.first(theta)
         for block in self.blocks:
-            hidden = hidden + block(dropout(silu(hidden), DROPOUT, self.training))
+            hidden = hidden + block(
+                dropout(silu(hidden), self.shape.dropout, self.training)
+            )
         dim = self.output_features
         mean, log_diagonal, below = self.last(silu(hidden)).tensor_split(
             (dim, 2 * dim), -1
@@ -216,24 +258,19 @@ class StudentMembers(nn.Module):
         )
         root = parts.index_select(-1, self.entries).unflatten(-1, (dim, dim))
         error = s - mean - self.linear(theta)
-        square = (root @ error.unsqueeze(-1)).square().sum((-1, -2))
-        nu = 1 + self.log_freedom.exp()
-        half = (nu + dim) / 2
-        return (
-            torch.lgamma(half)
-            - torch.lgamma(nu / 2)
-            - dim / 2 * (log(pi) + nu.log())
-            - half * torch.log1p(square / nu)
-            + log_diagonal.sum(-1)
-        )
+        z = (root @ error.unsqueeze(-1)).squeeze(-1)
+        return self.errors(z) + log_diagonal.sum(-1)
 
-    def fit(self, theta: Tensor, s: Tensor, slopes: Tensor) -> None:
+    def fit(self, theta: Tensor, s: Tensor, slopes: Tensor) -> float:
         """Fit each member to the pairs but a fold, of which the best weights are kept.
 
         Args:
             theta: Standardised parameters, shape `(N, D)`.
             s: Whitened summaries, shape `(N, d)`.
             slopes: Of the regression of s on theta and one, shape `(D + 1, d)`, to start.
+
+        Returns:
+            The mean loss of the members on their folds, in nats.
         """
         with torch.no_grad():
             self.linear.weight.copy_(slopes[:-1])
@@ -246,10 +283,9 @@ class StudentMembers(nn.Module):
         layers: list[Any] = [self.first, *self.blocks, self.last]
         shrunk = [layer.weight for layer in layers]
         others = [*(layer.bias for layer in layers), *self.linear.parameters()]
-        others.append(self.log_freedom)
-        optimizer = torch.optim.AdamW(
-            shrunk, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY / len(theta)
-        )
+        others += self.errors.parameters()
+        weight_decay = self.shape.weight_decay / len(theta)
+        optimizer = torch.optim.AdamW(shrunk, lr=LEARNING_RATE, weight_decay=weight_decay)
         optimizer.add_param_group({"params": others, "weight_decay": 0.0})
         latest = [p.detach() for p in self.parameters()]
         average = [p.clone() for p in latest]
@@ -275,6 +311,7 @@ class StudentMembers(nn.Module):
         for parameter, values in zip(latest, best, strict=True):
             parameter.copy_(values)
         self.zero_grad()
+        return float(best_loss.mean())
 
     @torch.no_grad()
     def _losses(self, weights: list[Tensor], theta: Tensor, s: Tensor) -> Tensor:
@@ -284,6 +321,56 @@ class StudentMembers(nn.Module):
         log_likelihood = torch.func.functional_call(self, named, (theta, s))
         self.train()
         return -log_likelihood.mean(1)
+
+
+class StudentMixture(nn.Module):
+    r"""$\log e_m(z)$, for each of M members."""
+
+    def __init__(self, num: int, features: int, num_components: int) -> None:
+        """
+        Args:
+            num: M.
+            features: Entries d of z.
+            num_components: C; a single one is standard, but for its tails.
+        """
+        super().__init__()
+        self.log_freedom = nn.Parameter(torch.full((num, 1), 2.0))
+        self.components: nn.ParameterDict | None = None
+        if num_components > 1:
+            self.components = nn.ParameterDict(
+                {
+                    "logits": torch.zeros(num, 1, num_components),
+                    "centers": SPREAD * torch.randn(num, 1, num_components, features),
+                    "roots": torch.zeros(num, num_components, features, features),
+                    "log_diagonals": torch.full(
+                        (num, num_components, features), log(1 / SPREAD)
+                    ),
+                }
+            )
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return log densities in nats, shape `(M, N)`, of errors `(M, N, d)`."""
+        if self.components is None:
+            return self._student(z, self.log_freedom)
+        log_shares = self.components["logits"].log_softmax(-1)
+        log_diagonals = self.components["log_diagonals"]
+        roots = self.components["roots"].tril(-1) + log_diagonals.exp().diag_embed()
+        z = z.unsqueeze(2) - self.components["centers"]
+        z = (roots.unsqueeze(1) @ z.unsqueeze(-1)).squeeze(-1)
+        log_scales = log_diagonals.sum(-1).unsqueeze(1)
+        log_t = self._student(z, self.log_freedom.unsqueeze(-1))
+        return (log_shares + log_scales + log_t).logsumexp(-1)
+
+    @staticmethod
+    def _student(z: Tensor, log_freedom: Tensor) -> Tensor:
+        dim, nu = z.shape[-1], 1 + log_freedom.exp()
+        half = (nu + dim) / 2
+        return (
+            torch.lgamma(half)
+            - torch.lgamma(nu / 2)
+            - dim / 2 * (log(pi) + nu.log())
+            - half * torch.log1p(z.square().sum(-1) / nu)
+        )
 
 
 class MemberLinear(nn.Module):

@@ -116,7 +116,9 @@ class TestErrors:
             make().fit(torch.randn(1, 2))
 
     def test_options_are_checked_at_once(self):
-        with pytest.raises(ValueError, match="`num_energies` to be a whole number, at least 1, got 0"):
+        with pytest.raises(
+            ValueError, match="`num_energies` to be a whole number, at least 1, got 0"
+        ):
             make(num_energies=0)
 
     def test_before_fitting(self):

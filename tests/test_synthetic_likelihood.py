@@ -4,11 +4,16 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import multivariate_t
-from torch.distributions import MultivariateNormal, StudentT
+from torch.distributions import MultivariateNormal, Normal, StudentT
 from torch.nn.functional import silu
 
 from sbi_jeffreys import synthetic_likelihood
-from sbi_jeffreys.synthetic_likelihood import StudentMembers, SyntheticLikelihood
+from sbi_jeffreys.synthetic_likelihood import (
+    MIXTURE,
+    STUDENT,
+    LikelihoodMembers,
+    SyntheticLikelihood,
+)
 
 pytestmark = pytest.mark.full_fits
 
@@ -37,16 +42,18 @@ def fit(theta, x, num_draws=32, seed=0):
         return SyntheticLikelihood.fit(draws, x, torch.zeros(draws.shape[:2]))
 
 
-def random_members(num, input_features, output_features):
+def random_members(num, input_features, output_features, shape):
     torch.manual_seed(0)
-    members = StudentMembers(num, input_features, output_features).double().eval()
+    members = LikelihoodMembers(num, input_features, output_features, shape)
+    members.double().eval()
     for parameter in members.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return members
 
 
-def test_density_by_hand():
-    members = random_members(2, 3, 4).requires_grad_(False)
+@pytest.mark.parametrize("shape", [STUDENT, MIXTURE])
+def test_density_by_hand(shape):
+    members = random_members(2, 3, 4, shape).requires_grad_(False)
     theta, s = torch.randn(6, 3).double(), torch.randn(6, 4).double()
     got = members(theta.expand(2, -1, -1), s.expand(2, -1, -1))
 
@@ -62,12 +69,29 @@ def test_density_by_hand():
             root = torch.diag(outputs[n, 4:8].exp())
             root[1, 0], root[2, 0], root[2, 1] = outputs[n, 8:11]
             root[3, :3] = outputs[n, 11:]
-            want = multivariate_t(
-                (outputs[n, :4] + layer(members.linear, m, theta)[n]).numpy(),
-                torch.linalg.inv(root.T @ root).numpy(),
-                float(1 + members.log_freedom[m].exp()),
-            ).logpdf(s[n].numpy())
-            assert float(got[m, n]) == pytest.approx(want, abs=1e-9)
+            location = outputs[n, :4] + layer(members.linear, m, theta)[n]
+            nu = float(1 + members.errors.log_freedom[m].exp())
+            density = 0.0
+            for share, center, inner in components(members.errors, m):
+                both = inner @ root
+                density += share * multivariate_t(
+                    (location + torch.linalg.solve(root, center)).numpy(),
+                    torch.linalg.inv(both.T @ both).numpy(),
+                    nu,
+                ).pdf(s[n].numpy())
+            assert float(got[m, n].exp()) == pytest.approx(density, rel=1e-9)
+
+
+def components(errors, m):
+    """Yield the share, the center and the root of the precision of each."""
+    if errors.components is None:
+        yield 1.0, torch.zeros(4).double(), torch.eye(4).double()
+        return
+    values = {name: value[m] for name, value in errors.components.items()}
+    shares = values["logits"][0].softmax(0)
+    for c in range(len(shares)):
+        root = values["roots"][c].tril(-1) + values["log_diagonals"][c].exp().diag()
+        yield float(shares[c]), values["centers"][0, c], root
 
 
 def test_log_ratio_is_that_of_the_mixture():
@@ -109,13 +133,14 @@ def test_z_is_about_one():
     assert float(log_z.median()) == pytest.approx(0.0, abs=0.5)
 
 
-def test_tails_are_those_of_the_errors():
+def test_tails_are_those_of_the_errors(monkeypatch):
     """Networks that fit the mean of 200 simulations roughly leave errors of somewhat more
     than three degrees of freedom where there are three; where a Gaussian's, of more."""
+    monkeypatch.setattr(synthetic_likelihood, "MAX_MIXED", 0)
 
     def freedom(errors):
         members = fit(*curved(200, 0, errors)).members
-        return float(1 + members.log_freedom.exp().mean())
+        return float(1 + members.errors.log_freedom.exp().mean())
 
     def heavy(s):
         return StudentT(3.0).sample(s.shape[:1]).unsqueeze(-1).expand_as(s)
@@ -174,3 +199,24 @@ def test_curves_with_fewer_errors_than_components_can_be_fitted(scale, monkeypat
         theta = PRIOR.sample((400,))
         x = scale * torch.cat([theta, torch.randn(400, 1)], 1) @ shapes
         assert fit(theta, x, num_draws=2)(theta[None], x).isfinite().all()
+
+
+def test_errors_on_a_thin_circle_are_a_mixture():
+    """From which a Gaussian of their covariance is 1.2 nats away, and the model 0.12."""
+    thin = NOISE / 10
+
+    def circle(theta):
+        angle = 2 * torch.pi * torch.rand(len(theta))
+        radius = NOISE + thin * torch.randn(len(theta))
+        return theta + radius[:, None] * torch.stack([angle.cos(), angle.sin()], -1)
+
+    torch.manual_seed(0)
+    theta, fresh = PRIOR.sample((1000,)), PRIOR.sample((500,))
+    model, x = fit(theta, circle(theta)), circle(fresh)
+    assert model.members.shape == MIXTURE
+    radius = (x - fresh).norm(dim=-1)
+    exact = Normal(NOISE, thin).log_prob(radius) - (2 * torch.pi * radius).log()
+    got = model.members(fresh.expand(5, -1, -1), model.summaries(x).expand(5, -1, -1))
+    log_p = got.exp().mean(0).log() + model.projection.det().abs().log()
+    gaussian = MultivariateNormal(fresh, NOISE**2 / 2 * torch.eye(2)).log_prob(x)
+    assert float((exact - log_p).mean()) < 0.3 < 1.0 < float((exact - gaussian).mean())
