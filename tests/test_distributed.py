@@ -46,8 +46,11 @@ def test_two_processes_give_the_result_of_one(results, monkeypatch):
     steps = several_processes.synthetic_likelihood.MAX_STEPS
     monkeypatch.setattr(several_processes.synthetic_likelihood, "MAX_STEPS", steps)
     alone = several_processes.result(several_processes.train(rank=0))
-    for name in ("flow", "energy"):
-        torch.testing.assert_close(results[0][name], alone[name], rtol=RTOL, atol=ATOL)
+    for model in ("flow", "energy"):
+        for name, want in alone[model].items():
+            # Of a single weight, whose gradient is about zero, Adam enlarges rounding.
+            want, got = want.double(), results[0][model][name].double()
+            assert (got - want).norm() <= RTOL * want.norm() + ATOL, name
     # A fit is determined by its loss up to TOLERANCE, about half of f's squared error.
     bound = (2 * TOLERANCE) ** 0.5
     torch.testing.assert_close(results[0]["pool"], alone["pool"], rtol=0, atol=bound)
