@@ -102,6 +102,7 @@ def test_each_model_has_the_weight_where_it_is_right(monkeypatch):
     is, though with three of them others come near: in four repetitions its weight was
     0.1 to 0.55. And a mean that is curved, where the synthetic likelihood alone is."""
     monkeypatch.setattr(synthetic_likelihood, "MAX_STEPS", 1000)
+    monkeypatch.setattr(synthetic_likelihood, "MAX_MIXED", 0)
     theta, fresh = TRAINING[0][:400], VALIDATION[0][:200]
 
     def weights(simulator):

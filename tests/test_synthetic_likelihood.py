@@ -116,9 +116,10 @@ def error(num, seed):
     return float((r[0] - r[1] - exact[0] + exact[1]).square().mean().sqrt())
 
 
-def test_more_simulations_bring_it_nearer_to_the_likelihood():
+def test_more_simulations_bring_it_nearer_to_the_likelihood(monkeypatch):
     """At the parametric rate four times as many would take the error to half of it, but
     that of a dropout that stays is not only of this kind: two thirds."""
+    monkeypatch.setattr(synthetic_likelihood, "MAX_MIXED", 0)
     few, many = (np.mean([error(num, seed) for seed in (0, 1)]) for num in (250, 1000))
     assert many < 0.75 * few
     assert many < 1.6  # nats, half the standard deviation of exact differences
@@ -156,7 +157,8 @@ def test_without_a_dependence_it_says_little():
     assert float((r - r.mean(0)).abs().mean()) < 0.5
 
 
-def test_what_screening_scaled_down_is_left_out():
+def test_what_screening_scaled_down_is_left_out(monkeypatch):
+    monkeypatch.setattr(synthetic_likelihood, "MAX_STEPS", 50)
     theta, x = curved(500, 0)
     noise = 0.01 * torch.randn(500, 6)
     model = fit(theta, torch.cat([x, noise], 1))
@@ -167,7 +169,8 @@ def test_what_screening_scaled_down_is_left_out():
     ("kind", "num"),
     [("two", 1), ("many features", 4), ("constant", 3), ("none varies", 1)],
 )
-def test_whatever_the_simulations_it_is_finite(kind, num):
+def test_whatever_the_simulations_it_is_finite(kind, num, monkeypatch):
+    monkeypatch.setattr(synthetic_likelihood, "MAX_STEPS", 500)
     theta, x = curved(40, 0)
     if kind == "two":
         theta, x = theta[:2], x[:2]
@@ -181,7 +184,8 @@ def test_whatever_the_simulations_it_is_finite(kind, num):
     assert bool(model(points, x).isfinite().all())
 
 
-def test_fit_is_determined_by_the_seed():
+def test_fit_is_determined_by_the_seed(monkeypatch):
+    monkeypatch.setattr(synthetic_likelihood, "MAX_STEPS", 500)
     theta, x = curved(100, 0)
     one, other = fit(theta, x), fit(theta, x)
     for name, values in one.state_dict().items():
