@@ -9,7 +9,7 @@
 #
 #     python tutorials/lynx_hare.py
 #
-# About five minutes on two cores. Into `results/lynx_hare` go a table of means, intervals
+# 5 to 15 minutes on two cores. Into `results/lynx_hare` go a table of means, intervals
 # and distances from MCMC; what flow and energy make of the observation; the draws of all
 # four posteriors, for arviz, in netCDF files; and four figures.
 
