@@ -100,9 +100,10 @@ class JNPE(BothPosteriors):
             prior: The distribution of the parameters. Where its support is a product of
                 intervals, half lines and lines, no sample leaves it.
             density_estimator: "nsf", the neural spline flow of this package; the name
-                of another flow of `sbi` ("maf", "zuko_nsf", ...); or a builder, called
-                with standardised, unconstrained parameters `(N, D)` and simulations
-                `(N, ...)`, that returns an nflows or zuko estimator.
+                of another flow of `sbi` ("maf", "zuko_nsf", ...), in capitals or not;
+                or a builder, called with standardised, unconstrained parameters
+                `(N, D)` and simulations `(N, ...)`, that returns an nflows or zuko
+                estimator.
             device: Where to train, e.g. "cpu" or "cuda".
             logging_level: As in `sbi`.
             summary_writer: Deprecated in `sbi`; use `tracker`.
@@ -511,17 +512,15 @@ def _flow_builder(
                 "it to the builder instead."
             )
         return density_estimator
-    if density_estimator == "nsf":
+    name = density_estimator.lower()
+    if name == "nsf":
         return partial(build_spline_flow, embedding_net=embedding_net)
-    if (
-        density_estimator in _NOT_REPARAMETERISED
-        or density_estimator not in model_builders
-    ):
+    if name in _NOT_REPARAMETERISED or name not in model_builders:
         raise ValueError(
             "Expected `density_estimator` to be 'nsf', 'maf' or another of sbi's flows, "
             f"which can be sampled differentiably, got {density_estimator!r}."
         )
-    return posterior_nn(density_estimator, embedding_net=embedding_net or nn.Identity())
+    return posterior_nn(name, embedding_net=embedding_net or nn.Identity())
 
 
 def _check_options(**options: Any) -> None:

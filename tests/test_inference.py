@@ -129,7 +129,7 @@ def test_every_prior_gives_a_posterior_that_stays_inside(name):
     assert f.isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["nsf", "maf", "zuko_nsf", posterior_nn("maf")])
+@pytest.mark.parametrize("name", ["nsf", "MAF", "zuko_nsf", posterior_nn("maf")])
 def test_estimators_by_name_and_by_builder(name):
     flow = quick(make_trainer(density_estimator=name), max_num_epochs=1)
     assert flow.log_prob(torch.zeros(1, 2), torch.zeros(1, 2)).shape == (1, 1)
