@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import MultivariateNormal
 
+from sbi_jeffreys import linear_model
 from sbi_jeffreys.linear_model import LinearModel, _mixture, _ridge
 
 SLOPES = torch.tensor([[1.0, 0.5], [0.0, -2.0], [0.3, 0.3]], dtype=torch.float64)
@@ -83,6 +84,50 @@ def test_many_features_are_shrunk():
     exact = log_likelihood_ratio(grid, x_fresh).log_softmax(0)[0].mean()
     none = -math.log(51)
     assert none + 0.6 * (float(exact) - none) < float(log_q) < float(exact)
+
+
+def posterior_divergence(slopes, noise, seed, num=300):
+    """KL(exact ‖ model) of the posterior over 100 points of the prior, in nats."""
+    generator = torch.Generator().manual_seed(seed)
+    theta, fresh = torch.randn(2, num, 8, generator=generator, dtype=torch.float64)
+    errors, more = noise * torch.randn(2, num, 8, generator=generator).double()
+    model = LinearModel.fit(theta, theta @ slopes.T + errors)
+    x = fresh @ slopes.T + more
+    points = torch.randn(100, num, 8, generator=generator, dtype=torch.float64)
+    points[0] = fresh
+    exact = -(x - points @ slopes.T).square().sum(-1) / (2 * noise**2)
+    log_p, log_q = exact.log_softmax(0), model(points, x).log_softmax(0)
+    return model, float((log_p.exp() * (log_p - log_q)).sum(0).mean())
+
+
+def with_and_without_few(slopes, noise, seed, monkeypatch):
+    few = posterior_divergence(slopes, noise, seed)
+    with monkeypatch.context() as patch:
+        patch.setattr(linear_model, "MAX_FEATURES", 0)
+        return few, posterior_divergence(slopes, noise, seed)
+
+
+def test_few_coefficients_where_the_simulator_has_few(monkeypatch):
+    """One coefficient a parameter: 0.4 of the divergence; few in 77 of 80 trials."""
+    pairs = [
+        with_and_without_few(torch.eye(8).double(), 1.0, seed, monkeypatch)
+        for seed in range(5)
+    ]
+    assert sum(few for (_, few), _ in pairs) < 0.6 * sum(kl for _, (_, kl) in pairs)
+    off = ~torch.eye(8, dtype=torch.bool)
+    models = [
+        model for (model, _), _ in pairs if not model.errors.scale_trils[:, off].any()
+    ]
+    assert len(models) >= 3
+    assert all(int(model.summaries.weight[off].count_nonzero()) < 12 for model in models)
+
+
+def test_all_coefficients_where_it_has_many(monkeypatch):
+    """Every entry of x depends on every parameter: as without the sparse regression."""
+    slopes = torch.randn(8, 8, generator=torch.Generator().manual_seed(0)).double()
+    (model, few), (dense, kl) = with_and_without_few(slopes, 0.5, 0, monkeypatch)
+    assert few == kl
+    assert torch.equal(model.summaries.weight, dense.summaries.weight)
 
 
 def test_heavy_tailed_errors_get_components():
