@@ -95,7 +95,9 @@ class LinearModel(nn.Module):
         model = cls(
             summaries,
             slopes,
-            MixtureDensity.fit(predictions - slopes(t), regress is _sparse),
+            MixtureDensity.fit(
+                predictions - slopes(t), perhaps_independent=regress is _sparse
+            ),
             MixtureDensity.fit(predictions),
         )
         return model.to(theta)
@@ -166,6 +168,16 @@ def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     return layer
 
 
+def _standardized(inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return inputs `(N, D)` of unit variance, and their means and standard deviations.
+
+    One that does not vary, but for rounding in single precision, has an infinite one.
+    """
+    loc, scale = inputs.mean(0), inputs.std(0, correction=0)
+    scale = torch.where(scale > 1e-6 * inputs.abs().amax(0), scale, torch.inf)
+    return (inputs - loc) / scale, loc, scale
+
+
 def _least_squares(outputs: Tensor, inputs: Tensor) -> nn.Linear:
     """Return the regression of outputs `(N, M)` on inputs `(N, D)`."""
     design = torch.cat([inputs, inputs.new_ones(len(inputs), 1)], 1)
@@ -175,11 +187,9 @@ def _least_squares(outputs: Tensor, inputs: Tensor) -> nn.Linear:
 
 def _sparse(outputs: Tensor, inputs: Tensor) -> nn.Linear:
     """Return the regression of each output on the inputs that the lasso keeps by BIC."""
-    loc, scale = inputs.mean(0), inputs.std(0, correction=0)
-    scale = torch.where(scale > 1e-6 * (1 + inputs.abs().amax(0)), scale, torch.inf)
-    standardized, mean = (inputs - loc) / scale, outputs.mean(0)
-    weight = inputs.new_zeros(len(mean), len(loc))
-    for row, output in zip(weight, (outputs - mean).T, strict=True):
+    standardized, loc, scale = _standardized(inputs)
+    weight = inputs.new_zeros(outputs.shape[1], len(loc))
+    for row, output in zip(weight, outputs.T, strict=True):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             lasso = LassoLarsIC("bic").fit(standardized.numpy(), output.numpy())
@@ -187,7 +197,7 @@ def _sparse(outputs: Tensor, inputs: Tensor) -> nn.Linear:
         few, target = standardized[:, kept], output.unsqueeze(-1)
         solution = torch.linalg.lstsq(few, target, driver="gelsd").solution
         row[kept] = solution[:, 0] / scale[kept]
-    return _linear(weight, mean - weight @ loc)
+    return _linear(weight, outputs.mean(0) - weight @ loc)
 
 
 @threadpool_limits.wrap(limits=1)  # the problems are small
@@ -201,10 +211,8 @@ def _sparse_held_out(t: Tensor, features: Tensor) -> tuple[nn.Linear, Tensor]:
 
 def _ridge(t: Tensor, features: Tensor) -> tuple[nn.Linear, Tensor]:
     """Return the best ridge regression, and its leave-one-out predictions, `(N, D)`."""
-    loc, scale = features.mean(0), features.std(0, correction=0)
-    varies = scale > 1e-6 * (1 + features.abs().amax(0))
-    scale = torch.where(varies, scale, torch.inf)
-    left, values, right = torch.linalg.svd((features - loc) / scale, full_matrices=False)
+    standardized, loc, scale = _standardized(features)
+    left, values, right = torch.linalg.svd(standardized, full_matrices=False)
     mean = t.mean(0)
     projected = left.T @ (t - mean)
     best_score, best = torch.inf, (mean, mean)

@@ -108,7 +108,7 @@ def with_and_without_few(slopes, noise, seed, monkeypatch):
 
 
 def test_few_coefficients_where_the_simulator_has_few(monkeypatch):
-    """One coefficient a parameter: 0.4 of the divergence; few in 77 of 80 trials."""
+    """One coefficient a parameter: less than 0.6 of the divergence, five trials."""
     pairs = [
         with_and_without_few(torch.eye(8).double(), 1.0, seed, monkeypatch)
         for seed in range(5)
@@ -199,10 +199,11 @@ def test_finite_whatever_it_is_fitted_to(num, dim, features, kind, seed):
 
 
 @settings(max_examples=10, deadline=None)
-@given(scale=st.floats(1e-3, 1e3), shift=st.floats(-100, 100), seed=st.integers(0, 1000))
-def test_does_not_depend_on_the_units_of_x(scale, shift, seed):
+@given(power=st.integers(-12, 12), shift=st.floats(-10, 10), seed=st.integers(0, 1000))
+def test_does_not_depend_on_the_units_of_x(power, shift, seed):
     theta, x = linear_simulations(200, seed=seed)
     points = torch.randn(5, 200, 2, dtype=torch.float64)
     r = LinearModel.fit(theta, x)(points, x)
-    moved = LinearModel.fit(theta, scale * x + shift)(points, scale * x + shift)
+    other = 10.0**power * (x + shift)
+    moved = LinearModel.fit(theta, other)(points, other)
     torch.testing.assert_close(r, moved, rtol=1e-6, atol=1e-6)
