@@ -36,6 +36,8 @@ class PairDensity:
     def log_prob(self, points: Tensor) -> Tensor:
         """Return the flow's log densities in nats, shape `(...)`, without gradients.
 
+        Minus infinity outside of the base's bounds.
+
         Args:
             points: Shape `(..., D)`, where the models are.
         """

@@ -174,8 +174,7 @@ class ConditionalEnergy(nn.Module):
                 f"several members, (member, sample, batch), got {tuple(r.shape)}."
             )
         r = r.reshape(-1, *log_base.shape)
-        outside = (input < self.support.low) | (input > self.support.high)
-        return torch.where(outside.any(-1), -torch.inf, log_base + r)
+        return torch.where(self.support.is_outside(input), -torch.inf, log_base + r)
 
 
 def base_density(prior: Any, theta: Tensor, support: Support) -> Distribution:

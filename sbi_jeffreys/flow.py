@@ -48,12 +48,15 @@ class ConditionalFlow(ConditionalDensityEstimator):
     def log_prob(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
         """Return log densities in nats, shape `(sample, batch)`.
 
+        Minus infinity outside of the prior's bounds.
+
         Args:
             input: Parameters, `(sample, batch, *input_shape)` or `(batch, ...)`.
             condition: Data, `(batch, *condition_shape)` or `(sample, batch, ...)`.
         """
         u, log_det = self.support(input)
-        return self.net.log_prob(u, condition) + log_det
+        log_prob = self.net.log_prob(u, condition) + log_det
+        return torch.where(self.support.is_outside(input), -torch.inf, log_prob)
 
     def loss(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
         """Return minus the log densities, shape `(batch,)`."""

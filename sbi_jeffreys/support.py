@@ -145,6 +145,10 @@ class Support(nn.Module):
             log_det = log_det - up - down
         return self.inside(theta), (log_det - self.scale.log()).sum(-1)
 
+    def is_outside(self, theta: Tensor) -> Tensor:
+        """Return whether points `(..., D)` are outside of the bounds, shape `(...)`."""
+        return ((theta < self.low) | (theta > self.high)).any(-1)
+
     def inside(self, theta: Tensor) -> Tensor:
         """Move points on a bound or outside to the next normal number inside."""
         tiny = torch.finfo(theta.dtype).tiny
@@ -196,12 +200,16 @@ class Support(nn.Module):
 def location_and_scale(theta: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation of `theta`, `(N, D)`, both of shape `(D,)`.
 
-    A parameter that does not vary gets the scale 1.
+    A parameter that does not vary, but for rounding, gets the scale 1.
     """
     if len(theta) < 2:
         return theta.mean(0), torch.ones_like(theta[0])
-    loc, scale = theta.mean(0), theta.std(0)
-    return loc, torch.where(scale > 1e-7 * (1 + theta.abs().amax(0)), scale, 1.0)
+    spread = theta - theta[0]
+    size = spread.abs().amax(0)  # 1 / size is of order one, whatever the units are
+    varies = size > 1e-7 * theta.abs().amax(0)
+    size = torch.where(varies, size, 1.0)
+    loc, scale = theta.mean(0), size * (spread / size).std(0)
+    return loc, torch.where(varies, scale, 1.0)
 
 
 def support_of(prior: Any, theta: Tensor) -> Support:

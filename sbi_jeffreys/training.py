@@ -66,12 +66,14 @@ class JeffreysTraining:
             multipliers: Weights of the three divergences.
             options: See `TrainingOptions`.
             learning_rate: Of Adam, for the flow.
-            energy_learning_rate: Likewise for the energy.
+            energy_learning_rate: Likewise for the energy; one of 0 leaves it as it is, in
+                evaluation mode.
             patience: Epochs without improvement after which learning rates fall.
         """
         self.pair = TrainedPair(flow, energy, options)
         share_tensors([t.data for t in self.pair.state_dict().values()])
         self.device = multipliers.values.device
+        self._trains_energy = energy_learning_rate > 0
         self.step = PrimalDualStep(
             self.pair, multipliers, learning_rate, energy_learning_rate
         )
@@ -264,7 +266,8 @@ class JeffreysTraining:
     ) -> None:
         start = time.perf_counter()
         learning_rates = self._learning_rates()
-        self.pair.train()
+        self.pair.energy.train(self._trains_energy)
+        self.pair.flow.train()
         self.step.reset_statistics()
         for batch in training.shuffled(self._seed + self.epoch):
             step(*batch)

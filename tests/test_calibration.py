@@ -219,6 +219,18 @@ def test_a_seed_makes_it_reproducible_and_leaves_the_state_alone():
     assert pickle.loads(pickle.dumps(some)).verdict == some.verdict
 
 
+def test_a_seed_is_also_numpys():
+    """From which sbi's slice sampler draws."""
+
+    class OfNumpy(GaussianPosterior):
+        def sample_batched(self, sample_shape, x, show_progress_bars=True):
+            noise = np.random.standard_normal((*sample_shape, *x.shape))  # noqa: NPY002
+            return x / 2 + 0.5**0.5 * torch.from_numpy(noise).float()
+
+    some, same = (calibrated(OfNumpy(), num=20, seed=1) for _ in range(2))
+    assert torch.equal(some.ranks, same.ranks)
+
+
 def test_a_posterior_without_batched_sampling_is_sampled_in_a_loop():
     with pytest.warns(UserWarning, match="Batched sampling not implemented"):
         result = calibrated(OneByOne(scale=(0.3,) * DIM))

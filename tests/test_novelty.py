@@ -62,6 +62,14 @@ def test_an_observation_off_the_simulations_within_their_range_is_unusual():
     assert novelty(torch.tensor([[0.5, 0.5]])) > 0.05
 
 
+def test_an_entry_in_small_units_counts_as_any_other():
+    torch.manual_seed(0)
+    units = torch.tensor([1e-9, 1.0])
+    novelty = Novelty(units * torch.randn(1000, 2))
+    assert novelty(units * torch.tensor([[9.0, 0.0]])) < 0.01
+    assert novelty(units * torch.tensor([[0.5, 0.0]])) > 0.05
+
+
 def test_few_or_constant_or_many_simulations():
     assert Novelty(torch.randn(2, 3))(torch.randn(4, 3)).shape == (4,)
     constant = torch.cat([torch.randn(50, 1), torch.ones(50, 1)], 1)

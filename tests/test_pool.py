@@ -170,11 +170,11 @@ def test_random_numbers_are_left_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def make_trainer(dim=2):
+def make_trainer(dim=2, **options):
     torch.manual_seed(0)
     prior = BoxUniform(-2 * torch.ones(dim), 2 * torch.ones(dim))
     theta = prior.sample((300,))
-    trainer = JNPE(prior, show_progress_bars=False)
+    trainer = JNPE(prior, show_progress_bars=False, **options)
     return trainer.append_simulations(theta, theta + 0.3 * torch.randn(300, dim))
 
 
@@ -305,6 +305,22 @@ def follow(trainer, energy, **options):
         "show_progress": False,
     }
     return trainer._training.follow(energy, *batches, **{**defaults, **options})
+
+
+def test_an_energy_that_is_followed_stays_as_it_is():
+    """Without dropout, and with the statistics that its parts were fitted with."""
+    trainer = make_trainer(embedding_net=nn.Sequential(nn.BatchNorm1d(2), nn.Dropout()))
+    with pytest.warns(UserWarning, match="max_num_epochs"):
+        trainer.train(max_num_epochs=3)
+    energy = deepcopy(trainer.energy).train()
+    modes = set()
+    for module in energy.modules():
+        module.register_forward_hook(lambda module, *_: modes.add(module.training))
+    before = deepcopy(energy.state_dict())
+    follow(trainer, energy)
+    assert modes == {False}
+    for name, value in energy.state_dict().items():
+        assert torch.equal(value, before[name])
 
 
 def test_a_worse_energy_is_not_followed(trainer):

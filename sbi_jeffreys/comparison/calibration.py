@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from math import ceil
 from typing import Any, overload
 
-import torch
-from numpy.random import SeedSequence
 from sbi.diagnostics import check_tarp, run_sbc, run_tarp
 from sbi.diagnostics.sbc import check_uniformity_frequentist
 from sbi.diagnostics.tarp import get_tarp_references
@@ -25,6 +23,7 @@ from sbi.utils.diagnostics_utils import (
 from sbi.utils.metrics import l2
 from torch import Tensor
 
+from sbi_jeffreys.comparison.draws import random_state
 from sbi_jeffreys.comparison.ranks import Calibration
 
 
@@ -81,8 +80,8 @@ def calibrate(
         num_posterior_samples: S, drawn for each simulation.
         num_bins: Of TARP's curve; N // 10 by default.
         parameter_names: Of length D; "theta_0", "theta_1", ... by default.
-        seed: Makes samples and reference points reproducible, and leaves torch's random
-            state as it was; None draws from that state.
+        seed: Makes samples and reference points reproducible, and leaves the random
+            states of Python, NumPy and torch as they were; None draws from these.
         show_progress_bars: Whether to show progress while sampling.
 
     Returns:
@@ -103,9 +102,7 @@ def calibrate(
     names = _check_shapes(theta, x, parameter_names)
     theta, x = remove_nans_and_infs_in_x(theta, x)
     _check_numbers(len(theta), num_posterior_samples, num_bins)
-    with torch.random.fork_rng(enabled=seed is not None):
-        if seed is not None:  # not that very one, for theta may come from it
-            torch.manual_seed(int(SeedSequence(seed).generate_state(1)[0]))
+    with random_state(seed):
         references = get_tarp_references(theta.cpu())
         results = {}
         for name, posterior in named.items():
