@@ -39,9 +39,12 @@ class PairDensity:
         Minus infinity outside of the base's bounds.
 
         Args:
-            points: Shape `(..., D)`, where the models are.
+            points: Shape `(..., D)`, of any type and device.
+
+        Raises:
+            ValueError: If D is not that of the samples.
         """
-        return _evaluate(self.pair.flow.log_prob, points)
+        return self._evaluate(self.pair.flow.log_prob, points)
 
     def proxy_log_prob(self, points: Tensor) -> Tensor:
         """Return f in nats, shape `(...)`: `agreement().log_z` more than a log density.
@@ -49,9 +52,12 @@ class PairDensity:
         Minus infinity outside of the base's bounds; without gradients.
 
         Args:
-            points: Shape `(..., D)`, where the models are.
+            points: Shape `(..., D)`, of any type and device.
+
+        Raises:
+            ValueError: If D is not that of the samples.
         """
-        return _evaluate(self.pair.energy, points)
+        return self._evaluate(self.pair.energy, points)
 
     @torch.no_grad()
     def sample(self, sample_shape: Shape = (1,)) -> Tensor:
@@ -80,13 +86,20 @@ class PairDensity:
     def _nothing(self) -> Tensor:
         return self.pair.energy.loc.new_zeros(1, 1)
 
-
-@torch.no_grad()
-def _evaluate(function: Callable[[Tensor, Tensor], Tensor], points: Tensor) -> Tensor:
-    rows = points.reshape(-1, 1, points.shape[-1])
-    nothing = rows.new_zeros(1, 1)
-    parts = [function(block, nothing) for block in rows.split(BLOCK_SIZE)]
-    return torch.cat(parts).reshape(points.shape[:-1])
+    @torch.no_grad()
+    def _evaluate(
+        self, function: Callable[[Tensor, Tensor], Tensor], points: Tensor
+    ) -> Tensor:
+        loc = self.pair.energy.loc
+        points = torch.as_tensor(points, dtype=loc.dtype, device=loc.device)
+        if points.shape[-1:] != loc.shape:
+            raise ValueError(
+                f"Expected `points` of shape (..., {len(loc)}), got "
+                f"{tuple(points.shape)}."
+            )
+        rows = points.reshape(-1, 1, len(loc))
+        parts = [function(block, self._nothing) for block in rows.split(BLOCK_SIZE)]
+        return torch.cat(parts).reshape(points.shape[:-1])
 
 
 class JeffreysDensityEstimator(PairDensity):

@@ -155,9 +155,10 @@ class ConditionalEnergy(nn.Module):
         self, input: Tensor, condition: Tensor, embedded: Tensor | None = None
     ) -> Tensor:
         """Return the f of each member, shape `(member, sample, batch)`; see `forward`."""
-        if input.ndim != 3 or input.shape[1] not in (1, len(condition)):
+        batches, dim = (1, len(condition)), len(self.loc)
+        if input.ndim != 3 or input.shape[1] not in batches or input.shape[2] != dim:
             raise ValueError(
-                "Expected `input` of shape (sample, batch, D), with the batch of "
+                f"Expected `input` of shape (sample, batch, {dim}), with the batch of "
                 f"`condition` or 1, got {tuple(input.shape)} for {len(condition)} "
                 "conditions."
             )

@@ -26,6 +26,10 @@ class FlowPosterior(ChecksAgreement, DirectPosterior):
     `max_sampling_batch_size` at a time, over draws and observations together. Densities
     need no correction for leakage. `agreement` compares the flow with the energy that
     was trained beside it. All else is as in `sbi`.
+
+    Next to the bound of an interval, within some 1e-8 of its width, the flow's density
+    may be high, and yet hold next to no mass: `map` can end there. Look at the samples,
+    or take the corrected posterior's.
     """
 
     def __init__(

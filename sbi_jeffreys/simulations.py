@@ -78,8 +78,10 @@ class UncopiedSimulations(NPE_C):
         ):
             raise NotImplementedError(
                 "JNPE trains on simulations from the prior, or from a `RestrictedPrior` "
-                f"made from it, but `proposal` is a {type(proposal).__name__}. To focus "
-                "on one x_o, truncate: `RestrictedPrior(prior, "
+                f"made from it, but `proposal` is a {type(proposal).__name__}, and not "
+                "the object that JNPE was given (after loading a saved trainer, leave "
+                "`proposal` out for simulations from the prior). To focus on one x_o, "
+                "truncate: `RestrictedPrior(prior, "
                 "get_density_thresholder(posterior), sample_with='rejection')`."
             )
         on_disk = isinstance(theta, np.memmap) or isinstance(x, np.memmap)

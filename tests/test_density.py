@@ -92,6 +92,15 @@ def test_resuming_continues_and_fitting_again_does_not():
     assert (again.sample((100,)).mean(0) > 5).all()
 
 
+def test_points_of_other_types():
+    estimator = make().fit(torch.randn(60, 2), **QUICK)
+    points = torch.randn(2, 3, 2)
+    log_prob = estimator.log_prob(points)
+    assert log_prob.shape == (2, 3)
+    for other in (points.double(), points.numpy(), points.tolist()):
+        torch.testing.assert_close(estimator.log_prob(other), log_prob)
+
+
 class TestErrors:
     """They come before training."""
 
@@ -122,6 +131,12 @@ class TestErrors:
             ValueError, match="`num_energies` to be a whole number, at least 1, got 0"
         ):
             make(num_energies=0)
+
+    def test_points_of_another_dimension(self):
+        estimator = make().fit(torch.randn(60, 2), **QUICK)
+        for log_prob in (estimator.log_prob, estimator.proxy_log_prob):
+            with pytest.raises(ValueError, match=r"shape \(..., 2\), got \(3, 1\)"):
+                log_prob(torch.zeros(3, 1))
 
     def test_before_fitting(self):
         with pytest.raises(RuntimeError, match="train"):
