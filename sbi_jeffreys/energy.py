@@ -201,7 +201,9 @@ def base_density(prior: Any, theta: Tensor, support: Support) -> Distribution:
     flat = bool((log_prob == log_prob[0]).all())
     axes = torch.eye(theta.shape[-1]).to(theta)
     far = torch.cat([step * axes for step in (-4.0, -2.0, 2.0, 4.0)])
-    everywhere = bool(prior.log_prob(support.inverse(far)[0]).isfinite().all())
+    mixed = torch.stack([column.roll(d) for d, column in enumerate(theta.T)], -1)
+    elsewhere = torch.cat([support.inverse(far)[0], mixed])
+    everywhere = bool(prior.log_prob(elsewhere).isfinite().all())
     if everywhere and (log_prob.requires_grad or flat):
         return _unvalidated(prior)
     lack = "not differentiable by torch" if everywhere else "zero inside of its `support`"

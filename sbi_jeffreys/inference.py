@@ -143,8 +143,10 @@ class JNPE(BothPosteriors):
             energy_learning_rate: Of the energy; by default twice the flow's.
 
         Raises:
-            ValueError: If an option has a value it can't have.
+            ValueError: If an option has a value it can't have, or the prior is several
+                distributions.
         """
+        _check_prior(prior)
         _check_options(
             num_energies=num_energies,
             num_particles=num_particles,
@@ -521,6 +523,17 @@ def _flow_builder(
             f"which can be sampled differentiably, got {density_estimator!r}."
         )
     return posterior_nn(name, embedding_net=embedding_net or nn.Identity())
+
+
+def _check_prior(prior: Any) -> None:
+    """Raise a ValueError where `prior` is a batch of distributions, as in sbi's checks."""
+    several = getattr(prior, "batch_shape", torch.Size())
+    if several.numel() > 1:
+        raise ValueError(
+            "Expected `prior` to be one distribution over all D parameters, got a batch of "
+            f"{several.numel()} (`batch_shape={tuple(several)}`); "
+            "`torch.distributions.Independent(prior, 1)` makes one of them."
+        )
 
 
 def _check_options(**options: Any) -> None:

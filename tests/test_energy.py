@@ -171,3 +171,18 @@ def test_a_density_that_is_zero_inside_of_its_support_is_replaced():
     theta = prior.sample((100,))
     with pytest.warns(UserWarning, match="zero inside of its `support`"):
         base_density(prior, theta, support_of(prior, theta))
+
+
+def test_a_density_that_is_zero_in_a_corner_is_replaced():
+    """The corner, a fifth of the square, is off the axes, but where marginals meet."""
+
+    class Cornerless(BoxUniform):
+        def log_prob(self, value):
+            corner = (value > 0.1).all(-1)
+            return torch.where(corner, -torch.inf, super().log_prob(value))
+
+    prior = Cornerless(-torch.ones(2), torch.ones(2))
+    theta = BoxUniform(-torch.ones(2), torch.ones(2)).sample((200,))
+    theta = theta[prior.log_prob(theta).isfinite()]
+    with pytest.warns(UserWarning, match="zero inside of its `support`"):
+        base_density(prior, theta, support_of(prior, theta))

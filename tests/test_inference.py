@@ -665,6 +665,15 @@ def _positive(x):
     return (x[:, 0] > 0).float()
 
 
+def test_a_batch_of_priors_is_not_a_prior():
+    """As in sbi's `process_prior`."""
+    batch = Beta(torch.ones(2), torch.ones(2))
+    with pytest.raises(ValueError, match=r"`prior` .* a batch of 2 .*Independent"):
+        JNPE(batch)
+    JNPE(Independent(batch, 1))
+    JNPE(Beta(torch.ones(1), torch.ones(1)))
+
+
 def test_a_prior_whose_support_is_not_mapped_trains_and_rejects():
     class Disc(MultivariateNormal):
         support = property(lambda self: constraints.simplex)
