@@ -98,8 +98,11 @@ class PairDensity:
                 f"{tuple(points.shape)}."
             )
         rows = points.reshape(-1, 1, len(loc))
-        parts = [function(block, self._nothing) for block in rows.split(BLOCK_SIZE)]
-        return torch.cat(parts).reshape(points.shape[:-1])
+        values = rows.new_empty(len(rows), 1)
+        for start in range(0, len(rows), BLOCK_SIZE):
+            some = slice(start, start + BLOCK_SIZE)
+            values[some] = function(rows[some], self._nothing)
+        return values.reshape(points.shape[:-1])
 
 
 class JeffreysDensityEstimator(PairDensity):

@@ -54,6 +54,7 @@ class ConditionalFlow(ConditionalDensityEstimator):
             input: Parameters, `(sample, batch, *input_shape)` or `(batch, ...)`.
             condition: Data, `(batch, *condition_shape)` or `(sample, batch, ...)`.
         """
+        input = input.to(self.support.low.dtype)
         u, log_det = self.support(input)
         log_prob = self.net.log_prob(u, condition) + log_det
         return torch.where(self.support.is_outside(input), -torch.inf, log_prob)

@@ -526,12 +526,12 @@ def _flow_builder(
 
 
 def _check_prior(prior: Any) -> None:
-    """Raise a ValueError where `prior` is a batch of distributions, as in sbi's checks."""
+    """Raise a ValueError where `prior` is a batch of distributions, as in `sbi`."""
     several = getattr(prior, "batch_shape", torch.Size())
     if several.numel() > 1:
         raise ValueError(
-            "Expected `prior` to be one distribution over all D parameters, got a batch of "
-            f"{several.numel()} (`batch_shape={tuple(several)}`); "
+            "Expected `prior` to be one distribution over all D parameters, got a batch "
+            f"of {several.numel()} (`batch_shape={tuple(several)}`); "
             "`torch.distributions.Independent(prior, 1)` makes one of them."
         )
 

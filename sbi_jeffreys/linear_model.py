@@ -189,7 +189,9 @@ def _sparse(outputs: Tensor, inputs: Tensor) -> nn.Linear:
     """Return the regression of each output on the inputs that the lasso keeps by BIC."""
     standardized, loc, scale = _standardized(inputs)
     weight = inputs.new_zeros(outputs.shape[1], len(loc))
-    for row, output in zip(weight, outputs.T, strict=True):
+    varies = _standardized(outputs)[2].isfinite()
+    for i in varies.nonzero().flatten().tolist():
+        row, output = weight[i], outputs[:, i]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             lasso = LassoLarsIC("bic").fit(standardized.numpy(), output.numpy())

@@ -7,6 +7,7 @@ from sbi.neural_nets.estimators.shape_handling import reshape_to_batch_event
 from sbi.utils import RestrictedPrior
 from sbi.utils.sbiutils import within_support
 from sbi.utils.torchutils import process_device
+from sbi.utils.user_input_checks import process_x
 from sbi.utils.user_input_checks_utils import move_distribution_to_device
 from torch import Tensor
 from torch.distributions import Distribution
@@ -177,7 +178,8 @@ class FlowPosterior(ChecksAgreement, DirectPosterior):
         return torch.ones(len(self._conditions(x)), device=self._device)
 
     def _conditions(self, x: Tensor) -> Tensor:
-        return reshape_to_batch_event(x, self.posterior_estimator.condition_shape)
+        shape = self.posterior_estimator.condition_shape
+        return reshape_to_batch_event(process_x(x), shape)
 
     @torch.no_grad()
     def _draw(

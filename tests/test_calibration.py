@@ -251,6 +251,15 @@ def test_our_posterior_is_consistent_with_its_own_samples():
     assert wrong.verdict.startswith(TOO_WIDE)
 
 
+def test_arrays_and_double_precision_are_taken():
+    theta, x = simulate(100)
+    results = [
+        calibrate(GaussianPosterior(), *pair, seed=0, show_progress_bars=False)
+        for pair in [(theta, x), (theta.numpy(), x.double().numpy())]
+    ]
+    assert torch.equal(results[0].ranks, results[1].ranks)
+
+
 def test_invalid_simulations_are_left_out():
     theta, x = simulate()
     x[::3] = torch.nan

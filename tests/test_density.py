@@ -97,6 +97,7 @@ def test_points_of_other_types():
     points = torch.randn(2, 3, 2)
     log_prob = estimator.log_prob(points)
     assert log_prob.shape == (2, 3)
+    assert estimator.log_prob(points[:, :0]).shape == (2, 0)
     for other in (points.double(), points.numpy(), points.tolist()):
         torch.testing.assert_close(estimator.log_prob(other), log_prob)
 

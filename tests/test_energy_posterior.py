@@ -280,9 +280,9 @@ MCMC = {"warmup_steps": 30, "num_chains": 20}
 @pytest.mark.parametrize("n", [1, 5])
 def test_sbis_samplers_sample_the_energy(parameters, n):
     """Means within 0.3 and spreads within 0.25 posterior standard deviations: five errors
-    of 400 samples, of which a fourth is effective. NUTS adapts its step during its warm-up:
-    after 30 steps a chain in three hardly moves, after 100 none of twelve (other seeds), of
-    which the worst mean was 0.13 and the worst spread 0.09."""
+    of 400 samples, of which a fourth is effective. NUTS adapts its step in its warm-up:
+    after 30 steps a chain in three hardly moves, after 100 none of twelve (seeds 0 to 5),
+    of which the worst mean was 0.13 and the worst spread 0.09."""
     torch.manual_seed(0)
     posterior = sampled_by_sbi(TASK.pair(1.5), TASK.prior, parameters, "cpu")
     posterior.set_default_x(X[:n])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.distributions import MultivariateNormal
 
 from sbi_jeffreys import linear_model
-from sbi_jeffreys.linear_model import LinearModel, _mixture, _ridge
+from sbi_jeffreys.linear_model import LinearModel, _mixture, _ridge, _sparse
 
 SLOPES = torch.tensor([[1.0, 0.5], [0.0, -2.0], [0.3, 0.3]], dtype=torch.float64)
 
@@ -196,6 +196,16 @@ def test_finite_whatever_it_is_fitted_to(num, dim, features, kind, seed):
     assert r.shape == (5, num)
     assert r.dtype == torch.float32
     assert r.isfinite().all()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [0.0, 0.1])
+def test_of_a_parameter_that_does_not_vary_there_is_nothing_to_learn(value):
+    theta, x = linear_simulations(60)
+    theta[:, 1] = value
+    predictions = _sparse(theta, x)(x)
+    torch.testing.assert_close(predictions[:, 1], theta[:, 1])
+    assert LinearModel.fit(theta, x)(theta[None], x).isfinite().all()
 
 
 @settings(max_examples=10, deadline=None)

@@ -51,12 +51,14 @@ def test_shapes_and_samples_are_those_of_sbi(shape):
     for options in (
         {"x": X[:1]},
         {"x": X[0]},
+        {"x": X[:1].double().numpy()},
         {"x": X[:1], "reject_outside_prior": False},
     ):
         got = draw(ours, shape, method="sample", **options)
         assert torch.equal(got, draw(sbis, shape, method="sample", **options))
     got = draw(ours, shape, X)
     assert torch.equal(got, draw(sbis, shape, X))
+    assert torch.equal(got, draw(ours, shape, X.double().numpy()))
     assert not got.requires_grad
 
 
@@ -133,6 +135,7 @@ def test_densities_are_those_of_sbi_without_its_correction():
     got = ours.log_prob(theta, x=X[:1], leakage_correction_params={"force_update": True})
     assert torch.equal(got, sbis.log_prob(theta, x=X[:1], norm_posterior=False))
     assert got[-1] == -torch.inf
+    assert torch.equal(got, ours.log_prob(theta.double().numpy(), x=X[:1].numpy()))
     batched = theta[:, None].expand(-1, 3, -1)
     got = ours.log_prob_batched(batched, X)
     assert torch.equal(got, sbis.log_prob_batched(batched, X, norm_posterior=False))

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from math import ceil
 from typing import Any, overload
 
+import torch
+from numpy.typing import ArrayLike
 from sbi.diagnostics import check_tarp, run_sbc, run_tarp
 from sbi.diagnostics.sbc import check_uniformity_frequentist
 from sbi.diagnostics.tarp import get_tarp_references
@@ -30,8 +32,8 @@ from sbi_jeffreys.comparison.ranks import Calibration
 @overload
 def calibrate(
     posteriors: Mapping[str, NeuralPosterior],
-    theta: Tensor,
-    x: Tensor,
+    theta: ArrayLike,
+    x: ArrayLike,
     *,
     num_posterior_samples: int = ...,
     num_bins: int | None = ...,
@@ -44,8 +46,8 @@ def calibrate(
 @overload
 def calibrate(
     posteriors: NeuralPosterior,
-    theta: Tensor,
-    x: Tensor,
+    theta: ArrayLike,
+    x: ArrayLike,
     *,
     num_posterior_samples: int = ...,
     num_bins: int | None = ...,
@@ -57,8 +59,8 @@ def calibrate(
 
 def calibrate(
     posteriors: NeuralPosterior | Mapping[str, NeuralPosterior],
-    theta: Tensor,
-    x: Tensor,
+    theta: ArrayLike,
+    x: ArrayLike,
     *,
     num_posterior_samples: int = 1000,
     num_bins: int | None = None,
@@ -99,21 +101,22 @@ def calibrate(
                 "Expected `posteriors` to be a posterior or a mapping of posteriors, got "
                 f"{type(posterior).__name__}, which has no `sample_batched`."
             )
-    names = _check_shapes(theta, x, parameter_names)
-    theta, x = remove_nans_and_infs_in_x(theta, x)
-    _check_numbers(len(theta), num_posterior_samples, num_bins)
+    truths, data = (torch.as_tensor(given, dtype=torch.float32) for given in (theta, x))
+    names = _check_shapes(truths, data, parameter_names)
+    truths, data = remove_nans_and_infs_in_x(truths, data)
+    _check_numbers(len(truths), num_posterior_samples, num_bins)
     with random_state(seed):
-        references = get_tarp_references(theta.cpu())
+        references = get_tarp_references(truths.cpu())
         results = {}
         for name, posterior in named.items():
             samples = get_posterior_samples_on_batch(
-                x,
+                data,
                 posterior,
                 (num_posterior_samples,),
                 show_progress_bar=show_progress_bars,
             )
             results[name] = _calibration(
-                samples.cpu(), theta.cpu(), references, num_bins, names
+                samples.cpu(), truths.cpu(), references, num_bins, names
             )
     return results if isinstance(posteriors, Mapping) else results[""]
 

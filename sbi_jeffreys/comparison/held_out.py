@@ -3,6 +3,7 @@
 import warnings
 
 import torch
+from numpy.typing import ArrayLike
 from sbi.inference.posteriors import DirectPosterior
 from sbi.inference.posteriors.base_posterior import NeuralPosterior
 from sbi.utils.diagnostics_utils import remove_nans_and_infs_in_x
@@ -15,7 +16,9 @@ NUM_LEAKAGE_SAMPLES = 1000
 """Draws for each x that tell how much of a flow is outside of the prior."""
 
 
-def fresh_simulations(theta: Tensor | None, x: Tensor | None) -> tuple[Tensor, Tensor]:
+def fresh_simulations(
+    theta: ArrayLike | None, x: ArrayLike | None
+) -> tuple[Tensor, Tensor]:
     """Return the pairs of which x is finite.
 
     Args:
@@ -25,11 +28,14 @@ def fresh_simulations(theta: Tensor | None, x: Tensor | None) -> tuple[Tensor, T
     Raises:
         ValueError: If shapes do not match, one is missing, or nothing is left.
     """
-    shapes = [None if each is None else tuple(each.shape) for each in (theta, x)]
-    if theta is None or x is None or theta.ndim != 2 or x.shape[:1] != theta.shape[:1]:
+    if theta is None or x is None:
+        missing = "theta" if theta is None else "x"
+        raise ValueError(f"Expected both `theta` and `x`, got no `{missing}`.")
+    theta, x = (torch.as_tensor(values, dtype=torch.float32) for values in (theta, x))
+    if theta.ndim != 2 or x.shape[:1] != theta.shape[:1]:
         raise ValueError(
-            "Expected both `theta` of shape (N, D) and `x` of shape (N, *x), got shapes "
-            f"{shapes[0]} and {shapes[1]}."
+            "Expected `theta` of shape (N, D) and `x` of shape (N, *x), got shapes "
+            f"{tuple(theta.shape)} and {tuple(x.shape)}."
         )
     if not bool(x.flatten(1).isfinite().all(-1).any()):
         raise ValueError("Expected some finite simulations `x`, got none.")

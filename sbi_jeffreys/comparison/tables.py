@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 from sbi.inference.posteriors.base_posterior import NeuralPosterior
-from torch import Tensor
 
 from sbi_jeffreys.arviz_api import is_inference_data, labelled_draws, summary
 from sbi_jeffreys.comparison.distances import CLASSIFIERS, distances
@@ -108,8 +107,8 @@ def compare(
     x_o: ArrayLike | None = None,
     *,
     reference: str | None = None,
-    theta: Tensor | None = None,
-    x: Tensor | None = None,
+    theta: ArrayLike | None = None,
+    x: ArrayLike | None = None,
     parameter_names: ParameterNames = None,
     num_samples: int = 2000,
     num_chains: int | None = None,
