@@ -4,10 +4,10 @@ r"""A simulator whose output scatters about a function of its parameters.
     p(s | \theta) = \frac1M \sum_m |U_m(\theta)| \;
         e_m\big(U_m(\theta) (s - \mu_m(\theta))\big)
 
-with s the features of x (their leading principal components), and e the density of the
-errors. It is a synthetic likelihood (Wood 2010, Price et al. 2018) with networks of
-$\theta$ for the location $\mu$ and the triangular U. Where errors have one shape for all
-$\theta$, the networks have less to learn than those of both $\theta$ and x. That shape is
+with s the features of x, and e the density of the errors. It is a synthetic likelihood
+(Wood 2010, Price et al. 2018) with networks of $\theta$ for the location $\mu$ and the
+triangular U. Where errors have one shape for all $\theta$, the networks have less to
+learn than those of both $\theta$ and x. That shape is
 
 .. math:: e(z) = \sum_c \pi_c \, |L_c| \; t_\nu\big(L_c (z - b_c)\big)
 
@@ -17,6 +17,11 @@ entries, a mixture, whichever fits the folds better.
 
 Each of the M networks is fitted by maximum likelihood to the simulations but a fold of
 its own, until it fits that no better.
+
+Features are taken one by one, for errors of measurement are often independent, and U is
+then diagonal; in other directions it would have the more to learn, the more the errors'
+size depends on the parameters. But where features are many, or some are linear functions
+of others, s are their leading principal components.
 """
 
 from math import log, pi, sqrt
@@ -33,11 +38,11 @@ NUM_MEMBERS = 5
 """Networks M, at most one for each simulation."""
 
 MAX_FEATURES = 20
-"""Principal components of the features of x, at most; also a tenth of simulations."""
+"""Entries of s, at most; also a tenth of simulations."""
 
 LEAST_SPREAD = 0.02
-"""Least standard deviation of a principal component, over that of the first: more than
-`screening` leaves of entries of x that are unrelated to the parameters."""
+"""Least standard deviation of a feature, over the largest, and of a principal component:
+more than `screening` leaves of entries of x that are unrelated to the parameters."""
 
 HIDDEN_FEATURES = 64
 """Width of the networks."""
@@ -59,7 +64,7 @@ CHECK_EVERY, PATIENCE, MAX_STEPS = 5, 250, 5000
 stops, and at most."""
 
 LEAST_VARIANCE = 1e-6
-"""Added to that of the residuals of s in any direction, before they are whitened: the
+"""Added to that of the errors in any direction, before they are scaled to one: the
 fraction of the mean variance of s."""
 
 CHUNK = 8192
@@ -140,7 +145,7 @@ class SyntheticLikelihood(nn.Module):
             values.float() for values in (candidates, features, log_weights)
         )
         theta, num = candidates[0], len(features)
-        center, projection, slopes = _whitened(theta.double(), features.double())
+        center, projection, slopes = _summaries(theta.double(), features.double())
         num_members = min(NUM_MEMBERS, num)
         fits = []
         for shape in (STUDENT, MIXTURE)[: 1 + (projection.shape[1] <= MAX_MIXED)]:
@@ -179,7 +184,7 @@ class SyntheticLikelihood(nn.Module):
         return log_likelihood.reshape(input.shape[:-1]) - self.log_normalizer(s)
 
 
-def _whitened(theta: Tensor, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _summaries(theta: Tensor, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return what gives s unit errors about a linear function of the parameters.
 
     Args:
@@ -191,17 +196,25 @@ def _whitened(theta: Tensor, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         coefficients of the linear function, shape `(D + 1, d)`, that of one last.
     """
     num, center = len(features), features.mean(0)
+    most = max(1, min(MAX_FEATURES, num // 10))
     _, spreads, directions = torch.linalg.svd(features - center, full_matrices=False)
     count = int((spreads > LEAST_SPREAD * spreads[0]).sum())
-    size = max(1, min(MAX_FEATURES, num // 10, count))
-    s = (features - center) @ directions[:size].T
+    sizes = (features - center).norm(dim=0)
+    varying = (sizes > LEAST_SPREAD * sizes.max()).nonzero().squeeze(1)
+    are_entries = 0 < len(varying) == count <= most
+    if are_entries:
+        directions = torch.eye(len(sizes)).to(features)[varying]
+    directions = directions[: max(1, min(count, most))].T
+    s = (features - center) @ directions
     design = torch.cat([theta, torch.ones_like(theta[:, :1])], 1)
     slopes = torch.linalg.pinv(design) @ s
     residuals = s - design @ slopes
     least = LEAST_VARIANCE * s.square().mean() + torch.finfo(torch.float32).tiny
-    covariance = residuals.T @ residuals / num + least * torch.eye(size).to(s)
+    covariance = residuals.T @ residuals / num + least * torch.eye(s.shape[1]).to(s)
+    if are_entries:
+        covariance = covariance.diagonal().diag_embed()
     whiten = torch.linalg.inv(torch.linalg.cholesky(covariance)).T
-    return center, directions[:size].T @ whiten, slopes @ whiten
+    return center, directions @ whiten, slopes @ whiten
 
 
 class LikelihoodMembers(nn.Module):

@@ -165,6 +165,52 @@ def test_what_screening_scaled_down_is_left_out(monkeypatch):
     assert model.projection.shape[1] == x.shape[1]
 
 
+def test_features_are_taken_one_by_one_unless_they_depend_on_one_another(monkeypatch):
+    monkeypatch.setattr(synthetic_likelihood, "MAX_STEPS", 5)
+    theta, x = curved(500, 0)
+    x = x * torch.tensor([0.2, 5.0, 1.0])
+    model = fit(theta, x)
+    design = torch.cat([theta, torch.ones(len(theta), 1)], 1)
+    errors = x - design @ torch.linalg.lstsq(design, x).solution
+    scales = errors.square().mean(0).sqrt()
+    torch.testing.assert_close(
+        model.projection, torch.diag(1 / scales), rtol=1e-3, atol=0
+    )
+    summed = torch.cat([x, x.sum(1, keepdim=True)], 1)
+    model = fit(theta, summed)
+    assert model.projection.shape == (4, 3)
+    assert int(model.projection.count_nonzero()) == 12
+    errors = model.summaries(summed) - design @ torch.linalg.pinv(design) @ (
+        model.summaries(summed)
+    )
+    torch.testing.assert_close(errors.T @ errors / 500, torch.eye(3), atol=1e-3, rtol=0)
+
+
+def test_errors_whose_sizes_depend_on_the_parameters_are_told_apart(monkeypatch):
+    """Four independent errors; where x is rotated, its entries mix them. The mean test
+    log-likelihood then loses 0.31 to 0.48 nats (five other seeds), with a standard error
+    below 0.04: at least 0.15."""
+    monkeypatch.setattr(synthetic_likelihood, "MAX_MIXED", 0)
+
+    def simulations(num, seed):
+        torch.manual_seed(seed)
+        theta = PRIOR.sample((num,))
+        scales = torch.cat([theta, -theta], 1).exp()
+        return theta, scales * torch.randn(num, 4)
+
+    def log_likelihood(rotation):
+        theta, x = simulations(300, 0)
+        model = fit(theta, x @ rotation)
+        theta, x = simulations(1000, 1)
+        s = model.summaries(x @ rotation)
+        each = model.members(theta.expand(5, -1, -1), s.expand(5, -1, -1))
+        volume = torch.linalg.slogdet(model.projection)[1]
+        return float((each.logsumexp(0) - np.log(5)).mean() + volume)
+
+    rotation = torch.linalg.qr(torch.randn(4, 4)).Q
+    assert log_likelihood(torch.eye(4)) > log_likelihood(rotation) + 0.15
+
+
 @pytest.mark.parametrize(
     ("kind", "num"),
     [("two", 1), ("many features", 4), ("constant", 3), ("none varies", 1)],
