@@ -148,6 +148,7 @@ def corrected_draws(
     most: int,
     ess: float,
     max_displaced: float | None,
+    spread: Callable[[int, Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Choose draws from pools that grow until they are effective enough.
 
@@ -161,6 +162,10 @@ def corrected_draws(
         ess: Effective sample size to stop at,
         max_displaced: if no more than this share of the weight is displaced by choosing
             none twice; None if draws may be chosen several times.
+        spread: Returns `num` samples, moved apart, of a pool that has stopped at `most`
+            but displaces more, given the index of its observation, the draws `(most, D)`
+            and log weights `(most,)`. Without it, and for pools of fewer than 1,000
+            draws, the displacement is put up with.
 
     Returns:
         Samples, shape `(num, batch, D)`, and k̂ of each pool, `(batch,)`; minus infinity
@@ -172,6 +177,7 @@ def corrected_draws(
     pareto_k = theta.new_full((batch,), -torch.inf)
     while True:
         need = ess / effective_sample_size(log_weights).cpu()
+        crowded = torch.zeros_like(need, dtype=torch.bool)
         if max_displaced is not None:
             crowded = displaced(log_weights, num).cpu() > max_displaced
             need = torch.where(crowded, need.clamp(min=1.5), need)
@@ -183,6 +189,11 @@ def corrected_draws(
             samples[:, columns[ready]] = weights.theta.take_along_dim(chosen, 0)
             if len(theta) >= MIN_DRAWS_TO_JUDGE:
                 pareto_k[columns[ready]] = weights.pareto_k
+                for i in crowded[ready].nonzero().flatten().tolist():
+                    if spread is not None:
+                        which = int(columns[ready][i])
+                        pooled = weights.theta[:, i], weights.log_weights[:, i]
+                        samples[:, which] = spread(which, *pooled)
         if bool(ready.all()):
             return samples, pareto_k
         theta, log_weights = theta[:, ~ready], log_weights[:, ~ready]

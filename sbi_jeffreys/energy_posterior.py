@@ -42,7 +42,9 @@ class EnergyPosteriorParameters(PosteriorParameters):
             size is this many times the number of samples that are chosen from it;
         max_displaced: and until at most this share of the probability is where the flow,
             rather than the energy, has it, for no draw is chosen twice;
-        max_draws_per_sample: or until it is this many times as large.
+        max_draws_per_sample: or until it is this many times as large. Where more is
+            displaced even then, samples are chosen in proportion to their weights and
+            moved apart by MCMC (`tempering`); but not from fewer than 1,000 draws.
         max_sampling_batch_size: Most draws from the flow at a time.
         enable_transform: Whether `map` ascends in unconstrained space.
     """
@@ -72,8 +74,9 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
     r"""$q(\theta | x) = e^{f(\theta, x)} / Z(x)$, sampled by way of the flow.
 
     Samples are chosen from a pool of draws of the flow, without replacement, in
-    proportion to Pareto-smoothed importance weights (`correction`). They carry no
-    weights. Several observations in one call of `sample`, `log_prob`, `potential` or
+    proportion to Pareto-smoothed importance weights (`correction`); where too few have
+    any weight, with replacement, and then moved apart by MCMC. They carry no weights.
+    Several observations in one call of `sample`, `log_prob`, `potential` or
     `map` are several observations of the same parameters: the posterior given all of
     them is sampled by tempering (`tempering`). `sample_batched` and `log_prob_batched`
     are given a batch of observations, each with parameters of its own.
@@ -172,13 +175,9 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
             return samples[..., 0, :]
         num = torch.Size(sample_shape).numel()
         self.potential_fn.set_x(conditions)
-        particles = temper(
-            self.potential_fn,
-            self.proposal,
-            max(num, MIN_PARTICLES),
-            show_progress_bars,
-        )
-        theta = spread(self.potential_fn, particles)
+        enough = max(num, MIN_PARTICLES)
+        particles = temper(self.potential_fn, self.proposal, enough, show_progress_bars)
+        theta = spread(self.potential_fn, particles.theta, particles.log_weights, enough)
         some = torch.randperm(len(theta), device=theta.device)[:num]
         return theta[some].reshape(*sample_shape, *self._theta_shape)
 
@@ -194,9 +193,9 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
     ) -> Tensor:
         """Return samples given each observation, shape `(*sample_shape, batch, D)`.
 
-        Where fewer draws have any weight than there are samples asked for, some are
-        chosen several times. Warns, once for each posterior, where k̂ > 0.7 in a pool of
-        at least 1,000 draws.
+        Of pools of fewer than 1,000 draws, some are chosen several times where fewer have
+        any weight than there are samples asked for. Warns, once for each posterior, where
+        k̂ > 0.7 in a pool of at least 1,000 draws.
 
         Args:
             sample_shape: Shape of the samples for each observation.
@@ -248,8 +247,14 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
                 ) -> tuple[Tensor, Tensor]:
                     return self.pair.weighted_draws(x[which], num, self.prior, size)
 
+                def apart(
+                    which: int, theta: Tensor, log_weights: Tensor, x: Tensor = some
+                ) -> Tensor:
+                    self.potential_fn.set_x(x[which : which + 1])
+                    return spread(self.potential_fn, theta, log_weights, num)
+
                 samples[:, columns], pareto_k[columns] = corrected_draws(
-                    draw, len(some), num, pool, most, ess, max_displaced
+                    draw, len(some), num, pool, most, ess, max_displaced, apart
                 )
                 bar.update(num * len(some))
         shape = (*sample_shape, len(conditions), *self._theta_shape)

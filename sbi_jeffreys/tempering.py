@@ -101,12 +101,23 @@ def temper(
 
 
 @torch.no_grad()
-def spread(potential: EnergyPotential, particles: Particles) -> Tensor:
-    """Return as many draws of equal weight, moved apart, shape `(num, D)`."""
-    num = len(particles.theta)
-    chosen = resample(particles.log_weights.unsqueeze(1), num, replacement=True)[:, 0]
-    theta, log_prior, log_ratio = (values[chosen] for values in particles[:3])
-    return _move(potential, theta, log_prior, log_ratio, 1.0)[0]
+def spread(
+    potential: EnergyPotential, theta: Tensor, log_weights: Tensor, num: int
+) -> Tensor:
+    """Return draws of equal weight, moved apart, shape `(num, D)`.
+
+    Args:
+        potential: Of which they are draws.
+        theta: Weighted draws, shape `(pool, D)`.
+        log_weights: Not normalised, shape `(pool,)`.
+        num: How many to return.
+
+    Raises:
+        FloatingPointError: If the energy is NaN or infinite.
+    """
+    chosen = resample(log_weights.unsqueeze(1), num, replacement=True)[:, 0]
+    theta = theta[chosen]
+    return _move(potential, theta, *_parts(potential, theta), 1.0)[0]
 
 
 def _parts(potential: EnergyPotential, theta: Tensor) -> tuple[Tensor, Tensor]:

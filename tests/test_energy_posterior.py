@@ -76,6 +76,22 @@ def test_the_flow_is_corrected(width, shift, replacement):
     assert (z.std(0) - 1).abs().max() < 0.015 + 0.02
 
 
+def test_samples_of_a_flow_far_too_wide_are_moved_apart():
+    """Of 16,000 draws of a flow 20 times too wide, 80 or so are in the posterior. Chosen as
+    often as their weights say, they are 690 different samples of 5,000, and spread 0.13
+    too little (four seeds). Moved, they are to be as good as half as many independent
+    ones: standard errors of 0.02 and 0.014, within five."""
+    torch.manual_seed(0)
+    posterior = make_posterior(width=20.0, shift=0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        samples = posterior.sample_batched((1000,), X[:5], **QUIET)
+    z = torch.cat([standardised(samples[:, i], X[i : i + 1]) for i in range(5)])
+    assert len(z.unique(dim=0)) > 0.9 * len(z)
+    assert z.mean(0).abs().max() < 5 * 0.02
+    assert (z.std(0) - 1).abs().max() < 5 * 0.014
+
+
 def test_no_sample_comes_twice_unless_asked_for():
     torch.manual_seed(0)
     posterior = make_posterior(0.6, 0.0)
