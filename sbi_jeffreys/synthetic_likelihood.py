@@ -196,16 +196,17 @@ def _summaries(theta: Tensor, features: Tensor) -> tuple[Tensor, Tensor, Tensor]
         coefficients of the linear function, shape `(D + 1, d)`, that of one last.
     """
     num, center = len(features), features.mean(0)
-    most = max(1, min(MAX_FEATURES, num // 10))
-    _, spreads, directions = torch.linalg.svd(features - center, full_matrices=False)
-    count = int((spreads > LEAST_SPREAD * spreads[0]).sum())
     sizes = (features - center).norm(dim=0)
-    varying = (sizes > LEAST_SPREAD * sizes.max()).nonzero().squeeze(1)
-    are_entries = 0 < len(varying) == count <= most
-    if are_entries:
-        directions = torch.eye(len(sizes)).to(features)[varying]
-    directions = directions[: max(1, min(count, most))].T
-    s = (features - center) @ directions
+    varying = sizes >= LEAST_SPREAD * sizes.max()
+    kept = (features - center)[:, varying]
+    _, spreads, directions = torch.linalg.svd(kept, full_matrices=False)
+    count = int((spreads > LEAST_SPREAD * spreads[0]).sum())
+    most = max(1, min(MAX_FEATURES, num // 10))
+    rows = torch.eye(len(sizes)).to(features)[varying]
+    are_entries = len(rows) == count <= most
+    if not are_entries:
+        rows = directions[: max(1, min(count, most))] @ rows
+    s = (features - center) @ rows.T
     design = torch.cat([theta, torch.ones_like(theta[:, :1])], 1)
     slopes = torch.linalg.pinv(design) @ s
     residuals = s - design @ slopes
@@ -214,7 +215,7 @@ def _summaries(theta: Tensor, features: Tensor) -> tuple[Tensor, Tensor, Tensor]
     if are_entries:
         covariance = covariance.diagonal().diag_embed()
     whiten = torch.linalg.inv(torch.linalg.cholesky(covariance)).T
-    return center, directions @ whiten, slopes @ whiten
+    return center, rows.T @ whiten, slopes @ whiten
 
 
 class LikelihoodMembers(nn.Module):

@@ -79,8 +79,8 @@ def test_the_flow_is_corrected(width, shift, replacement):
 def test_samples_of_a_flow_far_too_wide_are_moved_apart():
     """Of 16,000 draws of a flow 20 times too wide, 80 or so are in the posterior. Chosen
     as often as their weights say, they are 690 different samples of 5,000, and spread
-    0.13 too little (four seeds). Moved, they are to be as good as half as many independent
-    ones: standard errors of 0.02 and 0.014, within five."""
+    0.13 too little (four seeds). Moved, they are to be as good as half as many that are
+    independent: standard errors of 0.02 and 0.014, within five."""
     torch.manual_seed(0)
     posterior = make_posterior(width=20.0, shift=0.0)
     with warnings.catch_warnings():

@@ -160,9 +160,10 @@ def test_without_a_dependence_it_says_little():
 def test_what_screening_scaled_down_is_left_out(monkeypatch):
     monkeypatch.setattr(synthetic_likelihood, "MAX_STEPS", 50)
     theta, x = curved(500, 0)
-    noise = 0.01 * torch.randn(500, 6)
+    shared = torch.randn(500, 1)  # together they have a component that is not small
+    noise = 0.012 * (shared + 0.3 * torch.randn(500, 12))
     model = fit(theta, torch.cat([x, noise], 1))
-    assert model.projection.shape[1] == x.shape[1]
+    assert model.projection.count_nonzero(1).tolist() == [1] * 3 + [0] * 12
 
 
 def test_features_are_taken_one_by_one_unless_they_depend_on_one_another(monkeypatch):
