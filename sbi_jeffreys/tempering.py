@@ -9,7 +9,7 @@ the first is about as wide as the posterior of one observation, the last is the 
 posterior. A step in t weighs and resamples the particles; Metropolis moves spread them
 out again. This is a sequential Monte Carlo sampler (Del Moral, Doucet & Jasra, 2006),
 with moves by differential evolution (ter Braak, 2006), one half of the particles by the
-other.
+other. The same moves serve one observation, where few draws of the flow have any weight.
 """
 
 from math import log, sqrt
