@@ -23,6 +23,10 @@ MAX_PARETO_K = 0.7
 MIN_DRAWS_TO_JUDGE = 1_000
 """Draws that k̂ is worth a warning from, while sampling."""
 
+MIN_DRAWS_TO_SPREAD = 10_000
+"""Draws for an observation from which crowded samples are moved apart, which takes a
+second or more for each observation."""
+
 
 class ImportanceWeights(NamedTuple):
     """Draws from the flow, and what makes of them draws from the energy model.
@@ -164,7 +168,7 @@ def corrected_draws(
             none twice; None if draws may be chosen several times.
         spread: Returns `num` samples, moved apart, of a pool that has stopped at `most`
             but displaces more, given the index of its observation, the draws `(most, D)`
-            and log weights `(most,)`. Without it, and for pools of fewer than 1,000
+            and log weights `(most,)`. Without it, and for pools of fewer than 10,000
             draws, the displacement is put up with.
 
     Returns:
@@ -189,11 +193,11 @@ def corrected_draws(
             samples[:, columns[ready]] = weights.theta.take_along_dim(chosen, 0)
             if len(theta) >= MIN_DRAWS_TO_JUDGE:
                 pareto_k[columns[ready]] = weights.pareto_k
+            if spread is not None and len(theta) >= MIN_DRAWS_TO_SPREAD:
                 for i in crowded[ready].nonzero().flatten().tolist():
-                    if spread is not None:
-                        which = int(columns[ready][i])
-                        pooled = weights.theta[:, i], weights.log_weights[:, i]
-                        samples[:, which] = spread(which, *pooled)
+                    which = int(columns[ready][i])
+                    pooled = weights.theta[:, i], weights.log_weights[:, i]
+                    samples[:, which] = spread(which, *pooled)
         if bool(ready.all()):
             return samples, pareto_k
         theta, log_weights = theta[:, ~ready], log_weights[:, ~ready]

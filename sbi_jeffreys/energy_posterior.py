@@ -44,7 +44,7 @@ class EnergyPosteriorParameters(PosteriorParameters):
             rather than the energy, has it, for no draw is chosen twice;
         max_draws_per_sample: or until it is this many times as large. Where more is
             displaced even then, samples are chosen in proportion to their weights and
-            moved apart by MCMC (`tempering`); but not from fewer than 1,000 draws.
+            moved apart by MCMC (`tempering`); but not from fewer than 10,000 draws.
         max_sampling_batch_size: Most draws from the flow at a time.
         enable_transform: Whether `map` ascends in unconstrained space.
     """
@@ -193,9 +193,9 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
     ) -> Tensor:
         """Return samples given each observation, shape `(*sample_shape, batch, D)`.
 
-        Of pools of fewer than 1,000 draws, some are chosen several times where fewer have
-        any weight than there are samples asked for. Warns, once for each posterior, where
-        k̂ > 0.7 in a pool of at least 1,000 draws.
+        Of pools of fewer than 10,000 draws, where fewer have any weight than there are
+        samples asked for, some are chosen several times. Warns, once for each posterior,
+        where k̂ > 0.7 in a pool of at least 1,000 draws.
 
         Args:
             sample_shape: Shape of the samples for each observation.
