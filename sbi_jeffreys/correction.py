@@ -23,10 +23,6 @@ MAX_PARETO_K = 0.7
 MIN_DRAWS_TO_JUDGE = 1_000
 """Draws that k̂ is worth a warning from, while sampling."""
 
-MIN_DRAWS_TO_SPREAD = 10_000
-"""Draws for an observation from which crowded samples are moved apart, which takes a
-second or more for each observation."""
-
 
 class ImportanceWeights(NamedTuple):
     """Draws from the flow, and what makes of them draws from the energy model.
@@ -152,7 +148,7 @@ def corrected_draws(
     most: int,
     ess: float,
     max_displaced: float | None,
-    spread: Callable[[int, Tensor, Tensor], Tensor] | None = None,
+    move: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Choose draws from pools that grow until they are effective enough.
 
@@ -166,9 +162,9 @@ def corrected_draws(
         ess: Effective sample size to stop at,
         max_displaced: if no more than this share of the weight is displaced by choosing
             none twice; None if draws may be chosen several times.
-        spread: Returns `num` samples, moved apart, of a pool that has stopped at `most`
-            but displaces more, given the index of its observation, the draws `(most, D)`
-            and log weights `(most,)`. Without it, and for pools of fewer than 10,000
+        move: Moves draws apart, `(num, columns, D)`, given the indices of their
+            observations: where pools stop at `most` and displace more, draws may be
+            chosen several times, and are moved. Without it, or from fewer than 1,000
             draws, the displacement is put up with.
 
     Returns:
@@ -189,15 +185,17 @@ def corrected_draws(
         if bool(ready.any()):
             weights = smooth(theta[:, ready], log_weights[:, ready])
             chosen = resample(weights.log_weights, num, max_displaced is None)
-            chosen = chosen.unsqueeze(-1)
-            samples[:, columns[ready]] = weights.theta.take_along_dim(chosen, 0)
+            picked = weights.theta.take_along_dim(chosen.unsqueeze(-1), 0)
             if len(theta) >= MIN_DRAWS_TO_JUDGE:
                 pareto_k[columns[ready]] = weights.pareto_k
-            if spread is not None and len(theta) >= MIN_DRAWS_TO_SPREAD:
-                for i in crowded[ready].nonzero().flatten().tolist():
-                    which = int(columns[ready][i])
-                    pooled = weights.theta[:, i], weights.log_weights[:, i]
-                    samples[:, which] = spread(which, *pooled)
+                thin = crowded[ready]
+                if move is not None and bool(thin.any()):
+                    chosen = resample(weights.log_weights[:, thin], num, replacement=True)
+                    repeated = weights.theta[:, thin].take_along_dim(
+                        chosen.unsqueeze(-1), 0
+                    )
+                    picked[:, thin] = move(columns[ready][thin], repeated)
+            samples[:, columns[ready]] = picked
         if bool(ready.all()):
             return samples, pareto_k
         theta, log_weights = theta[:, ~ready], log_weights[:, ~ready]

@@ -24,7 +24,7 @@ from sbi_jeffreys.novelty import Novelty
 from sbi_jeffreys.pair import ModelPair
 from sbi_jeffreys.potential import EnergyPotential
 from sbi_jeffreys.samplers import FlowProposal
-from sbi_jeffreys.tempering import MIN_PARTICLES, spread, temper
+from sbi_jeffreys.tempering import MIN_PARTICLES, moved_apart, spread, temper
 
 MIN_POOL = 100
 """Draws from the flow for each observation, however few samples are asked for."""
@@ -44,7 +44,7 @@ class EnergyPosteriorParameters(PosteriorParameters):
             rather than the energy, has it, for no draw is chosen twice;
         max_draws_per_sample: or until it is this many times as large. Where more is
             displaced even then, samples are chosen in proportion to their weights and
-            moved apart by MCMC (`tempering`); but not from fewer than 10,000 draws.
+            moved apart by MCMC (`tempering`); but not from fewer than 1,000 draws.
         max_sampling_batch_size: Most draws from the flow at a time.
         enable_transform: Whether `map` ascends in unconstrained space.
     """
@@ -175,9 +175,13 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
             return samples[..., 0, :]
         num = torch.Size(sample_shape).numel()
         self.potential_fn.set_x(conditions)
-        enough = max(num, MIN_PARTICLES)
-        particles = temper(self.potential_fn, self.proposal, enough, show_progress_bars)
-        theta = spread(self.potential_fn, particles.theta, particles.log_weights, enough)
+        particles = temper(
+            self.potential_fn,
+            self.proposal,
+            max(num, MIN_PARTICLES),
+            show_progress_bars,
+        )
+        theta = spread(self.potential_fn, particles)
         some = torch.randperm(len(theta), device=theta.device)[:num]
         return theta[some].reshape(*sample_shape, *self._theta_shape)
 
@@ -193,7 +197,7 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
     ) -> Tensor:
         """Return samples given each observation, shape `(*sample_shape, batch, D)`.
 
-        Of pools of fewer than 10,000 draws, where fewer have any weight than there are
+        Of pools of fewer than 1,000 draws, where fewer have any weight than there are
         samples asked for, some are chosen several times. Warns, once for each posterior,
         where k̂ > 0.7 in a pool of at least 1,000 draws.
 
@@ -247,18 +251,28 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
                 ) -> tuple[Tensor, Tensor]:
                     return self.pair.weighted_draws(x[which], num, self.prior, size)
 
-                def apart(
-                    which: int, theta: Tensor, log_weights: Tensor, x: Tensor = some
-                ) -> Tensor:
-                    self.potential_fn.set_x(x[which : which + 1])
-                    return spread(self.potential_fn, theta, log_weights, num)
+                def move(which: Tensor, theta: Tensor, x: Tensor = some) -> Tensor:
+                    return self._moved_apart(theta, x[which], size)
 
                 samples[:, columns], pareto_k[columns] = corrected_draws(
-                    draw, len(some), num, pool, most, ess, max_displaced, apart
+                    draw, len(some), num, pool, most, ess, max_displaced, move
                 )
                 bar.update(num * len(some))
         shape = (*sample_shape, len(conditions), *self._theta_shape)
         return samples.reshape(shape), pareto_k
+
+    @torch.no_grad()
+    def _moved_apart(self, theta: Tensor, x: Tensor, size: int) -> Tensor:
+        """Move draws `(num, batch, D)` under the energy, by at most `size` at a time."""
+        _, energy = self.pair.given(x)
+
+        def log_density(theta: Tensor) -> Tensor:
+            blocks_of_rows = theta.split(max(1, size // len(x)))
+            f = torch.cat([energy(rows) for rows in blocks_of_rows])
+            inside = within_support(self.prior, theta.flatten(0, 1)).reshape(f.shape)
+            return torch.where(inside, f, -torch.inf)
+
+        return moved_apart(log_density, self.pair.energy.support, theta)
 
     def importance_weights(
         self,

@@ -12,6 +12,7 @@ with moves by differential evolution (ter Braak, 2006), one half of the particle
 other. The same moves serve one observation, where few draws of the flow have any weight.
 """
 
+from collections.abc import Callable
 from math import log, sqrt
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from tqdm.auto import tqdm
 from sbi_jeffreys.correction import effective_sample_size, resample
 from sbi_jeffreys.potential import EnergyPotential
 from sbi_jeffreys.samplers import FlowProposal
+from sbi_jeffreys.support import Support
 
 MIN_PARTICLES = 1_000
 """Particles that are tempered, however few samples are asked for."""
@@ -87,9 +89,8 @@ def temper(
     ) as progress:
         while t < 1:
             chosen = resample(log_weights.unsqueeze(1), num, replacement=True)[:, 0]
-            theta, log_prior, log_ratio = _move(
-                potential, theta[chosen], log_prior[chosen], log_ratio[chosen], t
-            )
+            theta = _moved(potential, theta[chosen], t)
+            log_prior, log_ratio = _parts(potential, theta)
             step = _longest_step(log_ratio, 1 - t)
             log_weights, t = step * log_ratio, min(t + step, 1.0)
             progress.update(step)
@@ -101,32 +102,80 @@ def temper(
 
 
 @torch.no_grad()
-def spread(
-    potential: EnergyPotential, theta: Tensor, log_weights: Tensor, num: int
+def spread(potential: EnergyPotential, particles: Particles) -> Tensor:
+    """Return as many draws of equal weight, moved apart, shape `(num, D)`."""
+    num = len(particles.theta)
+    chosen = resample(particles.log_weights.unsqueeze(1), num, replacement=True)[:, 0]
+    return _moved(potential, particles.theta[chosen], 1.0)
+
+
+def _moved(potential: EnergyPotential, theta: Tensor, t: float) -> Tensor:
+    """Move particles under q_t, shape `(num, D)`."""
+
+    def log_density(theta: Tensor) -> Tensor:
+        log_prior, log_ratio = _parts(potential, theta)
+        return log_prior + t * log_ratio
+
+    return moved_apart(log_density, potential.energy.support, theta)
+
+
+@torch.no_grad()
+def moved_apart(
+    log_density: Callable[[Tensor], Tensor], support: Support, theta: Tensor
 ) -> Tensor:
-    """Return draws of equal weight, moved apart, shape `(num, D)`.
+    """Return draws, of which some were the same, moved in unconstrained space.
+
+    A draw is proposed the step from one to another of the other half, scaled as is best
+    for a Gaussian, or now and then in full, which leads from mode to mode.
 
     Args:
-        potential: Of which they are draws.
-        theta: Weighted draws, shape `(pool, D)`.
-        log_weights: Not normalised, shape `(pool,)`.
-        num: How many to return.
+        log_density: Returns what is not normalised, in nats, shape `(num, *batch)`, of
+            `(num, *batch, D)`. Draws move among those of the same column of the batch.
+        support: The map to unconstrained space.
+        theta: Draws that have this density, shape `(num, *batch, D)`.
 
     Raises:
-        FloatingPointError: If the energy is NaN or infinite.
+        FloatingPointError: If the density is NaN or infinite.
     """
-    chosen = resample(log_weights.unsqueeze(1), num, replacement=True)[:, 0]
-    theta = theta[chosen]
-    return _move(potential, theta, *_parts(potential, theta), 1.0)[0]
+    theta = theta.clone()
+    u, log_det = support(theta)
+    values = _checked(log_density(theta)) - log_det
+    accepted = torch.zeros_like(values[0])
+    for _ in range(MAX_MOVES):
+        first, second = torch.randperm(len(u), device=u.device).tensor_split(2)
+        for some, others in ((first, second), (second, first)):
+            start, end = (others[torch.randperm(len(others))] for _ in range(2))
+            start = start.repeat(2)[: len(some)]
+            end = end.repeat(2)[: len(some)]
+            full = torch.rand(*values[some].shape, 1, device=u.device) < 0.1
+            scale = torch.where(full, 1.0, 2.38 / sqrt(2 * u.shape[-1]))
+            step = scale * (u[end] - u[start])
+            new_u = u[some] + step
+            new, log_det = support.inverse(new_u)
+            new_values = _checked(log_density(new)) - log_det
+            moves = torch.rand_like(new_values).log() < new_values - values[some]
+            moves &= (step != 0).any(-1)
+            for kept, proposed in ((values, new_values), (u, new_u), (theta, new)):
+                moved = moves.reshape(*moves.shape, *[1] * (kept.ndim - moves.ndim))
+                kept[some] = torch.where(moved, proposed, kept[some])
+            accepted += moves.sum(0) / len(u)
+        if bool((accepted >= MIN_ACCEPTED).all()):
+            break
+    return theta
+
+
+def _checked(log_density: Tensor) -> Tensor:
+    """Return log densities, none of which is NaN or infinitely large."""
+    bad = ~(log_density < torch.inf)
+    if bool(bad.any()):
+        raise FloatingPointError(
+            f"The energy is NaN or infinite at {int(bad.sum())} of {bad.numel()} draws."
+        )
+    return log_density
 
 
 def _parts(potential: EnergyPotential, theta: Tensor) -> tuple[Tensor, Tensor]:
-    values = potential(theta, track_gradients=False)
-    bad = ~(values < torch.inf)
-    if bool(bad.any()):
-        raise FloatingPointError(
-            f"The energy is NaN or infinite at {int(bad.sum())} of {len(theta)} draws."
-        )
+    values = _checked(potential(theta, track_gradients=False))
     outside = values.isneginf()
     log_prior = torch.where(outside, 0.0, potential.log_prior(theta))
     return log_prior, torch.where(outside, -torch.inf, values - log_prior)
@@ -153,49 +202,3 @@ def _longest_step(log_ratio: Tensor, most: float) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if is_short(middle) else (low, middle)
     return high
-
-
-def _move(
-    potential: EnergyPotential,
-    theta: Tensor,
-    log_prior: Tensor,
-    log_ratio: Tensor,
-    t: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Move particles under q_t, in unconstrained space, until they are spread out.
-
-    A particle is proposed the step from one to another of the other half, scaled as is
-    best for a Gaussian, or now and then in full, which leads from mode to mode.
-
-    Returns:
-        Parameters, log priors and sums of log-ratios.
-    """
-    support = potential.energy.support
-    u, log_det = support(theta)
-    values = log_prior + t * log_ratio - log_det
-    accepted = 0.0
-    for _ in range(MAX_MOVES):
-        first, second = torch.randperm(len(u), device=u.device).tensor_split(2)
-        for some, others in ((first, second), (second, first)):
-            start, end = (others[torch.randperm(len(others))] for _ in range(2))
-            start = start.repeat(2)[: len(some)]
-            end = end.repeat(2)[: len(some)]
-            full = torch.rand(len(some), 1, device=u.device) < 0.1
-            scale = torch.where(full, 1.0, 2.38 / sqrt(2 * u.shape[-1]))
-            step = scale * (u[end] - u[start])
-            new_u = u[some] + step
-            new, log_det = support.inverse(new_u)
-            new_prior, new_ratio = _parts(potential, new)
-            new_values = new_prior + t * new_ratio - log_det
-            moves = torch.rand(len(some), device=u.device).log() < (
-                new_values - values[some]
-            )
-            moves &= (step != 0).any(-1)
-            moved = some[moves]
-            theta[moved], u[moved] = new[moves], new_u[moves]
-            log_prior[moved], log_ratio[moved] = new_prior[moves], new_ratio[moves]
-            values[moved] = new_values[moves]
-            accepted += float(moves.sum()) / len(u)
-        if accepted >= MIN_ACCEPTED:
-            break
-    return theta, log_prior, log_ratio

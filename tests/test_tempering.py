@@ -18,7 +18,7 @@ def tempered(x, num, seed, width=1.0):
     torch.manual_seed(seed)
     potential = EnergyPotential(TASK.energy(), TASK.prior, x)
     particles = temper(potential, FlowProposal(TASK.flow(width), potential), num)
-    return particles, spread(potential, particles.theta, particles.log_weights, num)
+    return particles, spread(potential, particles)
 
 
 @pytest.mark.parametrize("n", [1, 2, 8, 40])
@@ -62,8 +62,7 @@ def test_two_modes_keep_their_shares():
     potential = EnergyPotential(energy, task.prior, 0.8 * torch.ones(16, 1))
     torch.manual_seed(0)
     proposal = FlowProposal(task.flow(width=3.0), potential)
-    particles = temper(potential, proposal, 4000)
-    theta = spread(potential, particles.theta, particles.log_weights, 4000)
+    theta = spread(potential, temper(potential, proposal, 4000))
     assert float((theta > 0).float().mean()) == pytest.approx(0.5, abs=0.1)
     assert theta.abs().std() < 0.15
 
