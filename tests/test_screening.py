@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from sbi.utils import BoxUniform
 from torch import nn
 
-from sbi_jeffreys import JNPE
+from sbi_jeffreys import JNPE, inference
 from sbi_jeffreys.benchmark.held_out import energy_nll, flow_nll
+from sbi_jeffreys.pool import Weights
 from sbi_jeffreys.screening import (
     UNRELATED_SCALE,
     Screening,
@@ -154,19 +155,21 @@ def train(embedding_net=None):
     return trainer, trainer.train(stop_after_epochs=30)
 
 
-def test_training_screens_unless_there_is_an_embedding_net():
-    """Test NLLs, exact 1.05, of seeds 0 to 3: the energy's networks have 1.09 to 1.11
-    with screening and 1.27 to 1.44 without; the flow, which then follows an energy that
-    is pooled with a linear model in both cases, 1.11 to 1.19 and 1.18 to 1.30, and gains
-    at least 0.065. A difference, of 1,000 test pairs, has a standard error of 0.02."""
+def test_training_screens_unless_there_is_an_embedding_net(monkeypatch):
+    """Test NLLs, exact 1.05, of seeds 0 to 3: flow 1.17 to 1.19 screened and 1.53 to
+    1.58 without, energy 1.09 to 1.10 and 1.28 to 1.44. Without the pool, which helps the
+    plain networks, and which the flow follows. Of 1,000 test pairs, a difference has a
+    standard error of 0.02 or so."""
+    alone = Weights(0.0, 0.0, 0.0)
+    monkeypatch.setattr(inference, "pooled", lambda pair, *_: (pair.energy, alone))
     screened, plain = train(), train(nn.Flatten())
     (screening,) = [m for m in screened[0].energy.modules() if type(m) is Screening]
     assert screening.scale.tolist() == pytest.approx([1.0] * 2 + [UNRELATED_SCALE] * 40)
     assert any(m is Screening for m in map(type, screened[1].modules()))
     assert not any(m is Screening for m in map(type, plain[1].modules()))
     test = simulate(1000, 1)
-    for gain, nll in (
-        (0.02, lambda trainer, flow: flow_nll(flow, *test)),
-        (0.1, lambda trainer, flow: energy_nll(trainer._trained_energy, flow, *test)),
+    for nll in (
+        lambda trainer, flow: flow_nll(flow, *test),
+        lambda trainer, flow: energy_nll(trainer._trained_energy, flow, *test),
     ):
-        assert nll(*screened) < nll(*plain) - gain
+        assert nll(*screened) < nll(*plain) - 0.1
