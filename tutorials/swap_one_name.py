@@ -120,8 +120,8 @@ figure
 
 # %% [markdown]
 # Read the figure across: JNPE with 100 simulations is about as good as NPE with 300, and
-# with 300 better than NPE with 3,000. With hundreds, every simulation that it saves is
-# one that you need not run. And read it down: NPE, at its defaults, stopped early, and
+# with 300 about as good as NPE with 3,000. With hundreds, every simulation that it saves
+# is one that you need not run. And read it down: NPE, at its defaults, stopped early, and
 # gains little from 1,000 to 3,000; but it took seconds, where JNPE took a minute. If
 # simulations cost nothing, run more of them, and NPE will do.
 #
