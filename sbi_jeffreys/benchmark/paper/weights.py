@@ -128,12 +128,11 @@ def report(rows: pd.DataFrame) -> str:
             )
         )
     fixed = means.kl_last.drop(list(RESILIENT), errors="ignore")
-    verdicts = [
-        f"By the last epoch, {int((fixed > means.kl_last[name]).sum())} of {len(fixed)} "
-        f"fixed weightings are worse than {name!r}."
+    verdict = ", ".join(
+        f"{int((fixed > means.kl_last[name]).sum())} than {name!r}"
         for name in RESILIENT
         if name in means.index
-    ]
+    )
     (num,), (epochs,) = set(rows.num_samples), set(rows.epochs)
     return "\n\n".join(
         [
@@ -144,7 +143,9 @@ def report(rows: pd.DataFrame) -> str:
             "epoch; and that of the energy-based model of the last epoch. Z is its "
             "normaliser then, from lowest to highest over seeds, and whether within "
             f"{Z_RANGE}.",
-            " ".join(verdicts),
+            f"Of {len(fixed)} fixed weightings there are worse, by the last epoch: "
+            f"{verdict}. (Multipliers at rest are weights that stay: the fixed ones "
+            "nearest to them should do as well.)",
             table(
                 (
                     "weights of D1 / D2 / D3",
