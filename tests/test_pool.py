@@ -137,15 +137,22 @@ def test_models_that_say_nothing_get_no_weight():
     assert energy is models.energy
 
 
-@pytest.mark.parametrize("problem", ["one pair", "not finite"])
-def test_nothing_is_lost_where_no_model_can_be_fitted(problem):
-    theta, x = TRAINING
+def none_is_fitted(candidates):
+    raise AssertionError("a model was fitted")
+
+
+@pytest.mark.parametrize("problem", ["one pair", "not finite", "x are all the same"])
+def test_nothing_is_lost_where_no_model_can_be_fitted(problem, monkeypatch):
+    monkeypatch.setattr(pool, "FITS", (none_is_fitted,))
+    (theta, x), validation = TRAINING, VALIDATION
     if problem == "one pair":
         theta, x = theta[:1], x[:1]
-    else:
+    elif problem == "not finite":
         x = x.where(x < x.max(), torch.nan)
+    else:
+        x, validation = torch.ones_like(x), (VALIDATION[0], torch.ones_like(VALIDATION[1]))
     models = pair(0.5)
-    assert pool_of(models, (theta, x), VALIDATION) == (models.energy, (0.0, 0.0, 0.0))
+    assert pool_of(models, (theta, x), validation) == (models.energy, (0.0, 0.0, 0.0))
 
 
 def test_a_few_simulations_are_gathered_at_a_time_and_no_more_than_needed(monkeypatch):
