@@ -144,15 +144,16 @@ def none_is_fitted(candidates):
 @pytest.mark.parametrize("problem", ["one pair", "not finite", "x are all the same"])
 def test_nothing_is_lost_where_no_model_can_be_fitted(problem, monkeypatch):
     monkeypatch.setattr(pool, "FITS", (none_is_fitted,))
-    (theta, x), validation = TRAINING, VALIDATION
+    (theta, x), (fresh, fresh_x) = TRAINING, VALIDATION
     if problem == "one pair":
         theta, x = theta[:1], x[:1]
     elif problem == "not finite":
         x = x.where(x < x.max(), torch.nan)
     else:
-        x, validation = torch.ones_like(x), (VALIDATION[0], torch.ones_like(VALIDATION[1]))
+        x, fresh_x = torch.ones_like(x), torch.ones_like(fresh_x)
     models = pair(0.5)
-    assert pool_of(models, (theta, x), validation) == (models.energy, (0.0, 0.0, 0.0))
+    weights = Weights(0.0, 0.0, 0.0)
+    assert pool_of(models, (theta, x), (fresh, fresh_x)) == (models.energy, weights)
 
 
 def test_a_few_simulations_are_gathered_at_a_time_and_no_more_than_needed(monkeypatch):
