@@ -185,9 +185,9 @@ print("\nwaiting for MCMC ...")
 # %% [markdown]
 # ## Do flow and energy agree at the observation?
 #
-# Ask this first: if Pareto k̂ were above 0.7, neither could be relied on. Here it is below,
-# but they differ, by more than a nat: the energy has found something that the flow has
-# not, and the corrected posterior is the one to look at.
+# Ask this first: if Pareto k̂ were above 0.7, neither could be relied on. Here it is
+# below, but they differ, by more than a nat: the energy has found something that the flow
+# has not, and the corrected posterior is the one to look at.
 
 # %%
 corrected = trainers["JNPE"].build_posterior(sample_with="energy")
