@@ -257,7 +257,7 @@ for axis, animal, counts in zip(axes, ("hares", "lynx"), (HARE, LYNX), strict=Tr
     axis.plot(YEARS, counts, "ko", label="pelts counted")
     axis.set(ylabel=f"{animal} (thousands of pelts)", ylim=(0, 2.2 * counts.max().item()))
 axes[0].legend(title="median and 90 % of predictions")
-axes[1].set_xlabel("year")
+axes[1].set(xlabel="year", xticks=range(1900, 1921, 5))
 figure.savefig(OUTPUT / "predictive.png", dpi=110)
 print(f"{time.perf_counter() - begin:.0f} s; figures are in {OUTPUT}")
 
