@@ -7,7 +7,8 @@
 #
 #     python tutorials/bring_your_own.py
 #
-# About three minutes on two cores; results go to `results/tutorials`.
+# About three minutes on two cores, 7 on a slow and busy machine; results
+# go to `results/tutorials`.
 
 # %%
 import os

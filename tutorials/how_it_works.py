@@ -9,7 +9,8 @@
 #
 #     python tutorials/how_it_works.py
 #
-# About three minutes; figures go to `results/tutorials`.
+# About three minutes on a fast machine, 8 on a slow and busy one; figures go
+# to `results/tutorials`.
 
 # %%
 import math

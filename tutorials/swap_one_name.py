@@ -8,7 +8,8 @@
 #
 #     python tutorials/swap_one_name.py
 #
-# writes its figures into `results/tutorials`. About four minutes.
+# writes its figures into `results/tutorials`. About four minutes on a fast machine, 13
+# on a slow and busy one.
 
 # %%
 import os

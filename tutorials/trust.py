@@ -7,7 +7,8 @@
 #
 #     python tutorials/trust.py
 #
-# About four minutes; figures go to `results/tutorials`.
+# About four minutes on a fast machine, 14 on a slow and busy one; figures go
+# to `results/tutorials`.
 
 # %%
 import os
