@@ -9,10 +9,12 @@ from torch import Tensor
 from torch.distributions import Distribution
 from typing_extensions import Self
 
+from sbi_jeffreys.energy import ConditionalEnergy
 from sbi_jeffreys.flow import Shape
 from sbi_jeffreys.inference import JNPE, FlowBuilder
 from sbi_jeffreys.objective import Agreement, agreement
 from sbi_jeffreys.pair import ModelPair
+from sbi_jeffreys.pool import Weights
 
 BLOCK_SIZE = 10_000
 """Most points that are evaluated at a time."""
@@ -197,4 +199,11 @@ class JeffreysDensityEstimator(PairDensity):
         return self._trainer.summary
 
     def _new_trainer(self) -> JNPE:
-        return JNPE(*self._arguments, **self._options)
+        return UnconditionalTraining(*self._arguments, **self._options)
+
+
+class UnconditionalTraining(JNPE):
+    """`JNPE` without the pool: where x tells nothing there is no simulator to model."""
+
+    def _pooled(self, pair: ModelPair) -> tuple[ConditionalEnergy, Weights]:
+        return pair.energy, Weights(0.0, 0.0, 0.0)

@@ -132,9 +132,8 @@ def pooled(
     Weights are chosen with the models fitted to the training pairs; then those with a
     weight are fitted to all. The pool shares the energy's log-ratio network, and has an
     embedding of its own, for the energy's may be the flow's. The energy is returned as it
-    is with weights of zero, with fewer than two training pairs or two held-out ones, with
-    features that are not finite, or that are the same for all x, as of a density without
-    conditions: then there is no simulator to model.
+    is with weights of zero, with fewer than two training pairs or two held-out ones, or
+    with features that are not finite.
 
     Args:
         pair: The trained models.
@@ -152,9 +151,7 @@ def pooled(
         known = _candidates(pair, theta, x, training[:most], NUM_TRAINING_DRAWS)
         held_out = _candidates(pair, theta, x, validation[: most // 10], NUM_DRAWS)
     everything = known.and_as_many_of(held_out)
-    is_finite = bool(everything.features.isfinite().all())
-    varies = bool((everything.features != everything.features[0]).any())
-    if not (is_finite and varies):
+    if not bool(everything.features.isfinite().all()):
         return energy, none
     models = [_fitted(fit, known) for fit in FITS]
     weights = _best_weights(energy.net, models, held_out)

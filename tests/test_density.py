@@ -7,7 +7,8 @@ import torch
 from sbi.utils import BoxUniform
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from sbi_jeffreys import JeffreysDensityEstimator
+from sbi_jeffreys import JeffreysDensityEstimator, inference
+from sbi_jeffreys.pool import Weights
 
 QUICK = {"max_num_epochs": 3, "training_batch_size": 20}
 
@@ -46,6 +47,13 @@ def test_it_is_the_pair_of_jnpe_without_a_condition():
         f = estimator.pair.energy(points[:, None], nothing)[:, 0]
     torch.testing.assert_close(estimator.log_prob(points), log_p)
     torch.testing.assert_close(estimator.proxy_log_prob(points), f)
+
+
+def test_no_model_of_a_simulator_is_fitted(monkeypatch):
+    monkeypatch.delattr(inference, "pooled")
+    estimator = make().fit(torch.randn(60, 2), **QUICK)
+    names = [f"{model}_weight" for model in Weights._fields]
+    assert [estimator.summary[name] for name in names] == [[0.0]] * 3
 
 
 def test_fits_a_mixture_better_than_a_gaussian():

@@ -239,6 +239,7 @@ def test_the_page_of_simulations(tmp_path, monkeypatch):
                 **Cell(task, method, 1000, seed, observation)._asdict(),
                 "c2st_rf_fold": 0.7 if method == "npe_nsf" else 0.6,
                 "nll": (2.0 if task == "slcp" else 0.5) if method == "npe_nsf" else 1.0,
+                "measured_with": f"a machine for seed {seed}",
             }
             for task in ("two_moons", "slcp")
             for method in simulations.METHODS
@@ -254,6 +255,7 @@ def test_the_page_of_simulations(tmp_path, monkeypatch):
     options = ["paper", "--experiments", "simulations", "--output", str(tmp_path)]
     main([*options, "--num-samples", "1000"])
     text = (tmp_path / "simulations.md").read_text()
+    assert "Measured with a machine for seed 0; a machine for seed 1." in text
     assert "our flow is better on 1 of 2 tasks" in text
     assert "| two_moons | 0.700 ± 0.000 | 0.600 ± 0.000 |" in text
     wanted = simulations.wanted([0, 3], 500)

@@ -15,5 +15,5 @@ def cells(path):
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_the_notebook_is_that_of_the_script(script):
-    """If not: `jupytext --to ipynb tutorials/*.py`."""
+    """If not: `jupytext --update --to ipynb tutorials/*.py`."""
     assert cells(script) == cells(script.with_suffix(".ipynb"))

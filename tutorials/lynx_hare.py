@@ -165,7 +165,8 @@ mcmc = Parallel(n_jobs=2, return_as="generator")(
 #
 # Of 1,000 simulations each. NPE stops by itself, when its held-out loss stalls. JNPE's
 # would fall for some 300 epochs more, by a third of a nat, but with the posteriors below
-# little would change: 100 epochs are enough for a first look.
+# little would change (leave out `max_num_epochs` to see): 100 are enough for a first
+# look.
 
 # %%
 torch.manual_seed(SEED)

@@ -66,6 +66,10 @@ class Experiment(ABC):
     def figure(self, rows: pd.DataFrame, folder: Path) -> Figure:
         """Return the figure."""
 
+    def measured_with(self, rows: pd.DataFrame) -> str:
+        """Return versions and machine: by default these, on which the page is written."""
+        return measured_with("cpu")
+
     def selected_by(self, name: str) -> str:
         """Return the option of the command that names the experiment."""
         return f"--experiments {name}"
@@ -96,7 +100,7 @@ class Experiment(ABC):
                 f"The paper ({SOURCE}), as we know it from its abstract, theorem, "
                 f"figures and reviews: {self.claim}",
                 f"    {' '.join(command)}",
-                f"Seeds {words(rows.seed)}. Measured with {measured_with('cpu')}.",
+                f"Seeds {words(rows.seed)}. Measured with {self.measured_with(rows)}.",
                 self.answer(rows),
                 f"![{name}]({name}.png)",
             ]
@@ -180,6 +184,10 @@ class Simulations(Experiment):
     def figure(self, rows: pd.DataFrame, folder: Path) -> Figure:
         """See the base class."""
         return simulations.figure(rows)
+
+    def measured_with(self, rows: pd.DataFrame) -> str:
+        """Return those of the cells."""
+        return "; ".join(sorted(set(rows.measured_with)))
 
 
 EXPERIMENTS: dict[str, Experiment] = {
