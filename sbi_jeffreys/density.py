@@ -111,8 +111,9 @@ class JeffreysDensityEstimator(PairDensity):
     r"""Fits a flow and an energy-based model to samples, each a check on the other.
 
     They are trained by the constrained Jeffreys objective as arXiv:2511.11159 has it,
-    without conditions: this is `JNPE` given nothing. The flow is normalised, and can be
-    sampled; the energy-based model is nearly normalised, and often the better fit.
+    without conditions: this is `JNPE` given nothing, without its pool. The flow is
+    normalised, and can be sampled; the energy-based model is nearly normalised, and often
+    the better fit.
 
     Example:
         estimator = JeffreysDensityEstimator().fit(samples)
@@ -199,10 +200,10 @@ class JeffreysDensityEstimator(PairDensity):
         return self._trainer.summary
 
     def _new_trainer(self) -> JNPE:
-        return UnconditionalTraining(*self._arguments, **self._options)
+        return UnconditionalJNPE(*self._arguments, **self._options)
 
 
-class UnconditionalTraining(JNPE):
+class UnconditionalJNPE(JNPE):
     """`JNPE` without the pool: where x tells nothing there is no simulator to model."""
 
     def _pooled(self, pair: ModelPair) -> tuple[ConditionalEnergy, Weights]:
