@@ -47,6 +47,10 @@ from sbi_jeffreys.training import TERMS, JeffreysTraining
 FlowBuilder = Callable[[Tensor, Tensor], ConditionalDensityEstimator]
 EnergyBuilder = Callable[[int, int], nn.Module]
 
+PATIENCE, LEAST_PATIENCE, MOST_PATIENCE = 200_000, 20, 200
+"""Simulations seen, with repetition, without a better held-out loss before training
+stops; but at least, and at most, so many epochs."""
+
 
 class JNPE(BothPosteriors):
     r"""Jeffreys neural posterior estimation: `sbi`'s NPE, trained to resist overfitting.
@@ -208,7 +212,7 @@ class JNPE(BothPosteriors):
         training_batch_size: int = 200,
         learning_rate: float = 2e-3,
         validation_fraction: float = 0.1,
-        stop_after_epochs: int = 200,
+        stop_after_epochs: int | None = None,
         max_num_epochs: int = 2**31 - 1,
         clip_max_norm: float | None = 5.0,
         calibration_kernel: Callable[[Tensor], Tensor] | None = None,
@@ -235,8 +239,10 @@ class JNPE(BothPosteriors):
                 several processes train together (`distributed`), they share it.
             learning_rate: Of Adam, for the flow; the energy's is twice that, unless set.
             validation_fraction: Fraction of simulations held out.
-            stop_after_epochs: Epochs without a better held-out loss before stopping.
-                Far more than sbi's 20: the loss keeps falling after it seems to stall,
+            stop_after_epochs: Epochs without a better held-out loss before stopping. By
+                default as many as show the networks 200,000 simulations, at most 200
+                (for up to 1,000 simulations), but at least sbi's 20 (from 10,000): with
+                few of them that loss is noisy and keeps falling after it seems to stall,
                 and the multipliers make it safe to wait.
             max_num_epochs: Most epochs, over all calls that resume.
             clip_max_norm: Bound on the gradient norm of each model; None for no bound.
@@ -285,6 +291,8 @@ class JNPE(BothPosteriors):
                 "There is no training to resume: call `.train()` without "
                 "`resume_training` first."
             )
+        if stop_after_epochs is None:
+            stop_after_epochs = _default_patience(self._num_simulations())
         self._has_kernel = calibration_kernel is not None
         with first_random_state(self._device):
             return super().train(
@@ -523,6 +531,12 @@ def _flow_builder(
             f"which can be sampled differentiably, got {density_estimator!r}."
         )
     return posterior_nn(name, embedding_net=embedding_net or nn.Identity())
+
+
+def _default_patience(num_simulations: int) -> int:
+    """Return `stop_after_epochs`."""
+    epochs = PATIENCE // max(1, num_simulations)
+    return min(MOST_PATIENCE, max(LEAST_PATIENCE, epochs))
 
 
 def _check_prior(prior: Any) -> None:

@@ -21,7 +21,8 @@ its own, until it fits that no better.
 Features are taken one by one, for errors of measurement are often independent, and U is
 then diagonal; in other directions it would have the more to learn, the more the errors'
 size depends on the parameters. But where features are many, or some are linear functions
-of others, s are their leading principal components.
+of others, s are their leading principal components. A U that is diagonal by construction
+is tried as well: d functions of the parameters, instead of d (d + 1) / 2.
 """
 
 from math import log, pi, sqrt
@@ -76,20 +77,30 @@ class Shape(NamedTuple):
 
     Attributes:
         num_components: Components of the mixture.
+        is_diagonal: Whether U is.
         dropout: Fraction of activations dropped in each block while training.
         weight_decay: A step shrinks the weights of the networks' layers by the product
             of this and the learning rate, over the number of simulations.
     """
 
     num_components: int
+    is_diagonal: bool
     dropout: float
     weight_decay: float
 
 
-STUDENT = Shape(num_components=1, dropout=0.2, weight_decay=1000.0)
+STUDENT = Shape(num_components=1, is_diagonal=False, dropout=0.2, weight_decay=1000.0)
 
-MIXTURE = Shape(num_components=16, dropout=0.0, weight_decay=100.0)
+MIXTURE = Shape(num_components=16, is_diagonal=False, dropout=0.0, weight_decay=100.0)
 """Thin errors tell more of their location than round ones: networks may be freer."""
+
+DIAGONAL = Shape(num_components=1, is_diagonal=True, dropout=0.2, weight_decay=1000.0)
+
+PRECISE = Shape(num_components=1, is_diagonal=True, dropout=0.0, weight_decay=10.0)
+"""So do small ones."""
+
+SHAPES = (STUDENT, MIXTURE, DIAGONAL, PRECISE)
+"""Of which the one that fits the folds best is kept."""
 
 SPREAD = 0.7
 """Of the centers of a mixture's components, at first, and of each component."""
@@ -148,7 +159,9 @@ class SyntheticLikelihood(nn.Module):
         center, projection, slopes = _summaries(theta.double(), features.double())
         num_members = min(NUM_MEMBERS, num)
         fits = []
-        for shape in (STUDENT, MIXTURE)[: 1 + (projection.shape[1] <= MAX_MIXED)]:
+        for shape in SHAPES:
+            if shape.num_components > 1 and projection.shape[1] > MAX_MIXED:
+                continue
             model = cls(center, projection, theta.shape[1], num_members, shape)
             s = model.to(features).summaries(features)
             with torch.enable_grad():
@@ -235,7 +248,9 @@ class LikelihoodMembers(nn.Module):
         """
         super().__init__()
         self.num, self.output_features, self.shape = num, output_features, shape
-        dim, num_below = output_features, output_features * (output_features - 1) // 2
+        dim = output_features
+        below = torch.tril_indices(dim, dim, -1)
+        num_below = 0 if shape.is_diagonal else below.shape[1]
         self.linear = MemberLinear(num, input_features, dim)
         self.first = MemberLinear(num, input_features, HIDDEN_FEATURES)
         self.blocks = nn.ModuleList(
@@ -247,8 +262,8 @@ class LikelihoodMembers(nn.Module):
         entries = torch.full((dim, dim), dim + num_below).diagonal_scatter(
             torch.arange(dim)
         )
-        below = torch.tril_indices(dim, dim, -1)
-        entries[below[0], below[1]] = dim + torch.arange(num_below)
+        if num_below:
+            entries[below[0], below[1]] = dim + torch.arange(num_below)
         self.register_buffer("entries", entries.flatten())
 
     def forward(self, theta: Tensor, s: Tensor) -> Tensor:
@@ -267,12 +282,15 @@ class LikelihoodMembers(nn.Module):
         mean, log_diagonal, below = self.last(silu(hidden)).tensor_split(
             (dim, 2 * dim), -1
         )
-        parts = torch.cat(
-            [log_diagonal.exp(), below, torch.zeros_like(mean[..., :1])], -1
-        )
-        root = parts.index_select(-1, self.entries).unflatten(-1, (dim, dim))
-        error = s - mean - self.linear(theta)
-        z = (root @ error.unsqueeze(-1)).squeeze(-1)
+        z = s - mean - self.linear(theta)
+        if self.shape.is_diagonal:
+            z = log_diagonal.exp() * z
+        else:
+            parts = torch.cat(
+                [log_diagonal.exp(), below, torch.zeros_like(mean[..., :1])], -1
+            )
+            root = parts.index_select(-1, self.entries).unflatten(-1, (dim, dim))
+            z = (root @ z.unsqueeze(-1)).squeeze(-1)
         return self.errors(z) + log_diagonal.sum(-1)
 
     def fit(self, theta: Tensor, s: Tensor, slopes: Tensor) -> float:

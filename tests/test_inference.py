@@ -35,6 +35,7 @@ from torch.distributions import (
 
 from sbi_jeffreys import JNPE, LogRatioNet, build_spline_flow, data, register
 from sbi_jeffreys.batches import StreamedBatches
+from sbi_jeffreys.training import JeffreysTraining
 
 BOX = BoxUniform(-torch.ones(2), torch.ones(2))
 SMALL = partial(build_spline_flow, hidden_features=8, num_transforms=2, num_bins=4)
@@ -366,6 +367,24 @@ def test_too_few_simulations_to_split(num):
             trainer = make_trainer(num=num)
         with pytest.raises(ValueError, match="but 1 with `validation_fraction"):
             trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("num", "epochs"), [(60, 200), (1000, 200), (2000, 100), (10_000, 20), (30_000, 20)]
+)
+def test_patience_falls_with_the_number_of_simulations(monkeypatch, num, epochs):
+    """Unless it is given."""
+    seen = []
+
+    def run(training, *batches, stop_after_epochs, **options):
+        seen.append(stop_after_epochs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(JeffreysTraining, "run", run)
+    for given in ({}, {"stop_after_epochs": 7}):
+        with pytest.raises(KeyboardInterrupt):
+            make_trainer(num=num).train(**given)
+    assert seen == [epochs, 7]
 
 
 def test_a_batch_larger_than_the_data_is_cut():

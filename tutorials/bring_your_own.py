@@ -7,8 +7,7 @@
 #
 #     python tutorials/bring_your_own.py
 #
-# About three minutes on two cores, 7 on a slow and busy machine; results
-# go to `results/tutorials`.
+# About three minutes on two cores; results go to `results/tutorials`.
 
 # %%
 import os
@@ -27,7 +26,7 @@ from torch.distributions import Gamma, Normal
 from sbi_jeffreys import JNPE, build_spline_flow, plots, to_inference_data
 
 FAST = bool(os.environ.get("TUTORIAL_FAST"))  # for a quick look: numbers mean little then
-EPOCHS = 3 if FAST else 300
+EPOCHS = 3 if FAST else 200
 OUTPUT = Path("results/tutorials/bring_your_own")
 OUTPUT.mkdir(parents=True, exist_ok=True)
 torch.set_num_threads(1)

@@ -9,8 +9,7 @@
 #
 #     python tutorials/how_it_works.py
 #
-# About three minutes on a fast machine, 8 on a slow and busy one; figures go
-# to `results/tutorials`.
+# About two minutes on two cores; figures go to `results/tutorials`.
 
 # %%
 import math
@@ -133,7 +132,7 @@ figure
 # %%
 theta, x = simulate(200)
 trainer = JNPE(prior, show_progress_bars=False)
-trainer.append_simulations(theta, x).train(max_num_epochs=10 if FAST else 300)
+trainer.append_simulations(theta, x).train(max_num_epochs=10 if FAST else 200)
 lowest = min(trainer.summary["validation_loss"])
 print(f"lowest held-out loss {lowest:.3f}, H {ENTROPY:.3f}")
 figure = plots.plot_training(trainer.summary)
@@ -147,7 +146,7 @@ figure
 #
 # ## What each switch does
 #
-# KL(π ‖ p) of the flow after the last of 300 epochs, on fresh pairs. "Data only" is the
+# KL(π ‖ p) of the flow after the last of 100 epochs, on fresh pairs. "Data only" is the
 # flow's maximum likelihood without an energy, as in NPE, without stopping early.
 
 # %%
@@ -165,7 +164,7 @@ for name, options in SWITCHES.items():
     torch.manual_seed(1)
     trainer = JNPE(prior, show_progress_bars=False, **options)
     trainer.append_simulations(theta, x)
-    epochs = 5 if FAST else 300
+    epochs = 5 if FAST else 100
     trainer.train(max_num_epochs=epochs, stop_after_epochs=2 * epochs)
     with torch.no_grad():
         loss = trainer.latest.flow.loss(theta_test, x_test).mean()
