@@ -95,11 +95,11 @@ for name, (_, x_o) in cases.items():
 #
 # If the posterior is right on average, the true parameter's rank among its samples is
 # uniform (SBC), and credible regions hold the truth as often as they say (TARP). This
-# needs fresh simulations, and no second model, and it tells which: the under-trained flow
-# is found to be too wide, its correction by the energy is not. (One of the simpler models,
-# a curve plus independent errors, is right here.) But do not let calibration alone decide:
-# the prior is calibrated, too, and so is all that is vague in the right way. The test
-# loss tells such posteriors apart, and how far they contract.
+# needs fresh simulations, and no second model, and it tells which: the under-trained
+# flow is found to be too wide, its correction by the energy is not. (One of the simpler
+# models, a curve plus independent errors, is right here.) But do not let calibration
+# alone decide: the prior is calibrated, too, and so is all that is vague in the right
+# way. The test loss tells such posteriors apart, and how far they contract.
 
 # %%
 theta_test = prior.sample((60 if FAST else 200,))
