@@ -21,8 +21,10 @@ its own, until it fits that no better.
 Features are taken one by one, for errors of measurement are often independent, and U is
 then diagonal; in other directions it would have the more to learn, the more the errors'
 size depends on the parameters. But where features are many, or some are linear functions
-of others, s are their leading principal components. A U that is diagonal by construction
-is tried as well: d functions of the parameters, instead of d (d + 1) / 2.
+of others, s are their leading principal components. A U that is diagonal whatever the
+parameters is tried as well: d functions of them, instead of d (d + 1) / 2. Features that
+are counts, or other multiples of a step, are fitted with uniform noise of that width, for
+a density may be as high as it likes at numbers that repeat (Uria et al., arXiv:1306.0186).
 """
 
 from math import log, pi, sqrt
@@ -67,6 +69,9 @@ stops, and at most."""
 LEAST_VARIANCE = 1e-6
 """Added to that of the errors in any direction, before they are scaled to one: the
 fraction of the mean variance of s."""
+
+MAX_STEP_NUMBER = 10_000
+"""Steps from the least value of a feature to the largest."""
 
 CHUNK = 8192
 """Rows that the networks look at together."""
@@ -158,12 +163,15 @@ class SyntheticLikelihood(nn.Module):
         theta, num = candidates[0], len(features)
         center, projection, slopes = _summaries(theta.double(), features.double())
         num_members = min(NUM_MEMBERS, num)
+        smooth = features
+        if int(projection.count_nonzero(0).max()) == 1:  # s are entries
+            smooth = _dequantized(features)
         fits = []
         for shape in SHAPES:
             if shape.num_components > 1 and projection.shape[1] > MAX_MIXED:
                 continue
             model = cls(center, projection, theta.shape[1], num_members, shape)
-            s = model.to(features).summaries(features)
+            s = model.to(features).summaries(smooth)
             with torch.enable_grad():
                 fits.append((model.members.fit(theta, s, slopes.to(s)), model))
         _, model = min(fits, key=lambda fit: fit[0])
@@ -229,6 +237,30 @@ def _summaries(theta: Tensor, features: Tensor) -> tuple[Tensor, Tensor, Tensor]
         covariance = covariance.diagonal().diag_embed()
     whiten = torch.linalg.inv(torch.linalg.cholesky(covariance)).T
     return center, rows.T @ whiten, slopes @ whiten
+
+
+def _dequantized(features: Tensor) -> Tensor:
+    """Return features `(N, features)`, with noise where they are multiples of a step.
+
+    Only where some values repeat, and rounding can't make multiples of any numbers.
+    """
+    steps = torch.stack([_step(values) for values in features.double().T])
+    if not bool(steps.any()):
+        return features
+    return features + steps.to(features) * (torch.rand_like(features) - 0.5)
+
+
+def _step(values: Tensor) -> Tensor:
+    """Return the step of which values, shape `(N,)`, are multiples, or 0."""
+    gaps = values.unique().diff()
+    none = values.new_zeros(())
+    if not 0 < len(gaps) < len(values) - 1:
+        return none
+    multiples = gaps / gaps.min()
+    is_step = multiples.sum() < MAX_STEP_NUMBER and torch.allclose(
+        multiples, multiples.round(), rtol=0.0, atol=0.01
+    )
+    return gaps.min() if is_step else none
 
 
 class LikelihoodMembers(nn.Module):
