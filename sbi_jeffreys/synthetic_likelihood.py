@@ -24,7 +24,7 @@ size depends on the parameters. But where features are many, or some are linear 
 of others, s are their leading principal components. A U that is diagonal whatever the
 parameters is tried as well: d functions of them, instead of d (d + 1) / 2. Features that
 are counts, or other multiples of a step, are fitted with uniform noise of that width, for
-a density may be as high as it likes at numbers that repeat (Uria et al., arXiv:1306.0186).
+a density may be as high as it likes at values that repeat (Uria et al., arXiv:1306.0186).
 """
 
 from math import log, pi, sqrt
