@@ -43,6 +43,12 @@ def simulations(num):
     return theta, theta + NOISE * torch.randn(num, 2).double()
 
 
+@pytest.fixture(autouse=True)
+def one_shape(monkeypatch):
+    """Of the synthetic likelihood's errors; how it chooses has tests of its own."""
+    monkeypatch.setattr(synthetic_likelihood, "SHAPES", (synthetic_likelihood.STUDENT,))
+
+
 torch.manual_seed(0)
 TRAINING, VALIDATION = simulations(1000), simulations(400)
 LOC, SCALE = TRAINING[0].mean(0), TRAINING[0].std(0)
@@ -102,7 +108,6 @@ def test_each_model_has_the_weight_where_it_is_right(monkeypatch):
     is, though with three of them others come near: in four repetitions its weight was
     0.1 to 0.55. And a mean that is curved, where the synthetic likelihood alone is."""
     monkeypatch.setattr(synthetic_likelihood, "MAX_STEPS", 1000)
-    monkeypatch.setattr(synthetic_likelihood, "MAX_MIXED", 0)
     theta, fresh = TRAINING[0][:400], VALIDATION[0][:200]
 
     def weights(simulator):
