@@ -7,7 +7,7 @@
 #
 #     python tutorials/trust.py
 #
-# About three minutes on two cores; figures go to `results/tutorials`.
+# About four minutes on two cores; figures go to `results/tutorials`.
 
 # %%
 import os
@@ -47,14 +47,14 @@ x_good, x_faulty = decay(theta_o), decay(theta_o, outlier=2.0)
 # %% [markdown]
 # ## Three posteriors
 #
-# (The patience of 50 epochs, instead of 200, is so that you need not wait.)
+# (The patience of 30 epochs, instead of 200, is so that you need not wait.)
 
 # %%
 theta = prior.sample((1000,))
 x = decay(theta)
 trained, under_trained = JNPE(prior), JNPE(prior)
 trained.append_simulations(theta, x).train(
-    stop_after_epochs=50, max_num_epochs=5 if FAST else 2**31 - 1
+    stop_after_epochs=30, max_num_epochs=5 if FAST else 2**31 - 1
 )
 under_trained.append_simulations(theta, x).train(max_num_epochs=4)
 
