@@ -27,7 +27,7 @@ OUTPUT.mkdir(parents=True, exist_ok=True)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 torch.manual_seed(0)
 
-NUM_SIMULATIONS = 2000 if FAST else 20_000
+NUM_SIMULATIONS = 2000 if FAST else 10_000
 NUM_OBSERVATIONS = 200 if FAST else 2000
 
 prior = BoxUniform(-2 * torch.ones(4), 2 * torch.ones(4), device=DEVICE)
@@ -59,7 +59,7 @@ theta_on_disk, x_on_disk = (
 trainer = JNPE(prior, device=DEVICE)
 trainer.append_simulations(theta_on_disk, x_on_disk)
 start = time.perf_counter()
-trainer.train(training_batch_size=1000, max_num_epochs=3 if FAST else 40)
+trainer.train(training_batch_size=1000, max_num_epochs=3 if FAST else 30)
 seconds = time.perf_counter() - start
 rate = trainer.epoch * NUM_SIMULATIONS / seconds
 print(f"\ntrained {trainer.epoch} epochs on {DEVICE}: {rate:,.0f} simulations a second")
