@@ -12,7 +12,7 @@ held-out loss, but zero unless they gain more than a standard error of that gain
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from itertools import product
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -110,13 +110,14 @@ class Candidates(NamedTuple):
         )
 
 
-Fit: TypeAlias = Callable[[Candidates], nn.Module]
+Fit: TypeAlias = Callable[[Candidates, Any], nn.Module]
 FITS: tuple[Fit, ...] = (
-    lambda some: LinearModel.fit(some.theta[0], some.features),
-    lambda some: ExponentialFamily.fit(*some),
-    lambda some: SyntheticLikelihood.fit(*some),
+    lambda some, _: LinearModel.fit(some.theta[0], some.features),
+    lambda some, _: ExponentialFamily.fit(*some),
+    lambda some, earlier: SyntheticLikelihood.fit(*some, like=earlier),
 )
-"""Of the simpler models, in the order of their `Weights`."""
+"""Of the simpler models, in the order of their `Weights`: to pairs, given the same model
+of fewer pairs, or None."""
 
 
 @torch.no_grad()
@@ -158,8 +159,8 @@ def pooled(
     if weights == none:
         return energy, none
     kept = [
-        (_fitted(fit, everything), weight)
-        for fit, weight in zip(FITS, weights, strict=True)
+        (_fitted(fit, everything, model), weight)
+        for fit, model, weight in zip(FITS, models, weights, strict=True)
         if weight > 0
     ]
     pool = deepcopy(energy, {id(energy.net): energy.net})
@@ -167,10 +168,12 @@ def pooled(
     return pool, weights
 
 
-def _fitted(fit: Fit, candidates: Candidates) -> nn.Module:
+def _fitted(
+    fit: Fit, candidates: Candidates, earlier: nn.Module | None = None
+) -> nn.Module:
     """Fit a model with random numbers that do not depend on what was fitted before."""
     with seeded(candidates.theta.device, 0):
-        return fit(candidates)
+        return fit(candidates, earlier)
 
 
 def _candidates(

@@ -144,7 +144,13 @@ class SyntheticLikelihood(nn.Module):
         self.log_normalizer = LogNormalizer(num)
 
     @classmethod
-    def fit(cls, candidates: Tensor, features: Tensor, log_weights: Tensor) -> Self:
+    def fit(
+        cls,
+        candidates: Tensor,
+        features: Tensor,
+        log_weights: Tensor,
+        like: Self | None = None,
+    ) -> Self:
         r"""Fit the members, in single precision, to pairs, and c to log Z.
 
         Args:
@@ -152,6 +158,7 @@ class SyntheticLikelihood(nn.Module):
                 pair, then K draws of a proposal given its x.
             features: Of x, shape `(N, features)`.
             log_weights: $\log p - \log proposal$ in nats, shape `(1 + K, N)`.
+            like: A model with the shape that errors have; without it all are tried.
 
         Returns:
             The model, on the device and in the precision of `candidates`.
@@ -166,10 +173,10 @@ class SyntheticLikelihood(nn.Module):
         smooth = features
         if int(projection.count_nonzero(0).max()) == 1:  # s are entries
             smooth = _dequantized(features)
+        few = projection.shape[1] <= MAX_MIXED
+        shapes = [shape for shape in SHAPES if few or shape.num_components == 1]
         fits = []
-        for shape in SHAPES:
-            if shape.num_components > 1 and projection.shape[1] > MAX_MIXED:
-                continue
+        for shape in shapes if like is None else [like.members.shape]:
             model = cls(center, projection, theta.shape[1], num_members, shape)
             s = model.to(features).summaries(smooth)
             with torch.enable_grad():
@@ -281,8 +288,7 @@ class LikelihoodMembers(nn.Module):
         super().__init__()
         self.num, self.output_features, self.shape = num, output_features, shape
         dim = output_features
-        below = torch.tril_indices(dim, dim, -1)
-        num_below = 0 if shape.is_diagonal else below.shape[1]
+        num_below = 0 if shape.is_diagonal else dim * (dim - 1) // 2
         self.linear = MemberLinear(num, input_features, dim)
         self.first = MemberLinear(num, input_features, HIDDEN_FEATURES)
         self.blocks = nn.ModuleList(
@@ -290,13 +296,13 @@ class LikelihoodMembers(nn.Module):
         )
         self.last = MemberLinear(num, HIDDEN_FEATURES, 2 * dim + num_below, gain=0.1)
         self.errors = StudentMixture(num, dim, shape.num_components)
-        # Where each entry of U is among its diagonal, those below it, and a zero.
-        entries = torch.full((dim, dim), dim + num_below).diagonal_scatter(
-            torch.arange(dim)
-        )
-        if num_below:
+        if not shape.is_diagonal:
+            # Where each entry of U is among its diagonal, those below it, and a zero.
+            entries = torch.full((dim, dim), dim + num_below)
+            entries = entries.diagonal_scatter(torch.arange(dim))
+            below = torch.tril_indices(dim, dim, -1)
             entries[below[0], below[1]] = dim + torch.arange(num_below)
-        self.register_buffer("entries", entries.flatten())
+            self.register_buffer("entries", entries.flatten())
 
     def forward(self, theta: Tensor, s: Tensor) -> Tensor:
         r"""Return $\log p_m(s | \theta)$ in nats, shape `(M, N)`.

@@ -209,7 +209,7 @@ def test_training_goes_on_as_if_there_were_no_pool(trainer):
 
 @pytest.mark.parametrize("problem", [torch.linalg.LinAlgError, KeyboardInterrupt])
 def test_a_training_outlives_models_that_cannot_be_fitted(trainer, monkeypatch, problem):
-    def fails(candidates):
+    def fails(candidates, earlier):
         raise problem
 
     monkeypatch.setattr(pool, "FITS", (fails,))

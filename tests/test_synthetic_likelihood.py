@@ -300,6 +300,31 @@ def test_independent_errors_have_a_diagonal(curve, noise, shape, most, monkeypat
     assert least < most < lost()[1]
 
 
+def test_a_shape_that_was_chosen_is_not_chosen_again(monkeypatch):
+    """Also where that of few entries is wanted for more of them."""
+    monkeypatch.setattr(synthetic_likelihood, "MAX_STEPS", 5)
+    theta, x = curved(100, 0)
+    draws, log_weights = theta.expand(3, -1, -1), torch.zeros(3, 100)
+    fitted = []
+    original = LikelihoodMembers.fit
+
+    def counted(members, *args):
+        fitted.append(members.shape)
+        return original(members, *args)
+
+    monkeypatch.setattr(LikelihoodMembers, "fit", counted)
+    model = SyntheticLikelihood.fit(draws, x, log_weights)
+    assert fitted == [STUDENT, MIXTURE, DIAGONAL, PRECISE]
+    assert model.members.shape in fitted
+    model.members.shape = MIXTURE
+    many = torch.cat([x, torch.randn(100, 6)], 1)
+    again = SyntheticLikelihood.fit(draws, many, log_weights, like=model)
+    assert fitted[4:] == [MIXTURE]
+    assert again.members.shape == MIXTURE
+    SyntheticLikelihood.fit(draws, many, log_weights)
+    assert fitted[5:] == [STUDENT, DIAGONAL, PRECISE]
+
+
 def test_steps_are_those_of_counts_and_not_of_rounding():
     torch.manual_seed(0)
     counts = Poisson(5.0).sample((200, 1))
