@@ -7,7 +7,7 @@
 #
 #     python tutorials/thousands_of_observations.py
 #
-# Some five minutes on two cores; results go to `results/tutorials`.
+# About four minutes on two cores; results go to `results/tutorials`.
 
 # %%
 import os
