@@ -53,9 +53,6 @@ HIDDEN_FEATURES = 64
 NUM_BLOCKS = 2
 """Residual blocks, of one layer each."""
 
-LEARNING_RATE = 2e-3
-"""Of AdamW."""
-
 BATCH_SIZE = 200
 """Simulations in a batch, drawn with replacement."""
 
@@ -86,12 +83,14 @@ class Shape(NamedTuple):
         dropout: Fraction of activations dropped in each block while training.
         weight_decay: A step shrinks the weights of the networks' layers by the product
             of this and the learning rate, over the number of simulations.
+        learning_rate: Of AdamW.
     """
 
     num_components: int
     is_diagonal: bool
     dropout: float
     weight_decay: float
+    learning_rate: float = 2e-3
 
 
 STUDENT = Shape(num_components=1, is_diagonal=False, dropout=0.2, weight_decay=1000.0)
@@ -101,8 +100,14 @@ MIXTURE = Shape(num_components=16, is_diagonal=False, dropout=0.0, weight_decay=
 
 DIAGONAL = Shape(num_components=1, is_diagonal=True, dropout=0.2, weight_decay=1000.0)
 
-PRECISE = Shape(num_components=1, is_diagonal=True, dropout=0.0, weight_decay=10.0)
-"""So do small ones."""
+PRECISE = Shape(
+    num_components=1,
+    is_diagonal=True,
+    dropout=0.03,
+    weight_decay=10.0,
+    learning_rate=0.01,
+)
+"""So do small ones; and locations that precise are far from where the networks start."""
 
 SHAPES = (STUDENT, MIXTURE, DIAGONAL, PRECISE)
 """Of which the one that fits the folds best is kept."""
@@ -355,7 +360,9 @@ class LikelihoodMembers(nn.Module):
         others = [*(layer.bias for layer in layers), *self.linear.parameters()]
         others += self.errors.parameters()
         weight_decay = self.shape.weight_decay / len(theta)
-        optimizer = torch.optim.AdamW(shrunk, lr=LEARNING_RATE, weight_decay=weight_decay)
+        optimizer = torch.optim.AdamW(
+            shrunk, lr=self.shape.learning_rate, weight_decay=weight_decay
+        )
         optimizer.add_param_group({"params": others, "weight_decay": 0.0})
         latest = [p.detach() for p in self.parameters()]
         average = [p.clone() for p in latest]
