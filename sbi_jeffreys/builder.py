@@ -29,6 +29,8 @@ class BothPosteriors(UncopiedSimulations):
     """Holds an energy beside the flow that `sbi` knows, and builds posteriors of both."""
 
     _energy: ConditionalEnergy | None = None
+    _shares_embedding = False
+    """Whether the energy was built with the flow's embedding."""
 
     @property
     def energy(self) -> ConditionalEnergy:
@@ -166,10 +168,14 @@ class BothPosteriors(UncopiedSimulations):
     def _energy_beside(
         self, flow: ConditionalFlow, device: torch.device | str
     ) -> ConditionalEnergy:
-        """Return a copy of the energy, which shares the flow's embedding if equal."""
+        """Return a copy of the energy, which shares the flow's embedding while equal."""
         energy = deepcopy(self.energy).to(device)
         own, flows = energy.embedding_net, flow.embedding_net
-        if flows is not None and _equal(own.state_dict(), flows.state_dict()):
+        if (
+            self._shares_embedding
+            and flows is not None
+            and _equal(own.state_dict(), flows.state_dict())
+        ):
             energy.embedding_net = flows
         return energy
 

@@ -88,22 +88,22 @@ def resample(log_weights: Tensor, num: int, replacement: bool = False) -> Tensor
 
     Draw k is included with probability $\pi_k = \min(1, c w_k)$, c such that they sum to
     `num`: exact importance resampling while no weight exceeds $1/c$; above, the excess is
-    spread over the others, a bias towards the flow that vanishes as the pool grows. One
+    spread over the others, a bias towards the flow that vanishes as draws are added. One
     uniform number for all draws (systematic sampling) keeps the noise low.
 
     Args:
-        log_weights: Of a pool of independent draws, shape `(pool, batch)`.
+        log_weights: Of independent draws, shape `(draws, batch)`.
         num: How many to choose for each column.
         replacement: Whether to choose in proportion to the weights whatever they are,
             the same draw several times if need be. So are columns of which fewer than
             `num` draws have any weight.
 
     Returns:
-        Indices into the pool, shape `(num, batch)`, in random order.
+        Indices of draws, shape `(num, batch)`, in random order.
     """
     weights = log_weights.double().softmax(0)
     expected = num * weights
-    if not replacement and num:
+    if not replacement and 0 < num <= len(weights):
         enough = (weights > 0).sum(0) >= num
         expected = torch.where(enough, _capped(weights, num), expected)
     ends = expected.cumsum(0).T.contiguous()
@@ -111,7 +111,7 @@ def resample(log_weights: Tensor, num: int, replacement: bool = False) -> Tensor
     start = torch.rand_like(ends[:, :1])
     steps = start + torch.arange(num, device=ends.device)
     chosen = torch.searchsorted(ends, steps, right=True).clamp(max=len(weights) - 1)
-    # The first of them are not like the others: none is before them in the pool.
+    # The first of them are not like the others: none is before them.
     return chosen.take_along_dim(torch.rand_like(steps).argsort(-1), -1).T
 
 
@@ -122,7 +122,7 @@ def displaced(log_weights: Tensor, num: int) -> Tensor:
     of the draws' shares among the chosen from their shares of the weight.
 
     Args:
-        log_weights: Shape `(pool, batch)`.
+        log_weights: Shape `(draws, batch)`.
         num: How many are chosen.
     """
     shares = log_weights.double().softmax(0)
@@ -130,7 +130,7 @@ def displaced(log_weights: Tensor, num: int) -> Tensor:
 
 
 def _capped(weights: Tensor, num: int) -> Tensor:
-    r"""Return $\pi_k = \min(1, c w_k)$ that sum to `num`, shape `(pool, batch)`."""
+    r"""Return $\pi_k = \min(1, c w_k)$ that sum to `num`, shape `(draws, batch)`."""
     ranked = weights.sort(0, descending=True).values
     rest = ranked.flip(0).cumsum(0).flip(0)[:num]  # from the k-th largest downwards
     left = torch.arange(num, 0, -1, device=weights.device).unsqueeze(1)
@@ -144,35 +144,35 @@ def corrected_draws(
     draw: Callable[[Tensor, int], tuple[Tensor, Tensor]],
     batch: int,
     num: int,
-    pool: int,
+    start: int,
     most: int,
     ess: float,
     max_displaced: float | None,
     move: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Choose draws from pools that grow until they are effective enough.
+    """Choose from draws that are added to until they are effective enough.
 
     Args:
         draw: Returns draws `(n, columns, D)` and log weights `(n, columns)`, given the
             indices of some observations and n.
         batch: Number of observations.
         num: Samples to choose for each.
-        pool: Draws to start with.
+        start: Draws to start with.
         most: Draws to stop at.
         ess: Effective sample size to stop at,
         max_displaced: if no more than this share of the weight is displaced by choosing
             none twice; None if draws may be chosen several times.
         move: Moves draws apart, `(num, columns, D)`, given the indices of their
-            observations: where pools stop at `most` and displace more, draws may be
+            observations: where `most` draws displace more, some may be
             chosen several times, and are moved. Without it, or from fewer than 1,000
             draws, the displacement is put up with.
 
     Returns:
-        Samples, shape `(num, batch, D)`, and k̂ of each pool, `(batch,)`; minus infinity
-        where a pool of fewer than 1,000 draws tells little.
+        Samples, shape `(num, batch, D)`, and k̂ of their weights, `(batch,)`;
+        minus infinity where fewer than 1,000 draws tell little.
     """
     columns = torch.arange(batch)
-    theta, log_weights = draw(columns, pool)
+    theta, log_weights = draw(columns, start)
     samples = theta.new_empty(num, batch, theta.shape[-1])
     pareto_k = theta.new_full((batch,), -torch.inf)
     while True:

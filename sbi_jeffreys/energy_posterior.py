@@ -26,7 +26,7 @@ from sbi_jeffreys.potential import EnergyPotential
 from sbi_jeffreys.samplers import FlowProposal
 from sbi_jeffreys.tempering import MIN_PARTICLES, moved_apart, spread, temper
 
-MIN_POOL = 100
+MIN_DRAWS = 100
 """Draws from the flow for each observation, however few samples are asked for."""
 
 MAX_CACHED = 10_000
@@ -38,11 +38,11 @@ class EnergyPosteriorParameters(PosteriorParameters):
     """How `build_posterior(sample_with="energy")` samples.
 
     Attributes:
-        ess_per_sample: The pool of draws from the flow grows until its effective sample
-            size is this many times the number of samples that are chosen from it;
+        ess_per_sample: The flow is drawn from until the effective sample size of the
+            draws is this many times the number of samples chosen from them;
         max_displaced: and until at most this share of the probability is where the flow,
             rather than the energy, has it, for no draw is chosen twice;
-        max_draws_per_sample: or until it is this many times as large. Where more is
+        max_draws_per_sample: or until there are this many times as many. Where more is
             displaced even then, samples are chosen in proportion to their weights and
             moved apart by MCMC (`tempering`); but not from fewer than 1,000 draws.
         max_sampling_batch_size: Most draws from the flow at a time.
@@ -73,7 +73,7 @@ class EnergyPosteriorParameters(PosteriorParameters):
 class EnergyPosterior(ChecksAgreement, NeuralPosterior):
     r"""$q(\theta | x) = e^{f(\theta, x)} / Z(x)$, sampled by way of the flow.
 
-    Samples are chosen from a pool of draws of the flow, without replacement, in
+    Samples are chosen from more draws of the flow, without replacement, in
     proportion to Pareto-smoothed importance weights (`correction`); where too few have
     any weight, with replacement, and then moved apart by MCMC. They carry no weights.
     Several observations in one call of `sample`, `log_prob`, `potential` or
@@ -197,9 +197,9 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
     ) -> Tensor:
         """Return samples given each observation, shape `(*sample_shape, batch, D)`.
 
-        Of pools of fewer than 1,000 draws, where fewer have any weight than there are
-        samples asked for, some are chosen several times. Warns, once for each posterior,
-        where k̂ > 0.7 in a pool of at least 1,000 draws.
+        Of fewer than 1,000 draws, where fewer have any weight than there are samples
+        asked for, some are chosen several times. Warns, once for each posterior, where
+        k̂ > 0.7 of at least 1,000 draws.
 
         Args:
             sample_shape: Shape of the samples for each observation.
@@ -232,18 +232,18 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
         show_progress: bool,
         replacement: bool,
     ) -> tuple[Tensor, Tensor]:
-        """Return samples, `(*sample_shape, batch, D)`, and k̂ of the pools, `(batch,)`."""
+        """Return samples, `(*sample_shape, batch, D)`, and k̂ of the draws, `(batch,)`."""
         num = torch.Size(sample_shape).numel()
         ess = self.parameters.ess_per_sample * num
         max_displaced = None if replacement else self.parameters.max_displaced
-        most = max(MIN_POOL, ceil(self.parameters.max_draws_per_sample * num))
-        pool = min(most, max(MIN_POOL, ceil(1.2 * ess)))
+        most = max(MIN_DRAWS, ceil(self.parameters.max_draws_per_sample * num))
+        start = min(most, max(MIN_DRAWS, num, ceil(1.2 * ess)))
         if size is None:
             size = self.max_sampling_batch_size
         samples = conditions.new_empty(num, len(conditions), *self._theta_shape)
         pareto_k = conditions.new_full((len(conditions),), -torch.inf)
         with progress_bar(num, len(conditions), show_progress) as bar:
-            for _, columns in blocks(pool, len(conditions), max(pool, size)):
+            for _, columns in blocks(start, len(conditions), max(start, size)):
                 some = conditions[columns]
 
                 def draw(
@@ -255,7 +255,7 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
                     return self._moved_apart(theta, x[which], size)
 
                 samples[:, columns], pareto_k[columns] = corrected_draws(
-                    draw, len(some), num, pool, most, ess, max_displaced, move
+                    draw, len(some), num, start, most, ess, max_displaced, move
                 )
                 bar.update(num * len(some))
         shape = (*sample_shape, len(conditions), *self._theta_shape)

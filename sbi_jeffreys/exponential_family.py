@@ -28,7 +28,8 @@ HIDDEN_FEATURES = 64
 """Terms of the sum in psi."""
 
 NATURAL_SCALE = 7.0
-"""Standard deviation, a priori, of a natural parameter: of A s for s of unit variance."""
+"""Standard deviation, a priori, of a natural parameter: of A s for s of unit variance.
+That is meant of the entry of largest variance, whatever it is."""
 
 WEIGHT_SCALE = 5.0
 """Likewise, of each weight of psi."""
@@ -82,6 +83,9 @@ class ExponentialFamily(nn.Module):
             values.double() for values in (candidates, features, log_weights)
         )
         num, dim = features.shape
+        unit = features.std(0, correction=0).max()
+        unit = torch.where(unit > 1e-6 * features.abs().max(), unit, 1.0)
+        scaled = features / unit
         model = cls(candidates.shape[-1], dim).to(candidates)
         rest = [model.root, *model.hidden.parameters(), model.root_output]
         optimizer = torch.optim.LBFGS(
@@ -94,7 +98,7 @@ class ExponentialFamily(nn.Module):
 
         def penalised_loss() -> Tensor:
             optimizer.zero_grad()
-            log_posterior = (log_weights + model(candidates, features)).log_softmax(0)
+            log_posterior = (log_weights + model(candidates, scaled)).log_softmax(0)
             penalty = model.natural.weight.square().sum() * dim / NATURAL_SCALE**2
             for weights in rest:
                 penalty = penalty + weights.square().sum() / WEIGHT_SCALE**2
@@ -105,6 +109,7 @@ class ExponentialFamily(nn.Module):
         with torch.enable_grad():
             optimizer.step(penalised_loss)
         model.requires_grad_(False)
+        model.natural.weight /= unit
         log_weights = log_weights + model(candidates, features)
         model.log_normalizer.fit(model.natural(features), log_weights[1:])
         return model.to(kind)

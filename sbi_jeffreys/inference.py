@@ -128,7 +128,7 @@ class JNPE(BothPosteriors):
             energy_embedding_net: Embeds x for the energy, instead of the flow's.
             num_energies: Networks that `energy_net`, if a builder, is called for. Each
                 fits the data by itself; the energy is their average, which overfits
-                less. One of them is trained faster.
+                less. With a single one training is faster.
             num_particles: Draws from the flow for each x of a batch.
             normalizer: Estimate of the energy model's normaliser: "generalized",
                 "importance" or "ranking" (see `objective.log_normalizer`).
@@ -325,6 +325,7 @@ class JNPE(BothPosteriors):
         embedding_net = flow.embedding_net
         if self._energy_embedding_net is not None or embedding_net is None:
             embedding_net = standardizing_embedding(theta, x, self._energy_embedding_net)
+        self._shares_embedding = embedding_net is flow.embedding_net
         energy_net = self._energy_net
         if not isinstance(energy_net, nn.Module):
             with torch.no_grad():
@@ -386,7 +387,7 @@ class JNPE(BothPosteriors):
             raise
         self.epoch, self._best_val_loss = state.epoch, state.best_loss
         self._energy, weights = self._pooled(state.pair)
-        if any(weights):
+        if not self._has_kernel:  # with one, losses are not those of earlier calls
             stalled = state.epochs_since_best >= train_config.stop_after_epochs
             most = min(state.epoch, train_config.max_num_epochs - state.epoch)
             self._best_val_loss = state.follow(
@@ -394,7 +395,7 @@ class JNPE(BothPosteriors):
                 training,
                 validation,
                 train_config.learning_rate / 2,
-                max_num_epochs=most if stalled else 0,
+                max_num_epochs=most if stalled and any(weights) else 0,
                 stop_after_epochs=max(1, train_config.stop_after_epochs // 4),
                 clip_max_norm=train_config.clip_max_norm,
                 show_progress=self._show_progress_bars,

@@ -6,7 +6,10 @@ is a logarithmic opinion pool (Genest & Zidek 1986), of networks, a `LinearModel
 `ExponentialFamily` and a `SyntheticLikelihood`. Networks of parameters and data have to
 learn even a linear dependence, and memorise simulations meanwhile; the others assume
 more, and where one is right it is hard to beat. The weights are those of the least
-held-out loss, but zero unless they gain more than a standard error of that gain.
+held-out loss, but zero unless they gain more than a standard error of that gain, by
+Student's distribution if pairs are few. (They are the best of 1,771 that are tried:
+models that know nothing had some weight in 5 % of trials with 100 held-out pairs, more
+with fewer.)
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +18,7 @@ from itertools import product
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
+from scipy.stats import norm, t
 from torch import Tensor, nn
 
 from sbi_jeffreys.data import Stacked
@@ -133,8 +137,7 @@ def pooled(
     Weights are chosen with the models fitted to the training pairs; then those with a
     weight are fitted to all. The pool shares the energy's log-ratio network, and has an
     embedding of its own, for the energy's may be the flow's. The energy is returned as it
-    is with weights of zero, with fewer than two training pairs or two held-out ones, or
-    with features that are not finite.
+    is with weights of zero, or with fewer than two training pairs or two held-out ones.
 
     Args:
         pair: The trained models.
@@ -142,6 +145,9 @@ def pooled(
         x: Simulations, shape `(N, ...)`, likewise.
         training: Rows of the training pairs.
         validation: Rows of the held-out ones.
+
+    Raises:
+        ValueError: If features are not finite.
     """
     energy, none = pair.energy, Weights(0.0, 0.0, 0.0)
     if min(len(training), len(validation)) < 2:
@@ -153,7 +159,7 @@ def pooled(
         held_out = _candidates(pair, theta, x, validation[: most // 10], NUM_DRAWS)
     everything = known.and_as_many_of(held_out)
     if not bool(everything.features.isfinite().all()):
-        return energy, none
+        raise ValueError("Some embedded simulations are NaN or infinite.")
     models = [_fitted(fit, known) for fit in FITS]
     weights = _best_weights(energy.net, models, held_out)
     if weights == none:
@@ -225,7 +231,8 @@ def _best_weights(
     )
     best = int(losses.mean(1).nan_to_num(torch.inf).argmin())
     gain = losses[0] - losses[best]
-    is_visible = bool(gain.mean() > gain.std() / len(gain) ** 0.5)
+    standard_errors = float(t.ppf(norm.cdf(1.0), df=len(gain) - 1))
+    is_visible = bool(gain.mean() > standard_errors * gain.std() / len(gain) ** 0.5)
     return grid[best] if is_visible else grid[0]
 
 

@@ -119,4 +119,5 @@ class EnergyPotential(BasePotential):
         """
         if self.energy.prior is None:
             return theta.new_zeros(len(theta))
-        return self.energy.prior.log_prob(self.energy.support.inside(theta))
+        inside = self.energy.support.inside(theta)
+        return self.energy.prior.log_prob(inside).reshape(len(theta))

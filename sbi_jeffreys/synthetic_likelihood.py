@@ -25,6 +25,8 @@ of others, s are their leading principal components. A U that is diagonal whatev
 parameters is tried as well: d functions of them, instead of d (d + 1) / 2. Features that
 are counts, or other multiples of a step, are fitted with uniform noise of that width, for
 a density may be as high as it likes at values that repeat (Uria et al., arXiv:1306.0186).
+Other values that many simulations share, where x is censored, or small counts on a log
+scale (`log_scale`), are taken for values of a density, and the likelihood is wrong there.
 """
 
 from math import log, pi, sqrt
@@ -74,7 +76,7 @@ CHUNK = 8192
 """Rows that the networks look at together."""
 
 
-class Shape(NamedTuple):
+class ErrorModel(NamedTuple):
     """Of the errors, with what keeps the networks from memorising simulations.
 
     Attributes:
@@ -86,30 +88,24 @@ class Shape(NamedTuple):
         learning_rate: Of AdamW.
     """
 
-    num_components: int
-    is_diagonal: bool
-    dropout: float
-    weight_decay: float
+    num_components: int = 1
+    is_diagonal: bool = False
+    dropout: float = 0.2
+    weight_decay: float = 1000.0
     learning_rate: float = 2e-3
 
 
-STUDENT = Shape(num_components=1, is_diagonal=False, dropout=0.2, weight_decay=1000.0)
+CORRELATED = ErrorModel()
 
-MIXTURE = Shape(num_components=16, is_diagonal=False, dropout=0.0, weight_decay=100.0)
+MIXTURE = ErrorModel(num_components=16, dropout=0.0, weight_decay=100.0)
 """Thin errors tell more of their location than round ones: networks may be freer."""
 
-DIAGONAL = Shape(num_components=1, is_diagonal=True, dropout=0.2, weight_decay=1000.0)
+UNCORRELATED = ErrorModel(is_diagonal=True)
 
-PRECISE = Shape(
-    num_components=1,
-    is_diagonal=True,
-    dropout=0.03,
-    weight_decay=10.0,
-    learning_rate=0.01,
-)
+SMALL = ErrorModel(is_diagonal=True, dropout=0.03, weight_decay=10.0, learning_rate=0.01)
 """So do small ones; and locations that precise are far from where the networks start."""
 
-SHAPES = (STUDENT, MIXTURE, DIAGONAL, PRECISE)
+ERROR_MODELS = (CORRELATED, MIXTURE, UNCORRELATED, SMALL)
 """Of which the one that fits the folds best is kept."""
 
 SPREAD = 0.7
@@ -131,7 +127,7 @@ class SyntheticLikelihood(nn.Module):
         projection: Tensor,
         input_features: int,
         num_members: int,
-        shape: Shape,
+        error_model: ErrorModel,
     ) -> None:
         r"""
         Args:
@@ -139,13 +135,13 @@ class SyntheticLikelihood(nn.Module):
             projection: From features to s, shape `(features, d)`.
             input_features: Number of parameters.
             num_members: Networks M.
-            shape: Of the errors.
+            error_model: Of s about its location.
         """
         super().__init__()
         self.register_buffer("center", center)
         self.register_buffer("projection", projection)
         num = projection.shape[1]
-        self.members = LikelihoodMembers(num_members, input_features, num, shape)
+        self.members = LikelihoodMembers(num_members, input_features, num, error_model)
         self.log_normalizer = LogNormalizer(num)
 
     @classmethod
@@ -163,7 +159,7 @@ class SyntheticLikelihood(nn.Module):
                 pair, then K draws of a proposal given its x.
             features: Of x, shape `(N, features)`.
             log_weights: $\log p - \log proposal$ in nats, shape `(1 + K, N)`.
-            like: A model with the shape that errors have; without it all are tried.
+            like: A model with the errors to assume; without it all kinds are tried.
 
         Returns:
             The model, on the device and in the precision of `candidates`.
@@ -178,11 +174,16 @@ class SyntheticLikelihood(nn.Module):
         smooth = features
         if int(projection.count_nonzero(0).max()) == 1:  # s are entries
             smooth = _dequantized(features)
-        few = projection.shape[1] <= MAX_MIXED
-        shapes = [shape for shape in SHAPES if few or shape.num_components == 1]
+        d = projection.shape[1]
+        kinds = [
+            kind
+            for kind in ERROR_MODELS
+            if (d <= MAX_MIXED or kind.num_components == 1)
+            and (d > 1 or kind != UNCORRELATED)  # then the same as CORRELATED
+        ]
         fits = []
-        for shape in shapes if like is None else [like.members.shape]:
-            model = cls(center, projection, theta.shape[1], num_members, shape)
+        for error_model in kinds if like is None else [like.members.error_model]:
+            model = cls(center, projection, theta.shape[1], num_members, error_model)
             s = model.to(features).summaries(smooth)
             with torch.enable_grad():
                 fits.append((model.members.fit(theta, s, slopes.to(s)), model))
@@ -235,10 +236,10 @@ def _summaries(theta: Tensor, features: Tensor) -> tuple[Tensor, Tensor, Tensor]
     _, spreads, directions = torch.linalg.svd(kept, full_matrices=False)
     count = int((spreads > LEAST_SPREAD * spreads[0]).sum())
     most = max(1, min(MAX_FEATURES, num // 10))
-    rows = torch.eye(len(sizes)).to(features)[varying]
-    are_entries = len(rows) == count <= most
-    if not are_entries:
-        rows = directions[: max(1, min(count, most))] @ rows
+    are_entries = int(varying.sum()) == count <= most
+    num_kept = max(1, min(count, most))
+    rows = features.new_zeros(num_kept, len(sizes))
+    rows[:, varying] = torch.eye(count).to(kept) if are_entries else directions[:num_kept]
     s = (features - center) @ rows.T
     design = torch.cat([theta, torch.ones_like(theta[:, :1])], 1)
     slopes = torch.linalg.pinv(design) @ s
@@ -281,27 +282,28 @@ class LikelihoodMembers(nn.Module):
     entries: Tensor
 
     def __init__(
-        self, num: int, input_features: int, output_features: int, shape: Shape
+        self, num: int, input_features: int, output_features: int, error_model: ErrorModel
     ) -> None:
         r"""
         Args:
             num: M.
             input_features: Number of parameters.
             output_features: Entries d of s.
-            shape: Of the errors.
+            error_model: Of s about its location.
         """
         super().__init__()
-        self.num, self.output_features, self.shape = num, output_features, shape
-        dim = output_features
-        num_below = 0 if shape.is_diagonal else dim * (dim - 1) // 2
+        self.num = num
+        self.output_features = dim = output_features
+        self.error_model = error_model
+        num_below = 0 if error_model.is_diagonal else dim * (dim - 1) // 2
         self.linear = MemberLinear(num, input_features, dim)
         self.first = MemberLinear(num, input_features, HIDDEN_FEATURES)
         self.blocks = nn.ModuleList(
             MemberLinear(num, HIDDEN_FEATURES, HIDDEN_FEATURES) for _ in range(NUM_BLOCKS)
         )
         self.last = MemberLinear(num, HIDDEN_FEATURES, 2 * dim + num_below, gain=0.1)
-        self.errors = StudentMixture(num, dim, shape.num_components)
-        if not shape.is_diagonal:
+        self.errors = StudentMixture(num, dim, error_model.num_components)
+        if not error_model.is_diagonal:
             # Where each entry of U is among its diagonal, those below it, and a zero.
             entries = torch.full((dim, dim), dim + num_below)
             entries = entries.diagonal_scatter(torch.arange(dim))
@@ -319,14 +321,14 @@ class LikelihoodMembers(nn.Module):
         hidden = self.first(theta)
         for block in self.blocks:
             hidden = hidden + block(
-                dropout(silu(hidden), self.shape.dropout, self.training)
+                dropout(silu(hidden), self.error_model.dropout, self.training)
             )
         dim = self.output_features
         mean, log_diagonal, below = self.last(silu(hidden)).tensor_split(
             (dim, 2 * dim), -1
         )
         z = s - mean - self.linear(theta)
-        if self.shape.is_diagonal:
+        if self.error_model.is_diagonal:
             z = log_diagonal.exp() * z
         else:
             parts = torch.cat(
@@ -359,9 +361,9 @@ class LikelihoodMembers(nn.Module):
         shrunk = [layer.weight for layer in layers]
         others = [*(layer.bias for layer in layers), *self.linear.parameters()]
         others += self.errors.parameters()
-        weight_decay = self.shape.weight_decay / len(theta)
+        weight_decay = self.error_model.weight_decay / len(theta)
         optimizer = torch.optim.AdamW(
-            shrunk, lr=self.shape.learning_rate, weight_decay=weight_decay
+            shrunk, lr=self.error_model.learning_rate, weight_decay=weight_decay
         )
         optimizer.add_param_group({"params": others, "weight_decay": 0.0})
         latest = [p.detach() for p in self.parameters()]

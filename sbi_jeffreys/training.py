@@ -216,8 +216,9 @@ class JeffreysTraining:
             except KeyboardInterrupt:
                 self._restore(self._checkpoint)
                 warnings.warn(
-                    f"Training was interrupted; the best weights of {self.epoch} epochs "
-                    "are kept. `train(resume_training=True)` continues from there.",
+                    f"{description}: interrupted after {self.epoch} epochs, of which the "
+                    "best weights are kept. `train(resume_training=True)` goes on with "
+                    "the training.",
                     stacklevel=2,
                 )
             except FloatingPointError as error:
@@ -232,7 +233,7 @@ class JeffreysTraining:
         self.pair.load_state_dict(self._best_weights)
         self.pair.zero_grad(set_to_none=True)
         self.pair.eval()
-        return self.epoch < max_num_epochs
+        return self.epochs_since_best >= stop_after_epochs or self.epoch < max_num_epochs
 
     @contextmanager
     def _random_state_and_stream(self) -> Iterator[None]:

@@ -148,6 +148,7 @@ def test_where_too_few_have_weight_these_are_chosen_again_and_no_other():
     chosen = resample(log_weights, 6)
     assert chosen[:, 0].bincount(minlength=50)[:3].tolist() == [2, 2, 2]
     assert len(chosen[:, 1].unique()) == 6
+    assert resample(torch.zeros(3, 1), 6).flatten().bincount().tolist() == [2, 2, 2]
 
 
 @pytest.mark.parametrize("num", [0, 1, 50])

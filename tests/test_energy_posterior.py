@@ -16,7 +16,7 @@ from sbi.inference.posteriors.posterior_parameters import (
     VIPosteriorParameters,
 )
 from sbi.utils import BoxUniform
-from torch.distributions import MultivariateNormal
+from torch.distributions import MultivariateNormal, Uniform
 
 from sbi_jeffreys import JNPE, EnergyPosteriorParameters
 from sbi_jeffreys.energy_posterior import EnergyPosterior
@@ -367,6 +367,27 @@ def trainer():
         warnings.simplefilter("ignore")
         trainer.append_simulations(theta, x).train(max_num_epochs=20)
     return trainer
+
+
+@pytest.mark.parametrize("edges", [(0.0, 1.0), (torch.zeros(1), torch.ones(1))])
+def test_several_observations_of_a_single_parameter(edges):
+    """Whatever shape the prior's log density has."""
+    torch.manual_seed(0)
+    theta = torch.rand(200, 1)
+    x = theta + 0.1 * torch.randn(200, 1)
+    trainer = JNPE(Uniform(*edges), show_progress_bars=False)
+    with pytest.warns(UserWarning, match="max_num_epochs"):
+        trainer.append_simulations(theta, x).train(max_num_epochs=1)
+    posterior = trainer.build_posterior(sample_with="energy")
+    assert posterior.sample((50,), x=x[:3], show_progress_bars=False).shape == (50, 1)
+    assert posterior.log_prob(theta[:7], x=x[:3]).shape == (7,)
+
+
+def test_fewer_effective_draws_than_samples_may_be_asked_for(trainer):
+    parameters = EnergyPosteriorParameters(ess_per_sample=0.1, max_displaced=1.0)
+    posterior = trainer.build_posterior(posterior_parameters=parameters)
+    samples = posterior.sample((2000,), x=torch.zeros(1, 2), show_progress_bars=False)
+    assert len(samples.unique(dim=0)) == 2000
 
 
 def test_the_trainer_builds_both_posteriors(trainer):

@@ -54,6 +54,14 @@ def test_converges_to_the_likelihood_at_the_parametric_rate():
     assert few / many == pytest.approx(2.0, rel=0.5)
 
 
+def test_units_of_the_features_do_not_count():
+    """As of an embedding network, which may return what it likes."""
+    theta, x = spikes(200, 0)
+    points = spikes(50, 1)[0]
+    r = [fit(theta, scale * x)(points, scale * x[:50]) for scale in (1.0, 1e-3)]
+    torch.testing.assert_close(*r, atol=0.05, rtol=0.01)
+
+
 def test_z_is_about_one():
     """Its estimates from few draws are biased: with 16 for each x, to -0.1."""
     theta, x = spikes(1000, 0)

@@ -302,22 +302,43 @@ def test_the_energy_shares_the_flows_embedding():
     assert not torch.equal(before, embedding[1].weight)
 
 
+class Net(nn.Module):
+    """A log-ratio network that does not start at zero."""
+
+    def __init__(self, condition_features=2):
+        super().__init__()
+        self.head = nn.Linear(2 + condition_features, 1)
+
+    def forward(self, input, condition):
+        condition = condition.expand(*input.shape[:-1], -1)
+        return self.head(torch.cat([input, condition], -1)).squeeze(-1)
+
+
 def test_the_energy_can_have_its_own_embedding_and_network():
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.head = nn.Linear(2 + 5, 1)
-
-        def forward(self, input, condition):
-            condition = condition.expand(*input.shape[:-1], -1)
-            return self.head(torch.cat([input, condition], -1)).squeeze(-1)
-
-    net, embedding = Net(), nn.Linear(2, 5)
+    net, embedding = Net(5), nn.Linear(2, 5)
     trainer = make_trainer(energy_net=net, energy_embedding_net=embedding)
     flow = quick(trainer, max_num_epochs=1)
     assert net in trainer.energy.modules()
     assert trainer.energy.embedding_net is not flow.embedding_net
     assert not any(p is embedding.weight for p in flow.parameters())
+
+
+def test_posteriors_have_the_energys_embedding_though_it_has_no_weights():
+    class Square(nn.Module):
+        def forward(self, x):
+            return x.square()
+
+    trainer = make_trainer(
+        density_estimator="nsf",
+        embedding_net=nn.Flatten(),
+        energy_embedding_net=Square(),
+        energy_net=Net(),
+    )
+    quick(trainer, max_num_epochs=1)
+    posterior = trainer.build_posterior(sample_with="energy")
+    theta, x = (values[:5] for values in trainer.get_simulations()[:2])
+    want = trainer.energy(theta[None], x)
+    assert torch.equal(posterior.pair.energy(theta[None], x), want)
 
 
 # ---------------------------------------------------------------- input

@@ -16,7 +16,7 @@ from sbi_jeffreys.energy import ConditionalEnergy, base_density
 from sbi_jeffreys.exponential_family import ExponentialFamily
 from sbi_jeffreys.linear_model import LinearModel
 from sbi_jeffreys.pair import ModelPair
-from sbi_jeffreys.pool import Pool, Weights, pooled
+from sbi_jeffreys.pool import Candidates, Pool, Weights, _best_weights, pooled
 from sbi_jeffreys.support import support_of
 from sbi_jeffreys.training import JeffreysTraining
 from tests.closed_forms import GaussianFlow
@@ -46,7 +46,9 @@ def simulations(num):
 @pytest.fixture(autouse=True)
 def one_shape(monkeypatch):
     """Of the synthetic likelihood's errors; how it chooses has tests of its own."""
-    monkeypatch.setattr(synthetic_likelihood, "SHAPES", (synthetic_likelihood.STUDENT,))
+    monkeypatch.setattr(
+        synthetic_likelihood, "ERROR_MODELS", (synthetic_likelihood.CORRELATED,)
+    )
 
 
 torch.manual_seed(0)
@@ -142,15 +144,35 @@ def test_models_that_say_nothing_get_no_weight():
     assert energy is models.energy
 
 
-@pytest.mark.parametrize("problem", ["one pair", "not finite"])
-def test_nothing_is_lost_where_no_model_can_be_fitted(problem):
+class Product(nn.Module):
+    def forward(self, input, condition):
+        return (input * condition).sum(-1)
+
+
+@pytest.mark.parametrize(("smaller", "weight"), [(0.1, 0.0), (3.0, 1.0)])
+def test_a_gain_is_visible_by_students_distribution(smaller, weight):
+    """Two pairs gain 0.69 nats, and 0.05 or 0.64: in units of the first one's standard
+    error their mean is 1.15, where one standard error of a Gaussian is worth 1.84."""
+    theta = torch.tensor([1.0, 0.0])[:, None, None].expand(2, 2, 1)
+    held_out = Candidates(theta, torch.tensor([[20.0], [smaller]]), torch.zeros(2, 2))
+    nothing = Product()
+    nothing.forward = lambda input, condition: torch.zeros(input.shape[:-1])
+    weights = _best_weights(nothing, [Product(), nothing, nothing], held_out)
+    assert weights == (weight, 0.0, 0.0)
+
+
+def test_nothing_is_lost_where_no_model_can_be_fitted():
     theta, x = TRAINING
-    if problem == "one pair":
-        theta, x = theta[:1], x[:1]
-    else:
-        x = x.where(x < x.max(), torch.nan)
-    models = pair(0.5)
-    assert pool_of(models, (theta, x), VALIDATION) == (models.energy, (0.0, 0.0, 0.0))
+    models, none = pair(0.5), (0.0, 0.0, 0.0)
+    one_pair = pool_of(models, (theta[:1], x[:1]), VALIDATION)
+    assert one_pair == (models.energy, none)
+
+
+def test_features_that_are_not_finite_are_refused():
+    theta, x = TRAINING
+    x = x.where(x < x.max(), torch.nan)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        pool_of(pair(0.5), (theta, x), VALIDATION)
 
 
 def test_a_few_simulations_are_gathered_at_a_time_and_no_more_than_needed(monkeypatch):
@@ -270,6 +292,23 @@ def test_the_flow_follows_the_pool_once_training_stalls_and_keeps_what_it_gained
         trainer.train(
             resume_training=True, stop_after_epochs=100, max_num_epochs=state.epoch + 1
         )
+    assert trainer.summary["best_validation_loss"] == [best, best]
+    for name, value in flow.state_dict().items():
+        assert torch.equal(value, followed[name])
+
+
+def test_what_following_gained_is_kept_by_a_call_that_does_not_pool(monkeypatch):
+    trainer = make_trainer(dim=6)
+    flow = trainer.train(stop_after_epochs=40)
+    (best,) = trainer.summary["best_validation_loss"]
+    followed = deepcopy(flow.state_dict())
+    monkeypatch.setattr(
+        "sbi_jeffreys.inference.pooled",
+        lambda pair, *_: (pair.energy, Weights(0.0, 0.0, 0.0)),
+    )
+    with pytest.warns(UserWarning, match="max_num_epochs"):
+        trainer.train(resume_training=True, max_num_epochs=trainer.epoch + 1)
+    assert trainer.energy is trainer._trained_energy
     assert trainer.summary["best_validation_loss"] == [best, best]
     for name, value in flow.state_dict().items():
         assert torch.equal(value, followed[name])

@@ -9,10 +9,10 @@ from torch.nn.functional import silu
 
 from sbi_jeffreys import synthetic_likelihood
 from sbi_jeffreys.synthetic_likelihood import (
-    DIAGONAL,
+    CORRELATED,
     MIXTURE,
-    PRECISE,
-    STUDENT,
+    SMALL,
+    UNCORRELATED,
     LikelihoodMembers,
     SyntheticLikelihood,
 )
@@ -53,7 +53,7 @@ def random_members(num, input_features, output_features, shape):
     return members
 
 
-@pytest.mark.parametrize("shape", [STUDENT, MIXTURE, DIAGONAL])
+@pytest.mark.parametrize("shape", [CORRELATED, MIXTURE, UNCORRELATED])
 def test_density_by_hand(shape):
     members = random_members(2, 3, 4, shape).requires_grad_(False)
     theta, s = torch.randn(6, 3).double(), torch.randn(6, 4).double()
@@ -123,7 +123,7 @@ def error(num, seed):
 def test_more_simulations_bring_it_nearer_to_the_likelihood(monkeypatch):
     """At the parametric rate four times as many would take the error to half of it, but
     that of a dropout that stays is not only of this kind: two thirds."""
-    monkeypatch.setattr(synthetic_likelihood, "SHAPES", (STUDENT,))
+    monkeypatch.setattr(synthetic_likelihood, "ERROR_MODELS", (CORRELATED,))
     few, many = (np.mean([error(num, seed) for seed in (0, 1)]) for num in (250, 1000))
     assert many < 0.75 * few
     assert many < 1.6  # nats, half the standard deviation of exact differences
@@ -131,7 +131,7 @@ def test_more_simulations_bring_it_nearer_to_the_likelihood(monkeypatch):
 
 def test_z_is_about_one(monkeypatch):
     """Only about: log Z varies by 3 nats or more here, and is not quadratic in s."""
-    monkeypatch.setattr(synthetic_likelihood, "SHAPES", (STUDENT,))
+    monkeypatch.setattr(synthetic_likelihood, "ERROR_MODELS", (CORRELATED,))
     model = fit(*curved(500, 0), num_draws=128)
     draws = PRIOR.sample((1000, 1))
     _, fresh = curved(100, 1)
@@ -142,7 +142,7 @@ def test_z_is_about_one(monkeypatch):
 def test_tails_are_those_of_the_errors(monkeypatch):
     """Networks that fit the mean of 200 simulations roughly leave errors of somewhat more
     than three degrees of freedom where there are three; where a Gaussian's, of more."""
-    monkeypatch.setattr(synthetic_likelihood, "SHAPES", (STUDENT,))
+    monkeypatch.setattr(synthetic_likelihood, "ERROR_MODELS", (CORRELATED,))
 
     def freedom(errors):
         members = fit(*curved(200, 0, errors)).members
@@ -196,7 +196,7 @@ def test_errors_whose_sizes_depend_on_the_parameters_are_told_apart(monkeypatch)
     """Four independent errors; where x is rotated, its entries mix them. The mean test
     log-likelihood then loses 0.31 to 0.48 nats (five other seeds), with a standard error
     below 0.04: at least 0.15."""
-    monkeypatch.setattr(synthetic_likelihood, "SHAPES", (STUDENT,))
+    monkeypatch.setattr(synthetic_likelihood, "ERROR_MODELS", (CORRELATED,))
 
     def simulations(num, seed):
         torch.manual_seed(seed)
@@ -276,7 +276,7 @@ def both_ways(theta):
 
 @pytest.mark.parametrize(
     ("curve", "noise", "shape", "most"),
-    [(decay, 0.1, DIAGONAL, 1.2), (both_ways, 0.02, PRECISE, 2.0)],
+    [(decay, 0.1, UNCORRELATED, 1.2), (both_ways, 0.02, SMALL, 2.0)],
 )
 def test_independent_errors_have_a_diagonal(curve, noise, shape, most, monkeypatch):
     """Of 400 simulations: nats lost of the test log-likelihood. With two seeds 0.60 and
@@ -292,16 +292,16 @@ def test_independent_errors_have_a_diagonal(curve, noise, shape, most, monkeypat
 
     def lost():
         model = fit(*simulations(400, 0)[:2])
-        return model.members.shape, nats_lost(model, *simulations(1000, 1))
+        return model.members.error_model, nats_lost(model, *simulations(1000, 1))
 
     chosen, least = lost()
-    monkeypatch.setattr(synthetic_likelihood, "SHAPES", (STUDENT,))
+    monkeypatch.setattr(synthetic_likelihood, "ERROR_MODELS", (CORRELATED,))
     assert chosen == shape
     assert least < most < lost()[1]
 
 
-def test_a_shape_that_was_chosen_is_not_chosen_again(monkeypatch):
-    """Also where that of few entries is wanted for more of them."""
+def test_errors_that_were_chosen_are_not_chosen_again(monkeypatch):
+    """Also where those of few entries are wanted for more; and no kind is tried twice."""
     monkeypatch.setattr(synthetic_likelihood, "MAX_STEPS", 5)
     theta, x = curved(100, 0)
     draws, log_weights = theta.expand(3, -1, -1), torch.zeros(3, 100)
@@ -309,20 +309,22 @@ def test_a_shape_that_was_chosen_is_not_chosen_again(monkeypatch):
     original = LikelihoodMembers.fit
 
     def counted(members, *args):
-        fitted.append(members.shape)
+        fitted.append(members.error_model)
         return original(members, *args)
 
     monkeypatch.setattr(LikelihoodMembers, "fit", counted)
     model = SyntheticLikelihood.fit(draws, x, log_weights)
-    assert fitted == [STUDENT, MIXTURE, DIAGONAL, PRECISE]
-    assert model.members.shape in fitted
-    model.members.shape = MIXTURE
+    assert fitted == [CORRELATED, MIXTURE, UNCORRELATED, SMALL]
+    assert model.members.error_model in fitted
+    model.members.error_model = MIXTURE
     many = torch.cat([x, torch.randn(100, 6)], 1)
     again = SyntheticLikelihood.fit(draws, many, log_weights, like=model)
     assert fitted[4:] == [MIXTURE]
-    assert again.members.shape == MIXTURE
+    assert again.members.error_model == MIXTURE
     SyntheticLikelihood.fit(draws, many, log_weights)
-    assert fitted[5:] == [STUDENT, DIAGONAL, PRECISE]
+    assert fitted[5:] == [CORRELATED, UNCORRELATED, SMALL]
+    SyntheticLikelihood.fit(draws, x[:, :1], log_weights)
+    assert fitted[8:] == [CORRELATED, MIXTURE, SMALL]
 
 
 def test_steps_are_those_of_counts_and_not_of_rounding():
@@ -339,7 +341,7 @@ def test_steps_are_those_of_counts_and_not_of_rounding():
 def test_counts_are_no_spikes(monkeypatch):
     """Nats lost of the log probability of counts, many of them zero: 0.1 to 0.25 with two
     seeds. Without noise the density at zero is above any probability: 2.3 "gained"."""
-    monkeypatch.setattr(synthetic_likelihood, "SHAPES", (MIXTURE,))
+    monkeypatch.setattr(synthetic_likelihood, "ERROR_MODELS", (MIXTURE,))
 
     def simulations(num, seed):
         torch.manual_seed(seed)
@@ -357,7 +359,7 @@ def test_counts_are_no_spikes(monkeypatch):
 
 def test_errors_on_a_thin_circle_are_a_mixture(monkeypatch):
     """From which a Gaussian of their covariance is 1.2 nats away, and the model 0.12."""
-    monkeypatch.setattr(synthetic_likelihood, "SHAPES", (STUDENT, MIXTURE))
+    monkeypatch.setattr(synthetic_likelihood, "ERROR_MODELS", (CORRELATED, MIXTURE))
     thin = NOISE / 10
 
     def circle(theta):
@@ -368,7 +370,7 @@ def test_errors_on_a_thin_circle_are_a_mixture(monkeypatch):
     torch.manual_seed(0)
     theta, fresh = PRIOR.sample((1000,)), PRIOR.sample((500,))
     model, x = fit(theta, circle(theta)), circle(fresh)
-    assert model.members.shape == MIXTURE
+    assert model.members.error_model == MIXTURE
     radius = (x - fresh).norm(dim=-1)
     exact = Normal(NOISE, thin).log_prob(radius) - (2 * torch.pi * radius).log()
     got = model.members(fresh.expand(5, -1, -1), model.summaries(x).expand(5, -1, -1))
