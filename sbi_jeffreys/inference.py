@@ -39,7 +39,7 @@ from sbi_jeffreys.flow import (
 from sbi_jeffreys.multipliers import FixedMultipliers, ResilientMultipliers
 from sbi_jeffreys.objective import NORMALIZERS, Normalizer
 from sbi_jeffreys.pair import ModelPair
-from sbi_jeffreys.pool import Weights, pooled
+from sbi_jeffreys.pool import Weights, apart, pooled
 from sbi_jeffreys.step import TrainingOptions
 from sbi_jeffreys.support import support_of
 from sbi_jeffreys.training import TERMS, JeffreysTraining
@@ -388,6 +388,8 @@ class JNPE(BothPosteriors):
         self.epoch, self._best_val_loss = state.epoch, state.best_loss
         self._energy, weights = self._pooled(state.pair)
         if not self._has_kernel:  # with one, losses are not those of earlier calls
+            if not any(weights):
+                self._energy = apart(self._energy)  # the flow may have followed before
             stalled = state.epochs_since_best >= train_config.stop_after_epochs
             most = min(state.epoch, train_config.max_num_epochs - state.epoch)
             self._best_val_loss = state.follow(

@@ -169,9 +169,14 @@ def pooled(
         for fit, model, weight in zip(FITS, models, weights, strict=True)
         if weight > 0
     ]
-    pool = deepcopy(energy, {id(energy.net): energy.net})
+    pool = apart(energy)
     pool.net = Pool(energy.net, *zip(*kept, strict=True))
     return pool, weights
+
+
+def apart(energy: ConditionalEnergy) -> ConditionalEnergy:
+    """Return a copy with the same log-ratio network, but an embedding of its own."""
+    return deepcopy(energy, {id(energy.net): energy.net})
 
 
 def _fitted(

@@ -408,6 +408,15 @@ def test_patience_falls_with_the_number_of_simulations(monkeypatch, num, epochs)
     assert seen == [epochs, 7]
 
 
+def test_a_training_that_stalls_in_the_last_epoch_it_may_train_is_not_warned_of(recwarn):
+    trainer = make_trainer()
+    trainer.train(stop_after_epochs=2)
+    again = make_trainer()
+    again.train(stop_after_epochs=2, max_num_epochs=trainer.epoch)
+    assert again.epoch == trainer.epoch
+    assert not [w for w in recwarn if "max_num_epochs" in str(w.message)]
+
+
 def test_a_batch_larger_than_the_data_is_cut():
     trainer = make_trainer(num=40)
     with pytest.warns(UserWarning, match="max_num_epochs"):

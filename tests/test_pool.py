@@ -240,7 +240,7 @@ def test_a_training_outlives_models_that_cannot_be_fitted(trainer, monkeypatch, 
         pytest.warns(UserWarning, match="max_num_epochs"),
     ):
         trainer.train(max_num_epochs=2)
-    assert trainer.energy is trainer._trained_energy
+    assert trainer.energy.net is trainer._trained_energy.net
     assert trainer.summary["linear_model_weight"] == [0.0]
     trainer.build_posterior(sample_with="energy")
 
@@ -298,7 +298,8 @@ def test_the_flow_follows_the_pool_once_training_stalls_and_keeps_what_it_gained
 
 
 def test_what_following_gained_is_kept_by_a_call_that_does_not_pool(monkeypatch):
-    trainer = make_trainer(dim=6)
+    """And the energy's embedding, which the flow has changed, is the networks' own."""
+    trainer = make_trainer(dim=6, embedding_net=nn.Linear(6, 6))
     flow = trainer.train(stop_after_epochs=40)
     (best,) = trainer.summary["best_validation_loss"]
     followed = deepcopy(flow.state_dict())
@@ -308,8 +309,11 @@ def test_what_following_gained_is_kept_by_a_call_that_does_not_pool(monkeypatch)
     )
     with pytest.warns(UserWarning, match="max_num_epochs"):
         trainer.train(resume_training=True, max_num_epochs=trainer.epoch + 1)
-    assert trainer.energy is trainer._trained_energy
     assert trainer.summary["best_validation_loss"] == [best, best]
+    kept = trainer._training._best_weights
+    assert trainer.energy.net is trainer._trained_energy.net
+    for name, value in trainer.energy.state_dict().items():
+        assert torch.equal(value, kept[f"energy.{name}"])
     for name, value in flow.state_dict().items():
         assert torch.equal(value, followed[name])
 
