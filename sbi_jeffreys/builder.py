@@ -29,8 +29,8 @@ class BothPosteriors(UncopiedSimulations):
     """Holds an energy beside the flow that `sbi` knows, and builds posteriors of both."""
 
     _energy: ConditionalEnergy | None = None
-    _shares_embedding = False
-    """Whether the energy was built with the flow's embedding."""
+    _trained_energy: ConditionalEnergy | None = None
+    """The energy's networks, that are trained beside `_neural_net`."""
 
     @property
     def energy(self) -> ConditionalEnergy:
@@ -168,12 +168,17 @@ class BothPosteriors(UncopiedSimulations):
     def _energy_beside(
         self, flow: ConditionalFlow, device: torch.device | str
     ) -> ConditionalEnergy:
-        """Return a copy of the energy, which shares the flow's embedding while equal."""
+        """Return a copy of the energy, which shares the flow's embedding.
+
+        That is, if it was trained with it, and both still have the same weights.
+        """
         energy = deepcopy(self.energy).to(device)
         own, flows = energy.embedding_net, flow.embedding_net
+        trained = self._trained_energy
         if (
-            self._shares_embedding
-            and flows is not None
+            flows is not None
+            and trained is not None
+            and trained.embedding_net is self._neural_net.embedding_net
             and _equal(own.state_dict(), flows.state_dict())
         ):
             energy.embedding_net = flows

@@ -189,7 +189,7 @@ class JNPE(BothPosteriors):
             "bounds": multiplier_bounds,
         }
         self._neural_net: Any = None
-        self._trained_energy: ConditionalEnergy | None = None
+        self._trained_energy = None
         self._energy = None
         self._training: JeffreysTraining | None = None
 
@@ -325,7 +325,6 @@ class JNPE(BothPosteriors):
         embedding_net = flow.embedding_net
         if self._energy_embedding_net is not None or embedding_net is None:
             embedding_net = standardizing_embedding(theta, x, self._energy_embedding_net)
-        self._shares_embedding = embedding_net is flow.embedding_net
         energy_net = self._energy_net
         if not isinstance(energy_net, nn.Module):
             with torch.no_grad():
@@ -388,8 +387,8 @@ class JNPE(BothPosteriors):
         self.epoch, self._best_val_loss = state.epoch, state.best_loss
         self._energy, weights = self._pooled(state.pair)
         if not self._has_kernel:  # with one, losses are not those of earlier calls
-            if not any(weights):
-                self._energy = apart(self._energy)  # the flow may have followed before
+            if not any(weights):  # no energy to follow, but maybe an earlier gain
+                self._energy = apart(self._energy)
             stalled = state.epochs_since_best >= train_config.stop_after_epochs
             most = min(state.epoch, train_config.max_num_epochs - state.epoch)
             self._best_val_loss = state.follow(

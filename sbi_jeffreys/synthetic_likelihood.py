@@ -77,7 +77,7 @@ CHUNK = 8192
 
 
 class ErrorModel(NamedTuple):
-    """Of the errors, with what keeps the networks from memorising simulations.
+    """What errors are like, and what keeps the networks from memorising simulations.
 
     Attributes:
         num_components: Components of the mixture.

@@ -44,7 +44,7 @@ def simulations(num):
 
 
 @pytest.fixture(autouse=True)
-def one_shape(monkeypatch):
+def one_error_model(monkeypatch):
     """Of the synthetic likelihood's errors; how it chooses has tests of its own."""
     monkeypatch.setattr(
         synthetic_likelihood, "ERROR_MODELS", (synthetic_likelihood.CORRELATED,)
@@ -151,14 +151,42 @@ class Product(nn.Module):
 
 @pytest.mark.parametrize(("smaller", "weight"), [(0.1, 0.0), (3.0, 1.0)])
 def test_a_gain_is_visible_by_students_distribution(smaller, weight):
-    """Two pairs gain 0.69 nats, and 0.05 or 0.64: in units of the first one's standard
-    error their mean is 1.15, where one standard error of a Gaussian is worth 1.84."""
+    """Of two pairs, one gains 0.69 nats, and the other 0.05 or 0.64: a mean of 1.15
+    standard errors, or of 27. With two pairs, it takes 1.84 of them to be as sure as with
+    one if the error were known."""
     theta = torch.tensor([1.0, 0.0])[:, None, None].expand(2, 2, 1)
     held_out = Candidates(theta, torch.tensor([[20.0], [smaller]]), torch.zeros(2, 2))
     nothing = Product()
     nothing.forward = lambda input, condition: torch.zeros(input.shape[:-1])
     weights = _best_weights(nothing, [Product(), nothing, nothing], held_out)
     assert weights == (weight, 0.0, 0.0)
+
+
+class Entry(nn.Module):
+    """Half of an entry of the parameters, whatever x."""
+
+    def __init__(self, entry):
+        super().__init__()
+        self.entry = entry
+
+    def forward(self, input, condition):
+        return 0.5 * input[..., self.entry]
+
+
+@pytest.mark.parametrize(("num", "most"), [(10, 30), (100, 20)])
+def test_models_that_know_nothing_seldom_have_a_weight(num, most):
+    """True parameters are draws like the others. With ten pairs 17 % of trials, and with
+    100 9 %: more than allowed, of 100 trials, by chance less than once in 1,000 times."""
+    nothing = Product()
+    nothing.forward = lambda input, condition: torch.zeros(input.shape[:-1])
+    wrong = 0
+    for seed in range(100):
+        torch.manual_seed(seed)
+        held_out = Candidates(
+            torch.randn(33, num, 3), torch.zeros(num, 1), torch.zeros(33, num)
+        )
+        wrong += any(_best_weights(nothing, [Entry(d) for d in range(3)], held_out))
+    assert 0 < wrong <= most
 
 
 def test_nothing_is_lost_where_no_model_can_be_fitted():

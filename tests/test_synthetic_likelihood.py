@@ -44,18 +44,18 @@ def fit(theta, x, num_draws=32, seed=0):
         return SyntheticLikelihood.fit(draws, x, torch.zeros(draws.shape[:2]))
 
 
-def random_members(num, input_features, output_features, shape):
+def random_members(num, input_features, output_features, error_model):
     torch.manual_seed(0)
-    members = LikelihoodMembers(num, input_features, output_features, shape)
+    members = LikelihoodMembers(num, input_features, output_features, error_model)
     members.double().eval()
     for parameter in members.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return members
 
 
-@pytest.mark.parametrize("shape", [CORRELATED, MIXTURE, UNCORRELATED])
-def test_density_by_hand(shape):
-    members = random_members(2, 3, 4, shape).requires_grad_(False)
+@pytest.mark.parametrize("error_model", [CORRELATED, MIXTURE, UNCORRELATED])
+def test_density_by_hand(error_model):
+    members = random_members(2, 3, 4, error_model).requires_grad_(False)
     theta, s = torch.randn(6, 3).double(), torch.randn(6, 4).double()
     got = members(theta.expand(2, -1, -1), s.expand(2, -1, -1))
 
@@ -69,7 +69,7 @@ def test_density_by_hand(shape):
         outputs = layer(members.last, m, silu(hidden))
         for n in range(6):
             root = torch.diag(outputs[n, 4:8].exp())
-            if not shape.is_diagonal:
+            if not error_model.is_diagonal:
                 root[1, 0], root[2, 0], root[2, 1] = outputs[n, 8:11]
                 root[3, :3] = outputs[n, 11:]
             location = outputs[n, :4] + layer(members.linear, m, theta)[n]
@@ -275,10 +275,10 @@ def both_ways(theta):
 
 
 @pytest.mark.parametrize(
-    ("curve", "noise", "shape", "most"),
+    ("curve", "noise", "error_model", "most"),
     [(decay, 0.1, UNCORRELATED, 1.2), (both_ways, 0.02, SMALL, 2.0)],
 )
-def test_independent_errors_have_a_diagonal(curve, noise, shape, most, monkeypatch):
+def test_independent_errors_have_a_diagonal(curve, noise, error_model, most, monkeypatch):
     """Of 400 simulations: nats lost of the test log-likelihood. With two seeds 0.60 and
     0.78 of the first curve, 1.09 and 1.02 of the second; if U is not diagonal by
     construction, 1.85 and 1.90, 4.07 and 3.96."""
@@ -296,7 +296,7 @@ def test_independent_errors_have_a_diagonal(curve, noise, shape, most, monkeypat
 
     chosen, least = lost()
     monkeypatch.setattr(synthetic_likelihood, "ERROR_MODELS", (CORRELATED,))
-    assert chosen == shape
+    assert chosen == error_model
     assert least < most < lost()[1]
 
 
