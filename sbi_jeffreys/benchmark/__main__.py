@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from sbi_jeffreys.benchmark.paper.pages import EXPERIMENTS, faces
 from sbi_jeffreys.benchmark.references import NUM_OBSERVATIONS
 from sbi_jeffreys.benchmark.report import measured_with, write
 from sbi_jeffreys.benchmark.tasks import TASKS
+from sbi_jeffreys.benchmark.unseen import UNSEEN
 
 HELP = ("-h", "--help")
 CELLS = Path("results/accuracy/cells.csv")
@@ -64,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     nll = commands.add_parser(
         "nll",
-        parents=[_trainings([0, 1, 2])],
+        parents=[_trainings(TASKS | UNSEEN, UNSEEN, [0, 1, 2])],
         help="test negative log-likelihood on fresh pairs, beside sbi's NPE",
     )
     nll.add_argument(
@@ -83,7 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     speed_parser = commands.add_parser(
         "speed",
-        parents=[_trainings([0])],
+        parents=[_trainings(TASKS, PLAIN_TASKS, [0])],
         help="time and memory beside sbi's NPE; tasks, numbers of simulations and seeds "
         "but the first are those of the part accuracy",
     )
@@ -190,9 +191,11 @@ def write_pages(arguments: argparse.Namespace) -> None:
         print(experiment.page(name, effort, arguments.output, arguments.jobs), "\n")
 
 
-def _trainings(seeds: list[int]) -> argparse.ArgumentParser:
+def _trainings(
+    tasks: Iterable[str], default: Iterable[str], seeds: list[int]
+) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(PLAIN_TASKS))
+    parser.add_argument("--tasks", nargs="+", choices=tasks, default=list(default))
     parser.add_argument("--num-simulations", type=int, default=1000)
     parser.add_argument("--seeds", nargs="+", type=int, default=seeds)
     return parser
@@ -202,7 +205,7 @@ def measure_nll(arguments: argparse.Namespace) -> None:
     """Measure test NLLs, and write them after each training."""
     rows: list[held_out.Row] = []
     for row in held_out.measure(
-        [TASKS[name] for name in arguments.tasks],
+        [(TASKS | UNSEEN)[name] for name in arguments.tasks],
         arguments.num_simulations,
         arguments.seeds,
         arguments.stretch,

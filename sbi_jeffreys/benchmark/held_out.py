@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from sbi.inference import NPE
 from sbi.neural_nets.estimators.base import ConditionalDensityEstimator
+from sbi.utils.sbiutils import within_support
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from sbi_jeffreys.benchmark.report import measured_with, table
 from sbi_jeffreys.benchmark.tasks import Task
@@ -20,6 +22,7 @@ from sbi_jeffreys.inference import JNPE
 
 NUM_TEST_PAIRS = 2000
 NUM_PARTICLES = 200
+NUM_LEAKAGE_DRAWS = 500
 TEST_SEED = 10_000
 COLUMNS = (
     "task",
@@ -56,7 +59,8 @@ class Row(NamedTuple):
     """One line of the table; losses are test NLLs in nats, NaN where there is none.
 
     Attributes:
-        flow: Of the weights kept, those of the best held-out epoch.
+        flow: Of the weights kept, those of the best held-out epoch; of NPE within the
+            prior, as its posterior is.
         energy: Likewise, with log Z estimated from draws of the flow.
         flow_last: Of the last epoch after training `stretch` times as long.
         energy_last: Likewise.
@@ -80,6 +84,23 @@ def flow_nll(flow: ConditionalDensityEstimator, theta: Tensor, x: Tensor) -> flo
     flow.eval()
     pairs = zip(theta.split(1000), x.split(1000), strict=True)
     return float(torch.cat([-flow.log_prob(t[None], c)[0] for t, c in pairs]).mean())
+
+
+@torch.no_grad()
+def log_mass_inside(
+    flow: ConditionalDensityEstimator, prior: Distribution, x: Tensor
+) -> float:
+    """Return the mean over x of the log of the mass that does not leak from the prior.
+
+    It is estimated from draws; less than one in as many is taken for one.
+    """
+    flow.eval()
+    log_mass = []
+    for c in x.split(100):
+        draws = flow.sample((NUM_LEAKAGE_DRAWS,), c)
+        inside = within_support(prior, draws.flatten(0, 1)).reshape(draws.shape[:2])
+        log_mass.append(inside.sum(0).clamp(min=1).div(NUM_LEAKAGE_DRAWS).log())
+    return float(torch.cat(log_mass).mean())
 
 
 @torch.no_grad()
@@ -133,6 +154,7 @@ def measure(
                     seconds = time.perf_counter() - start
                     nan = float("nan")
                     loss = flow_nll(flow, *test)
+                    loss += log_mass_inside(flow, task.prior, test[1])
                     yield Row(
                         task.name, f"NPE {name}", num_simulations, seed,
                         loss, nan, nan, nan, npe.summary["epochs_trained"][-1], seconds,
