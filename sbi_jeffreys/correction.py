@@ -136,8 +136,8 @@ def _capped(weights: Tensor, num: int) -> Tensor:
     left = torch.arange(num, 0, -1, device=weights.device).unsqueeze(1)
     certain = (left * ranked[:num] > rest).long().cumprod(0).sum(0, keepdim=True)
     certain = certain.clamp(max=num - 1)
-    c = (num - certain) / rest.gather(0, certain)
-    return (c * weights).clamp(max=1)
+    shares = weights / rest.gather(0, certain)  # first: one over the rest may overflow
+    return ((num - certain) * shares).clamp(max=1)
 
 
 def corrected_draws(
@@ -148,7 +148,7 @@ def corrected_draws(
     most: int,
     ess: float,
     max_displaced: float | None,
-    move: Callable[[Tensor, Tensor], Tensor] | None = None,
+    move: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Choose from draws that are added to until they are effective enough.
 
@@ -162,10 +162,10 @@ def corrected_draws(
         ess: Effective sample size to stop at,
         max_displaced: if no more than this share of the weight is displaced by choosing
             none twice; None if draws may be chosen several times.
-        move: Moves draws apart, `(num, columns, D)`, given the indices of their
-            observations: where `most` draws displace more, some may be
-            chosen several times, and are moved. Without it, or from fewer than 1,000
-            draws, the displacement is put up with.
+        move: Returns samples, `(num, columns, D)`, by moving draws `(n, columns, D)` with
+            log weights `(n, columns)`, given the indices of their observations: where
+            `most` draws displace more. Without it, or from fewer than 1,000 draws, the
+            displacement is put up with.
 
     Returns:
         Samples, shape `(num, batch, D)`, and k̂ of their weights, `(batch,)`;
@@ -190,11 +190,11 @@ def corrected_draws(
                 pareto_k[columns[ready]] = weights.pareto_k
                 thin = crowded[ready]
                 if move is not None and bool(thin.any()):
-                    chosen = resample(weights.log_weights[:, thin], num, replacement=True)
-                    repeated = weights.theta[:, thin].take_along_dim(
-                        chosen.unsqueeze(-1), 0
+                    picked[:, thin] = move(
+                        columns[ready][thin],
+                        weights.theta[:, thin],
+                        weights.log_weights[:, thin],
                     )
-                    picked[:, thin] = move(columns[ready][thin], repeated)
             samples[:, columns[ready]] = picked
         if bool(ready.all()):
             return samples, pareto_k

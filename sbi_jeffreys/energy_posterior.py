@@ -24,7 +24,13 @@ from sbi_jeffreys.novelty import Novelty
 from sbi_jeffreys.pair import ModelPair
 from sbi_jeffreys.potential import EnergyPotential
 from sbi_jeffreys.samplers import FlowProposal
-from sbi_jeffreys.tempering import MIN_PARTICLES, moved_apart, spread, temper
+from sbi_jeffreys.tempering import (
+    LEAST_EFFECTIVE,
+    MIN_PARTICLES,
+    annealed,
+    spread,
+    temper,
+)
 
 MIN_DRAWS = 100
 """Draws from the flow for each observation, however few samples are asked for."""
@@ -75,10 +81,11 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
 
     Samples are chosen from more draws of the flow, without replacement, in
     proportion to Pareto-smoothed importance weights (`correction`); where too few have
-    any weight, with replacement, and then moved apart by MCMC. They carry no weights.
+    any weight, with replacement, and then moved apart by MCMC, if need be by way of
+    densities between flow and energy (`tempering`). They carry no weights.
     Several observations in one call of `sample`, `log_prob`, `potential` or
     `map` are several observations of the same parameters: the posterior given all of
-    them is sampled by tempering (`tempering`). `sample_batched` and `log_prob_batched`
+    them is sampled by tempering, too. `sample_batched` and `log_prob_batched`
     are given a batch of observations, each with parameters of its own.
     """
 
@@ -181,9 +188,14 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
             max(num, MIN_PARTICLES),
             show_progress_bars,
         )
-        theta = spread(self.potential_fn, particles)
-        some = torch.randperm(len(theta), device=theta.device)[:num]
-        return theta[some].reshape(*sample_shape, *self._theta_shape)
+        self._warn_of(particles.pareto_k)
+
+        def log_density(theta: Tensor) -> Tensor:
+            return self.potential_fn(theta[:, 0], track_gradients=False).unsqueeze(1)
+
+        support = self.pair.energy.support
+        theta = spread(log_density, support, particles, max(num, MIN_PARTICLES))
+        return theta[:num].reshape(*sample_shape, *self._theta_shape)
 
     def sample_batched(
         self,
@@ -251,8 +263,13 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
                 ) -> tuple[Tensor, Tensor]:
                     return self.pair.weighted_draws(x[which], num, self.prior, size)
 
-                def move(which: Tensor, theta: Tensor, x: Tensor = some) -> Tensor:
-                    return self._moved_apart(theta, x[which], size)
+                def move(
+                    which: Tensor,
+                    theta: Tensor,
+                    log_weights: Tensor,
+                    x: Tensor = some,
+                ) -> Tensor:
+                    return self._moved_apart(theta, log_weights, x[which], num, size)
 
                 samples[:, columns], pareto_k[columns] = corrected_draws(
                     draw, len(some), num, start, most, ess, max_displaced, move
@@ -262,17 +279,28 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
         return samples.reshape(shape), pareto_k
 
     @torch.no_grad()
-    def _moved_apart(self, theta: Tensor, x: Tensor, size: int) -> Tensor:
-        """Move draws `(num, batch, D)` under the energy, by at most `size` at a time."""
-        _, energy = self.pair.given(x)
+    def _moved_apart(
+        self, theta: Tensor, log_weights: Tensor, x: Tensor, num: int, size: int
+    ) -> Tensor:
+        """Return samples `(num, batch, D)`, by MCMC from weighted draws of the flow.
 
-        def log_density(theta: Tensor) -> Tensor:
-            blocks_of_rows = theta.split(max(1, size // len(x)))
-            f = torch.cat([energy(rows) for rows in blocks_of_rows])
+        At most `size` parameters are looked at at a time.
+        """
+        flow, energy = self.pair.given(x)
+        rows = max(1, size // len(x))
+
+        def log_energy(theta: Tensor) -> Tensor:
+            f = torch.cat([energy(some) for some in theta.split(rows)])
             inside = within_support(self.prior, theta.flatten(0, 1)).reshape(f.shape)
             return torch.where(inside, f, -torch.inf)
 
-        return moved_apart(log_density, self.pair.energy.support, theta)
+        def ends(theta: Tensor) -> tuple[Tensor, Tensor]:
+            log_flow = torch.cat([flow.log_prob(some) for some in theta.split(rows)])
+            return log_flow, log_energy(theta)
+
+        support, most = self.pair.energy.support, max(num, MIN_PARTICLES)
+        particles = annealed(ends, support, theta, log_weights, most, LEAST_EFFECTIVE)
+        return spread(log_energy, support, particles, most)[:num]
 
     def importance_weights(
         self,
@@ -288,8 +316,8 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
                 `set_default_x`.
             num_samples: Draws for each observation.
             x_is_iid: Whether these are several observations of the same parameters. Then
-                draws come from tempering, weights and k̂ from its last step, and the
-                batch is 1.
+                draws come from tempering, weights from its last step, k̂ is the largest
+                of all steps, and the batch is 1.
             show_progress_bars: Whether to show the tempering's progress.
 
         Raises:
@@ -311,9 +339,10 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
         particles = temper(
             self.potential_fn, self.proposal, num_samples, show_progress_bars
         )
-        weights = smooth(particles.theta.unsqueeze(1), particles.log_weights.unsqueeze(1))
-        return weights._replace(
-            log_z=particles.log_z.reshape(1), log_z_se=particles.log_z_se.reshape(1)
+        return smooth(particles.theta, particles.log_weights)._replace(
+            pareto_k=particles.pareto_k,
+            log_z=particles.log_z,
+            log_z_se=particles.log_z_se,
         )
 
     def log_evidence_ratio(
@@ -343,11 +372,12 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
         conditions = self._conditions(self._x_else_default_x(x))
         parts = (conditions,) if x_is_iid else conditions.split(1)
         keys = [part.cpu().numpy().tobytes() for part in parts]
-        new = [
-            i
+        unknown = {
+            key: i
             for i, key in enumerate(keys)
             if key not in self._log_z or self._log_z[key][0] < num_samples
-        ]
+        }
+        new = list(unknown.values())
         width = max(1, self.max_sampling_batch_size // num_samples)
         for some in (new[i : i + width] for i in range(0, len(new), width)):
             weights = self.importance_weights(
@@ -425,6 +455,8 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
 
     def _conditions(self, x: Tensor) -> Tensor:
         x = reshape_to_batch_event(process_x(x), self.pair.energy.condition_shape)
+        if not len(x):
+            raise ValueError("Expected at least one observation `x`, got none.")
         return x.to(self._device)
 
     @property

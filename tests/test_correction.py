@@ -151,6 +151,14 @@ def test_where_too_few_have_weight_these_are_chosen_again_and_no_other():
     assert resample(torch.zeros(3, 1), 6).flatten().bincount().tolist() == [2, 2, 2]
 
 
+def test_weights_that_all_but_vanish_choose_no_draw_without_any():
+    logs = torch.cat([torch.linspace(0, -1480, 200), torch.full((50,), -torch.inf)])
+    for num in (90, 97, 101):  # the 97th largest is the least above zero
+        chosen = resample(logs[:, None], num)[:, 0]
+        assert len(chosen.unique()) > 0.95 * num
+        assert logs[chosen].isfinite().all()
+
+
 @pytest.mark.parametrize("num", [0, 1, 50])
 def test_none_one_or_all_may_be_chosen(num):
     chosen = resample(torch.randn(50, 2), num)

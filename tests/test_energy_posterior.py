@@ -92,6 +92,23 @@ def test_samples_of_a_flow_far_too_wide_are_moved_apart():
     assert (z.std(0) - 1).abs().max() < 5 * 0.014
 
 
+@pytest.mark.parametrize(("width", "shift"), [(20.0, 0.0), (1.0, 4.0)])
+def test_samples_fill_all_dimensions_however_few_draws_have_weight(width, shift):
+    """In ten dimensions a draw or two, of all, would be chosen again and again. 1,000
+    samples, as good as a quarter as many: standard errors of 0.064 and 0.045, of ten
+    means and deviations, within four: a false failure in 800 seeds."""
+    torch.manual_seed(0)
+    task, x = ConjugateGaussian(dim=10), torch.zeros(1, 10)
+    posterior = EnergyPosterior(task.pair(width, shift), task.prior)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        samples = posterior.sample((1000,), x=x, **QUIET)
+    z = samples / math.sqrt(task.posterior(x)[1])
+    assert len(z.unique(dim=0)) > 900
+    assert z.mean(0).abs().max() < 4 * 0.064
+    assert (z.std(0) - 1).abs().max() < 4 * 0.045
+
+
 def test_no_sample_comes_twice_unless_asked_for():
     torch.manual_seed(0)
     posterior = make_posterior(0.6, 0.0)
@@ -150,6 +167,28 @@ def test_log_prob_batched_is_log_prob_for_each():
     assert posterior.log_prob_batched(theta[0, 0], X[:3]).shape == (3,)
     with pytest.raises(ValueError, match=r"`theta` of shape \(\*sample_shape, 4, D\)"):
         posterior.log_prob_batched(theta, X[:4])
+
+
+def test_log_z_of_one_x_is_estimated_once(monkeypatch):
+    posterior, drawn = make_posterior(), []
+    weights = posterior.importance_weights
+    monkeypatch.setattr(
+        posterior,
+        "importance_weights",
+        lambda x, *rest: drawn.append(len(x)) or weights(x, *rest),
+    )
+    log_z, _ = posterior.log_evidence_ratio(X[[0, 1, 0, 0]], num_samples=100)
+    assert drawn == [2]
+    assert log_z[0] == log_z[2] == log_z[3] != log_z[1]
+
+
+def test_no_observation_is_refused():
+    posterior = make_posterior()
+    for call in (posterior.sample, posterior.sample_batched):
+        with pytest.raises(ValueError, match="at least one observation `x`, got none"):
+            call((3,), x=torch.zeros(0, 2), **QUIET)
+    with pytest.raises(ValueError, match="at least one observation `x`, got none"):
+        posterior.log_prob_batched(torch.zeros(3, 0, 2), torch.zeros(0, 2))
 
 
 def test_log_z_is_remembered_for_each_x_and_improved_on_request(monkeypatch):

@@ -18,7 +18,15 @@ def tempered(x, num, seed, width=1.0):
     torch.manual_seed(seed)
     potential = EnergyPotential(TASK.energy(), TASK.prior, x)
     particles = temper(potential, FlowProposal(TASK.flow(width), potential), num)
-    return particles, spread(potential, particles)
+    return particles, spread_out(potential, particles)
+
+
+def spread_out(potential, particles):
+    def log_density(theta):
+        return potential(theta[:, 0], track_gradients=False).unsqueeze(1)
+
+    support, num = potential.energy.support, len(particles.theta)
+    return spread(log_density, support, particles, num)[:, 0]
 
 
 @pytest.mark.parametrize("n", [1, 2, 8, 40])
@@ -42,6 +50,26 @@ def test_moments_and_evidence_are_those_of_the_joint_posterior(n, width):
     assert spread_of_runs < 2.5 * claimed + 1e-3
 
 
+def test_many_parameters_take_more_steps_and_moves():
+    """20 parameters, ten observations: of 1,000 draws of the flow hardly any has a weight
+    under the first density (an error of 1.1 of log Z, if particles go there at once).
+    log Z within 4.5 of its standard error; means, as of a quarter as many independent
+    draws, within 4.5: standard error 0.064."""
+    task = ConjugateGaussian(dim=20)
+    _, x = task.simulate(10, seed=1)
+    x = x - x.mean(0) + 0.7
+    torch.manual_seed(0)
+    potential = EnergyPotential(task.energy(), task.prior, x)
+    particles = temper(potential, FlowProposal(task.flow(), potential), 1000)
+    error = float(particles.log_z) - task.log_evidence_ratio(x)
+    assert float(particles.log_z_se) < 0.2
+    assert abs(error) < 4.5 * float(particles.log_z_se)
+    assert particles.pareto_k < 0.7
+    mean, variance = task.posterior(x)
+    z = (spread_out(potential, particles) - mean) / math.sqrt(variance)
+    assert z.mean(0).abs().max() < 4.5 * 0.064
+
+
 def test_hardly_any_particle_is_left_where_another_is():
     _, x = TASK.simulate(20, seed=1)
     _, theta = tempered(x - x.mean(0), 2000, seed=0)
@@ -62,7 +90,7 @@ def test_two_modes_keep_their_shares():
     potential = EnergyPotential(energy, task.prior, 0.8 * torch.ones(16, 1))
     torch.manual_seed(0)
     proposal = FlowProposal(task.flow(width=3.0), potential)
-    theta = spread(potential, temper(potential, proposal, 4000))
+    theta = spread_out(potential, temper(potential, proposal, 4000))
     assert float((theta > 0).float().mean()) == pytest.approx(0.5, abs=0.1)
     assert theta.abs().std() < 0.15
 
