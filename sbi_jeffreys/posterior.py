@@ -1,7 +1,10 @@
 """The flow as a posterior that needs no rejection, for it does not leave the prior."""
 
+from typing import Any
+
 import torch
 from sbi.inference.posteriors import DirectPosterior
+from sbi.inference.potentials.posterior_based_potential import PosteriorBasedPotential
 from sbi.neural_nets.estimators.base import ConditionalDensityEstimator
 from sbi.neural_nets.estimators.shape_handling import reshape_to_batch_event
 from sbi.utils import RestrictedPrior
@@ -19,6 +22,9 @@ from sbi_jeffreys.flow import ConditionalFlow, Shape
 from sbi_jeffreys.novelty import Novelty
 from sbi_jeffreys.pair import ModelPair
 
+NEXT_TO_BOUNDS = 1e-3
+"""Part of an interval, at either end, in which a flow's density is taken for constant."""
+
 
 class FlowPosterior(ChecksAgreement, DirectPosterior):
     """`sbi`'s `DirectPosterior` of a flow that never leaves the prior's support.
@@ -28,9 +34,9 @@ class FlowPosterior(ChecksAgreement, DirectPosterior):
     need no correction for leakage. `agreement` compares the flow with the energy that
     was trained beside it. All else is as in `sbi`.
 
-    Next to the bound of an interval, within some 1e-8 of its width, the flow's density
-    may be high, and yet hold next to no mass: `map` can end there. Look at the samples,
-    or take the corrected posterior's.
+    Within a thousandth of an interval from its bounds there are next to no simulations,
+    and on a bound itself the flow has no density: densities there are those at the
+    thousandth (but not those of `posterior_estimator` itself).
     """
 
     def __init__(
@@ -65,6 +71,9 @@ class FlowPosterior(ChecksAgreement, DirectPosterior):
             x_shape,
             enable_transform,
         )
+        self.potential_fn = _FlowPotential(
+            posterior_estimator, prior, device=self._device
+        )
         self.pair = None if energy is None else ModelPair(posterior_estimator, energy)
         self.novelty = novelty
         self.num_simulations = num_simulations
@@ -83,8 +92,21 @@ class FlowPosterior(ChecksAgreement, DirectPosterior):
             device,
             enable_transform=self.enable_transform,
         )
+        self.potential_fn = _FlowPotential(
+            self.posterior_estimator, self.prior, device=device
+        )
         if x is not None:
             self.set_default_x(x.to(device))
+
+    def log_prob(self, theta: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return log densities in nats, shape `(N,)`; arguments are `sbi`'s."""
+        theta = _away_from_bounds(self.posterior_estimator, theta)
+        return super().log_prob(theta, *args, **kwargs)
+
+    def log_prob_batched(self, theta: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return log densities in nats, shape `(*sample_shape, batch)`, likewise."""
+        theta = _away_from_bounds(self.posterior_estimator, theta)
+        return super().log_prob_batched(theta, *args, **kwargs)
 
     def sample(
         self,
@@ -204,6 +226,19 @@ class FlowPosterior(ChecksAgreement, DirectPosterior):
                 block.copy_(flow.sample(torch.Size(block.shape[:1]), condition=some))
                 bar.update(block.shape[:2].numel())
         return samples
+
+
+class _FlowPotential(PosteriorBasedPotential):
+    """What `map` ascends, and conditional densities are of."""
+
+    def __call__(self, theta: Tensor, track_gradients: bool = True) -> Tensor:
+        theta = _away_from_bounds(self.posterior_estimator, theta)
+        return super().__call__(theta, track_gradients)
+
+
+def _away_from_bounds(flow: ConditionalFlow, theta: Tensor) -> Tensor:
+    theta = torch.as_tensor(theta).to(flow.support.low)
+    return flow.support.away_from_bounds(theta, NEXT_TO_BOUNDS)
 
 
 def never_leaves(

@@ -157,6 +157,17 @@ class Support(nn.Module):
         last = torch.minimum(torch.nextafter(high, low), high - tiny)
         return theta.clamp(first, last)
 
+    def away_from_bounds(self, theta: Tensor, part: float) -> Tensor:
+        """Move points that are next to a bound of an interval to where it ends.
+
+        Args:
+            theta: Shape `(..., D)`; outside of the bounds nothing is moved.
+            part: Of the interval, that counts as next to either bound.
+        """
+        margin = torch.where(self._interval, part * self._span, 0.0)
+        moved = theta.clamp(self.low + margin, self.high - margin)
+        return torch.where(self.is_outside(theta).unsqueeze(-1), theta, moved)
+
     def unbend(self, theta: Tensor) -> Tensor:
         """Return θ with the parameters on half lines on their log scale.
 
@@ -198,9 +209,9 @@ class Support(nn.Module):
 
 
 def location_and_scale(theta: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of `theta`, `(N, D)`, both of shape `(D,)`.
+    """Return mean and standard deviation of each entry of `theta`, shape `(N, ...)`.
 
-    A parameter that does not vary, but for rounding, gets the scale 1.
+    One that does not vary, but for rounding, gets the scale 1.
     """
     if len(theta) < 2:
         return theta.mean(0), torch.ones_like(theta[0])

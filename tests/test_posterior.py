@@ -101,6 +101,25 @@ def test_every_observation_gets_its_own_samples_in_any_chunks():
     assert ks_2samp(got[:, 0, 0].numpy(), got[:, 1, 0].numpy()).pvalue < 1e-5
 
 
+def test_next_to_a_bound_the_density_is_that_of_a_thousandth_inside():
+    ours, sbis = make_posteriors()
+    edge = torch.tensor([[1.0, 0.2], [1.0 - 1e-9, 0.2], [0.9985, 0.2], [0.998, 0.2]])
+    want = sbis.log_prob(edge[3:], x=X[:1])
+    torch.testing.assert_close(
+        ours.log_prob(edge, x=X[:1]), want.expand(4), atol=1e-4, rtol=0
+    )
+    both = ours.log_prob_batched(edge[:, None].expand(-1, 2, -1), X[:2])
+    torch.testing.assert_close(both[:, 0], want.expand(4), atol=1e-4, rtol=0)
+    ours.set_default_x(X[:1])
+    for posterior in (ours, pickle.loads(pickle.dumps(ours))):
+        got = posterior.potential(edge, X[:1])
+        torch.testing.assert_close(got, want.expand(4), atol=1e-4, rtol=0)
+    inside = torch.tensor([[0.997, -0.5], [-0.3, 0.9]])
+    assert torch.equal(ours.log_prob(inside, x=X[:1]), sbis.log_prob(inside, x=X[:1]))
+    outside = ours.log_prob(torch.tensor([[1.001, 0.2]]), x=X[:1])
+    assert outside.isneginf().all()
+
+
 def test_the_same_seed_gives_the_same_samples():
     posterior, _ = make_posteriors()
     chunks = {"max_sampling_batch_size": 10}
