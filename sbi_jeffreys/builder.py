@@ -188,7 +188,7 @@ class BothPosteriors(UncopiedSimulations):
         """Return what compares observations with the simulations there are."""
         if not self._x_roundwise:
             return None
-        x = torch.cat([thinned(part) for part in self._x_roundwise])
+        x = torch.cat(thinned(*self._x_roundwise))
         x = x[x.flatten(1).isfinite().all(-1)]
         return Novelty(x).to(device) if len(x) > 1 else None
 

@@ -48,9 +48,13 @@ def rows_at_once(values: Tensor) -> int:
     return min(MAX_ROWS, max(1_000, long_rows))
 
 
-def thinned(values: Tensor) -> Tensor:
-    """Return evenly spaced rows of `values`, as a view; all of them where few."""
-    return values[:: max(1, -(-len(values) // rows_at_once(values)))]
+def thinned(*parts: Tensor) -> list[Tensor]:
+    """Return evenly spaced rows of tensors `(N_i, ...)`, as views; all where few.
+
+    Spaces are the same in all, so that parts keep their shares.
+    """
+    step = max(1, -(-sum(map(len, parts)) // rows_at_once(parts[0])))
+    return [part[::step] for part in parts]
 
 
 def is_finite(values: Tensor) -> bool:

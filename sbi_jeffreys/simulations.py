@@ -100,7 +100,7 @@ class UncopiedSimulations(NPE_C):
         self._data_round_index.append(0)
         self._proposal_roundwise.append(proposal)
         if self._prior is None or isinstance(self._prior, ImproperEmpirical):
-            values = torch.cat([thinned(part) for part in self._theta_roundwise])
+            values = torch.cat(thinned(*self._theta_roundwise))
             weights = torch.ones(len(values), device=self._device)
             self._prior = ImproperEmpirical(values.to(self._device), weights)
         return self
@@ -207,7 +207,7 @@ class UncopiedSimulations(NPE_C):
             npe_msg_on_invalid_x(*counts, exclude_invalid_x, "Single-round JNPE")
             if exclude_invalid_x:
                 theta, x = theta[valid], x[valid]
-        warn_if_invalid_for_zscoring(thinned(x))
+        warn_if_invalid_for_zscoring(*thinned(x))
         return theta, x
 
     def _check_parameters(self, theta: Tensor) -> None:

@@ -140,7 +140,7 @@ def test_a_wrong_posterior_is_called_what_it_is(posterior, expected):
 
 def test_each_parameter_has_its_own_direction():
     posterior = GaussianPosterior(scale=(0.5, 2.0, 1.0), shift=(0.0, 0.0, 1.0))
-    result = calibrated(posterior, parameter_names=["a", "b", "c"])
+    result = calibrated(posterior, parameter_names=np.array(["a", "b", "c"]))
     assert result.verdicts["a"] == TOO_NARROW
     assert result.verdicts["b"] == TOO_WIDE
     assert result.verdicts["c"] == BIASED
@@ -284,6 +284,7 @@ def test_few_simulations_or_samples_are_warned_of():
         ({"x": torch.randn(19, 3)}, r"got \(20, 3\) and \(19, 3\)"),
         ({"parameter_names": ["a", "b"]}, "3 different `parameter_names`"),
         ({"parameter_names": ["a", "b", "b"]}, "3 different `parameter_names`"),
+        ({"parameter_names": "abc"}, "3 different `parameter_names`, got 'abc'"),
         ({"num_posterior_samples": 0}, "at least 1 .* got 0"),
         ({"num_bins": 1}, "`num_bins` of at least 2, got .* and 1"),
         (

@@ -52,10 +52,14 @@ def test_long_rows_are_looked_at_fewer_at_a_time(shape, rows):
 def test_many_rows_are_thinned_evenly_without_a_copy(monkeypatch):
     monkeypatch.setattr(data, "MAX_ROWS", 4)
     values = torch.arange(10.0)
-    assert thinned(values).tolist() == [0, 3, 6, 9]
-    assert thinned(values).data_ptr() == values.data_ptr()
-    assert thinned(values[:4]).tolist() == [0, 1, 2, 3]
-    assert len(thinned(values[:0])) == 0
+    (some,) = thinned(values)
+    assert some.tolist() == [0, 3, 6, 9]
+    assert some.data_ptr() == values.data_ptr()
+    assert thinned(values[:4])[0].tolist() == [0, 1, 2, 3]
+    assert len(thinned(values[:0])[0]) == 0
+    few, many = thinned(values[:2], values)  # 12 in all: every third of each
+    assert few.tolist() == [0]
+    assert many.tolist() == [0, 3, 6, 9]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

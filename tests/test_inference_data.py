@@ -106,7 +106,7 @@ def mcmc(method="slice_np_vectorized", **options):
 
 
 def test_groups_variables_and_dimensions(flow, kind):
-    data = export(flow, prior=PRIOR, simulator=simulator, num_predictive=12)
+    data = export(flow, prior=PRIOR, simulator=simulator, num_predictive=np.int64(12))
     shapes = {
         ("posterior", "theta"): (4, 10, 2),
         ("sample_stats", "lp"): (4, 10),
@@ -386,7 +386,8 @@ def test_the_observation_is_the_posteriors_own_by_default(trained):
 
 def generator_states():
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    return python, numpy[1].tolist(), numpy[2], torch.get_rng_state().tolist()
+    cudnn = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
+    return python, numpy[1].tolist(), numpy[2], torch.get_rng_state().tolist(), cudnn
 
 
 @pytest.mark.parametrize("kind", ["flow", "energy", "mcmc"])
@@ -394,6 +395,7 @@ def test_a_seed_gives_the_same_and_disturbs_nothing(flow, energy, kind):
     """Also where a posterior remembers its normaliser from the first time."""
     posterior = {"flow": flow, "energy": energy}.get(kind) or mcmc()
     options = {"prior": PRIOR, "simulator": simulator, "num_predictive": 4}
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = True, False
     before = generator_states()
     first = export(posterior, **options)
     assert generator_states() == before

@@ -26,6 +26,7 @@ from sbi.utils.metrics import l2
 from torch import Tensor
 
 from sbi_jeffreys.comparison.draws import random_state
+from sbi_jeffreys.comparison.naming import columns_of
 from sbi_jeffreys.comparison.ranks import Calibration
 
 
@@ -184,10 +185,9 @@ def _check_shapes(
             f"{tuple(theta.shape)} and {tuple(x.shape)}."
         )
     dim = theta.shape[1]
-    names = tuple(parameter_names or [f"theta_{i}" for i in range(dim)])
-    if len(set(names)) != dim or len(names) != dim:
-        raise ValueError(f"Expected {dim} different `parameter_names`, got {names}.")
-    return names
+    if parameter_names is None:
+        return tuple(f"theta_{i}" for i in range(dim))
+    return tuple(columns_of(parameter_names, dim))
 
 
 def _check_numbers(

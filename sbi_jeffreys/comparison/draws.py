@@ -54,6 +54,8 @@ def random_state(seed: int | None, stream: int = 0) -> Iterator[None]:
         yield
         return
     states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    cudnn = torch.backends.cudnn
+    flags = cudnn.deterministic, cudnn.benchmark  # sbi sets these, too
     try:
         with torch.random.fork_rng():
             seed_all_backends(int(SeedSequence([seed, stream]).generate_state(1)[0]))
@@ -61,6 +63,7 @@ def random_state(seed: int | None, stream: int = 0) -> Iterator[None]:
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
+        cudnn.deterministic, cudnn.benchmark = flags
 
 
 def given_draws(samples: Tensor | np.ndarray) -> Draws:

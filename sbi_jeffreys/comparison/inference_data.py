@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from importlib.metadata import version
+from numbers import Integral
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -197,7 +198,7 @@ def _check_posteriors(named: Mapping[str, Posterior]) -> None:
             )
 
 
-def _check_numbers(**numbers: int | None) -> None:
+def _check_numbers(**numbers: Any) -> None:
     for name, number in numbers.items():
-        if number is not None and (not isinstance(number, int) or number < 1):
+        if number is not None and (not isinstance(number, Integral) or number < 1):
             raise ValueError(f"Expected `{name}` to be a positive integer, got {number}.")

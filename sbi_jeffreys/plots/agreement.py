@@ -12,6 +12,9 @@ from sbi_jeffreys.agreement import MAX_FLOW_TO_ENERGY, AgreementReport
 from sbi_jeffreys.correction import MAX_PARETO_K
 from sbi_jeffreys.plots.style import GREY, RED, color_of, panels
 
+LEAST_SHOWN = 1e-30
+"""Weight over the mean weight, below which the axis does not go."""
+
 
 def plot_agreement(report: AgreementReport) -> Figure:
     """Draw how flow and energy agree, with the verdict in the title.
@@ -116,7 +119,7 @@ def _plot_one_agreement(report: AgreementReport, verdict: str) -> Figure:
             xlabel="weight / mean weight",
             ylabel="fraction of draws above",
             title=f"Tail of the weights, Pareto k̂ {pareto_k:.2f}",
-            xlim=(min(0.1, np.exp(low)), max(10, 1.5 * weights[-1])),
+            xlim=(np.clip(np.exp(low), LEAST_SHOWN, 0.1), max(10, 1.5 * weights[-1])),
             ylim=(0.3 / num, 1.5),
         )
         for axis in (histogram, tail):
