@@ -7,13 +7,13 @@ from nflows.distributions import StandardNormal
 from nflows.flows import Flow
 from sbi.neural_nets.estimators import NFlowsFlow
 from sbi.neural_nets.estimators.base import ConditionalDensityEstimator
-from sbi.utils.sbiutils import standardizing_net
+from sbi.utils.sbiutils import Standardize
 from torch import Tensor, nn
 
 from sbi_jeffreys.conditional import Conditional, condition_on
 from sbi_jeffreys.log_scale import LogScale
 from sbi_jeffreys.screening import Screening, related_to
-from sbi_jeffreys.support import Support
+from sbi_jeffreys.support import Support, location_and_scale
 from sbi_jeffreys.transforms import ConditionalAffine, Layers, Mixing, SplineCoupling
 
 Shape = torch.Size | tuple[int, ...]
@@ -160,9 +160,9 @@ def standardizing_embedding(
     """
     cut = nn.Hardtanh(-MAX_STANDARD_DEVIATIONS, MAX_STANDARD_DEVIATIONS)
     if embedding_net is not None:
-        return nn.Sequential(standardizing_net(x), cut, embedding_net)
+        return nn.Sequential(Standardize(*location_and_scale(x)), cut, embedding_net)
     log_scale = LogScale(x)
-    standardize = standardizing_net(log_scale(x))
+    standardize = Standardize(*location_and_scale(log_scale(x)))
     return nn.Sequential(log_scale, standardize, cut, Screening(related_to(theta, x)))
 
 

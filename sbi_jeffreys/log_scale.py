@@ -42,5 +42,6 @@ class LogScale(nn.Module):
 def _skewness(x: Tensor) -> Tensor:
     """Return the skewness of each entry, zero where it is constant."""
     centred = x.double() - x.double().mean(0)
-    variance = centred.square().mean(0)
-    return centred.pow(3).mean(0) / variance.clamp(min=1e-30).pow(1.5)
+    size = centred.abs().amax(0)  # x may be in any unit
+    z = centred / torch.where(size > 0, size, 1.0)
+    return z.pow(3).mean(0) / z.square().mean(0).clamp(min=1e-30).pow(1.5)

@@ -76,12 +76,13 @@ def related_to(theta: Tensor, x: Tensor) -> Tensor:
         x: Simulations, shape `(N, ...)`.
     """
     step = -(-len(x) // MAX_SIMULATIONS)
-    t, u = _ranks(theta[::step].flatten(1)), _ranks(x[::step].flatten(1))
-    num, entries = u.shape
+    theta, rows = theta[::step].flatten(1), x[::step].flatten(1)
+    num, entries = rows.shape
     everything = torch.ones(entries, dtype=torch.bool, device=x.device)
-    threshold = 2 * log(t.shape[1] * (entries + 1) * (entries + 2))
+    threshold = 2 * log(theta.shape[1] * (entries + 1) * (entries + 2))
     if num * entries**2 > MAX_WORK or threshold > MAX_EXPLAINED * num:
         return everything
+    t, u = _ranks(theta), _ranks(rows)
     related = torch.zeros(entries, dtype=torch.bool)
     p = _with_squares(t)
     while True:

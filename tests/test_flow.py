@@ -8,6 +8,7 @@ from sbi.neural_nets import posterior_nn
 from torch import nn
 
 from sbi_jeffreys import ConditionalFlow, build_spline_flow
+from sbi_jeffreys.flow import standardizing_embedding
 from sbi_jeffreys.support import Support
 
 BUILDERS = {
@@ -121,6 +122,18 @@ def test_no_sample_leaves_the_support(name):
     with torch.no_grad():
         draws = flow.float().sample((5000,), 30 * x[:3].float())
     assert (draws.abs() < 1).all()
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e-12, 1.0, 1e12])
+def test_constant_entries_vanish_and_units_do_not_matter(unit):
+    torch.manual_seed(0)
+    theta, x = torch.randn(90, 2), torch.randn(90, 3)
+    x[:, 2] = 300.2
+    for net in (None, nn.Identity()):
+        embedded = standardizing_embedding(theta, x * unit, net)(x * unit)
+        assert embedded[:, 2].abs().max() < 1e-3
+        sd = embedded[:, :2].std(0)
+        torch.testing.assert_close(sd, torch.ones(2), atol=1e-3, rtol=0)
 
 
 def test_the_default_flow_starts_as_a_standard_normal():

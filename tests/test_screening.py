@@ -106,6 +106,12 @@ def test_all_entries_count_where_nothing_can_be_told(num, entries):
     assert related_to(theta, x).all()
 
 
+def test_entries_too_many_to_look_at_are_not_ranked(monkeypatch):
+    monkeypatch.delattr("sbi_jeffreys.screening._ranks")
+    x = torch.zeros(1).expand(1000, 1001)
+    assert related_to(torch.zeros(1000, 2), x).all()
+
+
 def test_all_entries_count_where_none_shows_a_dependence():
     torch.manual_seed(0)
     x = noise(NUM, 6)
