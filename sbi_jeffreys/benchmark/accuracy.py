@@ -31,8 +31,9 @@ NPE ("maf" is sbi's default) and JNPE with default options, each to its own stop
 in nats (lower is better) of {pairs} fresh pairs, given {simulations} simulations. "JNPE
 to NPE's NLL": the time of training at which the moving average of JNPE's flow, tested
 after every epoch with the clock stopped, first had the test NLL that NPE ends with, and
-its ratio to the time of NPE's whole training. NPE does not run beside JNPE here, but
-before it; ratios are as noisy as the machine."""
+its ratio to the time of NPE's whole training. NPE's NLL is that of its flow, with what
+leaks from the prior. NPE does not run beside JNPE here, but before it; ratios are as
+noisy as the machine."""
 
 
 @dataclass(frozen=True)

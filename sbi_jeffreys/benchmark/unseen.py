@@ -1,4 +1,4 @@
-"""Simulators of the literature on which no choice of this package was made.
+"""Simulators after the literature, on which no choice of this package was made.
 
 sbibm's tasks were looked at while defaults were chosen, if mostly on other seeds. These
 were written when all was chosen, and nothing is changed because of them. They have no
@@ -58,12 +58,12 @@ RICKER_STEPS, RICKER_LAGS = 50, 6
 def _ricker(theta: Tensor) -> Tensor:
     """Mean, number of zeros and autocovariances of counts of a noisy population."""
     log_growth, noise, yield_ = theta.T
-    population, counts = torch.ones(len(theta)), []
+    log_population, counts = torch.zeros(len(theta)), []  # it may all but vanish
     for step in range(2 * RICKER_STEPS):
         shock = noise * torch.randn(len(theta))
-        population = population * (log_growth - population + shock).exp()
+        log_population = log_population + log_growth - log_population.exp() + shock
         if step >= RICKER_STEPS:
-            counts.append(Poisson(yield_ * population).sample())
+            counts.append(Poisson(yield_ * log_population.exp()).sample())
     y = torch.stack(counts, -1)
     mean, zeros = y.mean(-1, keepdim=True), (y == 0).sum(-1, keepdim=True)
     centered = y - mean
@@ -108,14 +108,14 @@ UNSEEN = {
         Task("g_and_k", _box(*[(0.0, 10.0)] * 4), _g_and_k),
         # M/G/1; Papamakarios & Murray (arXiv:1605.06376), with theta_2 - theta_1
         Task("queue", _box((0.0, 10.0), (0.0, 10.0), (0.0, 1 / 3)), _queue),
-        # Wood (2010)
+        # Wood (2010), with eight of his statistics
         Task("ricker", _box((2.0, 5.0), (0.0, 0.8), (4.0, 20.0)), _ricker),
         Task(
             "ornstein_uhlenbeck",
             _box((0.0, 3.0), (-2.0, 2.0), (0.1, 1.5)),
             _ornstein_uhlenbeck,
         ),
-        # Foster et al. (arXiv:2103.02438)
+        # Foster et al. (arXiv:2103.02438), whose prior is Gaussian
         Task("two_sources", _box(*[(-math.pi, math.pi)] * 4), _two_sources),
     )
 }
