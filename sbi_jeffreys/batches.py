@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from itertools import islice
+from math import inf
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -18,7 +19,7 @@ from torch.utils.data import (
 from torch.utils.data.dataloader import default_collate
 
 from sbi_jeffreys.data import Stacked
-from sbi_jeffreys.distributed import num_processes, process_rank
+from sbi_jeffreys.distributed import mean_over_processes, num_processes, process_rank
 
 AHEAD = 2
 """Batches that are gathered before they are asked for, where they are streamed."""
@@ -179,12 +180,31 @@ class LoadedBatches:
             yield Batch(theta.to(self.device), x, self.calibration_kernel(x))
 
 
+def scale_weights(batches: SlicedBatches | LoadedBatches) -> None:
+    """Scale the weights of all pairs so that their mean is one.
+
+    Raises:
+        ValueError: If it is not positive and finite.
+    """
+    sums = torch.zeros(2, device=batches.device)
+    for batch in batches.ordered():
+        sums += torch.stack([batch.weights.sum(), torch.ones_like(batch.weights).sum()])
+    total, num = mean_over_processes(sums).tolist()
+    if not 0 < total < inf:
+        raise ValueError(
+            "Expected `calibration_kernel` to give training and held-out simulations "
+            f"weights of a positive mean, got {total / max(num, 1)} for some of them."
+        )
+    kernel = batches.calibration_kernel
+    batches.calibration_kernel = lambda x: kernel(x) * (num / total)
+
+
 def batches_from(
     loader: DataLoader[Any],
     calibration_kernel: CalibrationKernel,
     device: torch.device | str,
     on_disk: bool = False,
-) -> Batches:
+) -> SlicedBatches | LoadedBatches:
     """Return the batches of sbi's data loader, which would collate them row by row.
 
     Where the loader's sampler and collation are sbi's own, the same batches are sliced

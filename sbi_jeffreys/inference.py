@@ -20,7 +20,7 @@ from torch.distributions import Distribution
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from sbi_jeffreys.batches import Batches, SlicedBatches, batches_from
+from sbi_jeffreys.batches import Batches, SlicedBatches, batches_from, scale_weights
 from sbi_jeffreys.builder import BothPosteriors
 from sbi_jeffreys.conditional import condition_on
 from sbi_jeffreys.data import Stacked
@@ -246,11 +246,13 @@ class JNPE(BothPosteriors):
                 and the multipliers make it safe to wait.
             max_num_epochs: Most epochs, over all calls that resume.
             clip_max_norm: Bound on the gradient norm of each model; None for no bound.
-            calibration_kernel: Weights of simulations, from x to `(batch,)`. The energy
-                is then not pooled with simpler models, which would not know of them.
+            calibration_kernel: Weights of simulations, from x to `(batch,)`. They are
+                divided by their mean, of the training set and of those held out. The
+                energy is then not pooled with simpler models, which would not know of
+                them.
             resume_training: Continue where the last call stopped or was interrupted:
-                the same split, optimisers, multipliers, entropy reference and random
-                numbers.
+                the same split, optimisers with their rates, multipliers, entropy
+                reference and random numbers.
             force_first_round_loss: Train again though trained before, for example on
                 more simulations, from the present weights.
             discard_prior_samples: Without effect; `sbi` uses it in later rounds.
@@ -259,7 +261,8 @@ class JNPE(BothPosteriors):
                 to the constructor keep their weights.
             show_train_summary: Whether to print epochs and loss at the end.
             dataloader_kwargs: As in `sbi`. A sampler or collation of your own delivers
-                the batches; otherwise they are sliced by index, which is faster.
+                the batches, and the energy is not pooled with simpler models, which
+                would not see these; otherwise they are sliced by index, which is faster.
 
         Returns:
             The flow, with all gradients None. `summary` then holds, beside sbi's entries
@@ -271,7 +274,9 @@ class JNPE(BothPosteriors):
             multipliers, the rate and the effective sample size. And for each call,
             `linear_model_weight`, `exponential_family_weight` and
             `synthetic_likelihood_weight`: what part these have of
-            `energy`, 0 to 1.
+            `energy`, 0 to 1; and `followed_validation_loss`, that of the flow returned,
+            which has followed models that were fitted to the held-out pairs, too. It may
+            be too low; `best_validation_loss`, before that, is not.
 
         Raises:
             RuntimeError: If there are no simulations, or is no training to resume.
@@ -368,6 +373,9 @@ class JNPE(BothPosteriors):
                 "Expected `dataloader_kwargs` that leave a batch to train and one to "
                 f"validate on, got {len(training)} and {len(validation)} batches."
             )
+        if self._has_kernel:
+            scale_weights(training)
+            scale_weights(validation)
         if not (train_config.resume_training and self._training):
             self._training = self._new_training(train_config)
         state = self._training
@@ -385,17 +393,19 @@ class JNPE(BothPosteriors):
             self._neural_net = self._energy = self._training = None
             raise
         self.epoch, self._best_val_loss = state.epoch, state.best_loss
-        self._energy, weights = self._pooled(state.pair)
-        if not self._has_kernel:  # with one, losses are not those of earlier calls
+        weights, followed = Weights(0.0, 0.0, 0.0), state.best_loss
+        self._energy = state.pair.energy
+        # Otherwise simulations, or their losses, are not those of earlier calls.
+        if isinstance(training, SlicedBatches) and not self._has_kernel:
+            self._energy, weights = self._pooled(state.pair)
             if not any(weights):  # no energy to follow, but maybe an earlier gain
                 self._energy = apart(self._energy)
             stalled = state.epochs_since_best >= train_config.stop_after_epochs
             most = min(state.epoch, train_config.max_num_epochs - state.epoch)
-            self._best_val_loss = state.follow(
+            followed = state.follow(
                 self._energy,
                 training,
                 validation,
-                train_config.learning_rate / 2,
                 max_num_epochs=most if stalled and any(weights) else 0,
                 stop_after_epochs=max(1, train_config.stop_after_epochs // 4),
                 clip_max_norm=train_config.clip_max_norm,
@@ -409,6 +419,7 @@ class JNPE(BothPosteriors):
             )
         self._summary["epochs_trained"].append(state.epoch)
         self._summary["best_validation_loss"].append(self._best_val_loss)
+        self._summary.setdefault("followed_validation_loss", []).append(followed)
         for model, weight in weights._asdict().items():
             self._summary.setdefault(f"{model}_weight", []).append(weight)
         for name, values in state.history.items():
@@ -422,9 +433,6 @@ class JNPE(BothPosteriors):
 
     def _pooled(self, pair: ModelPair) -> tuple[ConditionalEnergy, Weights]:
         """Return the pooled energy, or that of the pair, if simulations have weights."""
-        none = Weights(0.0, 0.0, 0.0)
-        if self._has_kernel:
-            return pair.energy, none
         simulations = Stacked(self._theta_roundwise), Stacked(self._x_roundwise)
         try:
             return pooled(pair, *simulations, self.train_indices, self.val_indices)
@@ -434,7 +442,7 @@ class JNPE(BothPosteriors):
                 f"with simpler models: {error!r}.",
                 stacklevel=2,
             )
-            return pair.energy, none
+            return pair.energy, Weights(0.0, 0.0, 0.0)
 
     def _new_training(self, train_config: TrainConfig) -> JeffreysTraining:
         assert self._trained_energy is not None
@@ -453,7 +461,6 @@ class JNPE(BothPosteriors):
             self._options,
             learning_rate=learning_rate,
             energy_learning_rate=self._energy_learning_rate or 2 * learning_rate,
-            patience=train_config.stop_after_epochs // 2,
         )
 
     def _track(self, history: dict[str, list[Any]], first_epoch: int) -> None:

@@ -57,7 +57,6 @@ class JeffreysTraining:
         options: TrainingOptions,
         learning_rate: float,
         energy_learning_rate: float,
-        patience: int,
     ) -> None:
         """
         Args:
@@ -68,7 +67,6 @@ class JeffreysTraining:
             learning_rate: Of Adam, for the flow.
             energy_learning_rate: Likewise for the energy; one of 0 leaves it as it is, in
                 evaluation mode.
-            patience: Epochs without improvement after which learning rates fall.
         """
         self.pair = TrainedPair(flow, energy, options)
         share_tensors([t.data for t in self.pair.state_dict().values()])
@@ -80,10 +78,10 @@ class JeffreysTraining:
         self.scheduler = ReduceLROnPlateau(
             self.step.optimizer,
             factor=options.decay,
-            patience=patience,
             threshold=0.0,
             threshold_mode="abs",
         )
+        self.learning_rate = learning_rate
         self.epoch = 0
         self.epochs_since_best = 0
         self.best_loss = float("inf")
@@ -103,13 +101,14 @@ class JeffreysTraining:
         energy: ConditionalEnergy,
         training: Batches,
         validation: Batches,
-        learning_rate: float,
         max_num_epochs: int,
         stop_after_epochs: int,
         clip_max_norm: float | None,
         show_progress: bool,
     ) -> float:
         """Train the flow by its reverse KL to an energy alone, which stays as it is.
+
+        The learning rate is half of that of the start.
 
         Only weights that lower the flow's held-out loss are kept, of this call or of an
         earlier one. What training continues from does not change: `run` goes on as if
@@ -119,7 +118,6 @@ class JeffreysTraining:
             energy: Another than that of the pair; its log-ratio network may be the same.
             training: Pairs of which x is used.
             validation: Held-out pairs.
-            learning_rate: Of Adam.
             max_num_epochs: As in `run`, of this call; 0 to look at earlier calls alone.
             stop_after_epochs: As in `run`.
             clip_max_norm: As in `run`.
@@ -136,9 +134,8 @@ class JeffreysTraining:
             energy,
             FixedMultipliers((0.0, 1.0, 0.0), self.device),
             self.pair.options,
-            learning_rate,
+            self.learning_rate / 2,
             energy_learning_rate=0.0,
-            patience=stop_after_epochs // 2,
         )
         follower._seed, follower.best_loss = self._seed, min(loss, self.best_loss)
         follower._checkpoint = follower._state()
@@ -153,6 +150,8 @@ class JeffreysTraining:
                 "Flow follows energy",
             )
         except FloatingPointError as error:
+            follower.pair.zero_grad(set_to_none=True)
+            follower.pair.eval()
             warnings.warn(f"{error} The flow stays as it was.", stacklevel=2)
         self._followed = follower.best_loss, _copy(self.pair.flow.state_dict())
         return follower.best_loss
@@ -177,7 +176,8 @@ class JeffreysTraining:
             training: Pairs to train on.
             validation: Held-out pairs.
             max_num_epochs: Stop when this many epochs were trained, in all calls.
-            stop_after_epochs: Stop after this many epochs without a better held-out NLL.
+            stop_after_epochs: Stop after this many epochs without a better held-out NLL;
+                learning rates fall after half as many.
             clip_max_norm: Bound on the norm of each model's gradient, or None.
             show_progress: Whether to show a progress bar.
             description: Of what the bar shows.
@@ -201,6 +201,7 @@ class JeffreysTraining:
             ) as bar,
         ):
             self._restore(self._checkpoint)
+            self.scheduler.patience = stop_after_epochs // 2
             step: PrimalDualStep | CapturedStep = self.step
             if self.device.type == "cuda" and num_processes() == 1:
                 step = CapturedStep(self.step)

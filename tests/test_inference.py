@@ -705,9 +705,39 @@ def test_a_calibration_kernel_weighs_simulations():
     flow = quick(trainer, calibration_kernel=_positive)
     theta, x, _ = trainer.get_simulations()
     theta, x = theta[trainer.val_indices], x[trainer.val_indices]
-    loss = (_positive(x) * flow.loss(theta, x)).mean()
     assert 0 < _positive(x).mean() < 1
+    loss = (_positive(x) * flow.loss(theta, x)).mean() / _positive(x).mean()
     assert loss.item() == pytest.approx(trainer._best_val_loss, abs=1e-5)
+
+
+def test_the_size_of_a_calibration_kernel_does_not_matter():
+    losses = []
+    for size in (1.0, 1e-3, 256.0):
+        trainer = make_trainer()
+        quick(trainer, calibration_kernel=lambda x, size=size: size * (1 + _positive(x)))
+        losses.append(trainer.summary["validation_loss"])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    assert losses[0] == pytest.approx(losses[2], abs=1e-4)
+
+
+def test_a_calibration_kernel_of_zeros_is_refused():
+    with pytest.raises(ValueError, match=r"`calibration_kernel` .* got 0\.0"):
+        make_trainer().train(calibration_kernel=lambda x: torch.zeros(len(x)))
+
+
+def test_resuming_waits_as_long_as_it_is_told_to():
+    trainer = make_trainer()
+    quick(trainer, max_num_epochs=2, stop_after_epochs=200)
+    assert trainer._training.scheduler.patience == 100
+    quick(trainer, max_num_epochs=3, stop_after_epochs=8, resume_training=True)
+    assert trainer._training.scheduler.patience == 4
+
+
+@pytest.mark.parametrize("shape", [(20,), (20, 0)])
+def test_x_without_entries_is_refused(shape):
+    trainer = JNPE(BOX, show_progress_bars=False)
+    with pytest.raises(ValueError, match=r"`x` of shape \(num_simulations, \.\.\.\)"):
+        trainer.append_simulations(BOX.sample((20,)), torch.zeros(shape))
 
 
 def _positive(x):

@@ -8,6 +8,7 @@ import torch
 from sbi.utils import BoxUniform
 from torch import nn
 from torch.distributions import MultivariateNormal
+from torch.utils.data.dataloader import default_collate
 
 from sbi_jeffreys import JNPE, pool, synthetic_likelihood
 from sbi_jeffreys.batches import SlicedBatches
@@ -279,6 +280,21 @@ def test_models_that_do_not_know_the_weights_of_simulations_are_not_fitted(train
     assert trainer.energy is trainer._trained_energy
 
 
+def test_batches_that_are_not_the_simulations_are_not_pooled(trainer):
+    def noisy(rows):
+        theta, x, mask = default_collate(rows)
+        return theta, x + 0.3 * torch.randn_like(x), mask
+
+    with pytest.warns(UserWarning, match="max_num_epochs"):
+        trainer.train(max_num_epochs=3, dataloader_kwargs={"collate_fn": noisy})
+    assert trainer.energy is trainer._trained_energy
+    assert trainer.summary["linear_model_weight"] == [0.0]
+    assert (
+        trainer.summary["followed_validation_loss"]
+        == trainer.summary["best_validation_loss"]
+    )
+
+
 @pytest.mark.full_fits
 def test_both_posteriors_know_the_pool(trainer):
     with pytest.warns(UserWarning, match="max_num_epochs"):
@@ -302,9 +318,10 @@ def test_the_flow_follows_the_pool_once_training_stalls_and_keeps_what_it_gained
     energy, state = trainer.energy, trainer._training
     theta, x = (values[trainer.val_indices] for values in trainer.get_simulations()[:2])
     nll = float(-flow.log_prob(theta[None], x)[0].detach().mean())
+    (followed_loss,) = trainer.summary["followed_validation_loss"]
     (best,) = trainer.summary["best_validation_loss"]
-    assert nll == pytest.approx(best, abs=1e-5)
-    assert best < min(trainer.summary["validation_loss"])
+    assert nll == pytest.approx(followed_loss, abs=1e-5)
+    assert followed_loss < best == min(trainer.summary["validation_loss"])
     assert len(trainer.summary["validation_loss"]) == trainer.epoch == state.epoch
     kept = state._best_weights
     for name, value in trainer._trained_energy.state_dict().items():
@@ -320,7 +337,7 @@ def test_the_flow_follows_the_pool_once_training_stalls_and_keeps_what_it_gained
         trainer.train(
             resume_training=True, stop_after_epochs=100, max_num_epochs=state.epoch + 1
         )
-    assert trainer.summary["best_validation_loss"] == [best, best]
+    assert trainer.summary["followed_validation_loss"] == [followed_loss] * 2
     for name, value in flow.state_dict().items():
         assert torch.equal(value, followed[name])
 
@@ -329,7 +346,7 @@ def test_what_following_gained_is_kept_by_a_call_that_does_not_pool(monkeypatch)
     """And the energy's embedding, which the flow has changed, is the networks' own."""
     trainer = make_trainer(dim=6, embedding_net=nn.Linear(6, 6))
     flow = trainer.train(stop_after_epochs=40)
-    (best,) = trainer.summary["best_validation_loss"]
+    (loss,) = trainer.summary["followed_validation_loss"]
     followed = deepcopy(flow.state_dict())
     monkeypatch.setattr(
         "sbi_jeffreys.inference.pooled",
@@ -337,7 +354,7 @@ def test_what_following_gained_is_kept_by_a_call_that_does_not_pool(monkeypatch)
     )
     with pytest.warns(UserWarning, match="max_num_epochs"):
         trainer.train(resume_training=True, max_num_epochs=trainer.epoch + 1)
-    assert trainer.summary["best_validation_loss"] == [best, best]
+    assert trainer.summary["followed_validation_loss"] == [loss, loss]
     kept = trainer._training._best_weights
     assert trainer.energy.net is trainer._trained_energy.net
     for name, value in trainer.energy.state_dict().items():
@@ -374,7 +391,6 @@ def follow(trainer, energy, **options):
         for rows in (trainer.train_indices, trainer.val_indices)
     ]
     defaults = {
-        "learning_rate": 1e-3,
         "max_num_epochs": 5,
         "stop_after_epochs": 5,
         "clip_max_norm": 5.0,
@@ -418,5 +434,7 @@ def test_an_energy_that_is_not_finite_is_not_followed(trainer):
     broken.scale *= torch.nan
     with pytest.warns(UserWarning, match="The flow stays as it was"):
         assert follow(trainer, broken) == trainer._training.best_loss
+    assert not flow.training
+    assert all(parameter.grad is None for parameter in flow.parameters())
     for name, value in flow.state_dict().items():
         assert torch.equal(value, before[name])

@@ -46,7 +46,6 @@ def make_training(multipliers=None, energy=None, learning_rate=0.01, seed=0, **o
         TrainingOptions(**options),
         learning_rate=learning_rate,
         energy_learning_rate=2 * learning_rate,
-        patience=10,
     )
 
 
