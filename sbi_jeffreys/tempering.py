@@ -153,7 +153,8 @@ def annealed(
     pareto_k = torch.full_like(log_weights[0], -torch.inf)
     with tqdm(desc="Tempering", total=1.0, disable=not show_progress) as progress:
         while True:
-            step = _longest_step(log_weights, 1 - t, least)
+            rest = 1 - t
+            step = _longest_step(log_weights, rest, least)
             t, log_weights = t + step, step * log_weights
             more, its_variance = _log_mean(log_weights)
             log_z, variance = log_z + more, variance + its_variance
@@ -163,7 +164,7 @@ def annealed(
             particles = Particles(
                 theta, log_weights, log_z, variance.clamp(min=0).sqrt(), pareto_k
             )
-            if t >= 1:
+            if step == rest:
                 return particles
 
             def between(theta: Tensor, t: float = t) -> Tensor:
