@@ -14,6 +14,7 @@ from sbi_jeffreys.conditional import Conditional, condition_on
 from sbi_jeffreys.log_scale import LogScale
 from sbi_jeffreys.screening import Screening, related_to
 from sbi_jeffreys.support import Support, location_and_scale
+from sbi_jeffreys.training_range import TrainingRange
 from sbi_jeffreys.transforms import ConditionalAffine, Layers, Mixing, SplineCoupling
 
 Shape = torch.Size | tuple[int, ...]
@@ -143,27 +144,24 @@ class SplineFlow(NFlowsFlow):
         return condition_on(self, conditions).log_prob(rows).reshape(-1, batch)
 
 
-MAX_STANDARD_DEVIATIONS = 20.0
-"""Where x is cut off: an outlier, or an x_o far from all simulations, stays finite."""
-
-
 def standardizing_embedding(
     theta: Tensor, x: Tensor, embedding_net: nn.Module | None
 ) -> nn.Module:
-    """Return a network that standardises x, cuts it off far outside, and embeds it.
+    """Return a network that standardises x, keeps it in range, and embeds it.
 
     Args:
         theta: Parameters, shape `(N, D)`.
         x: Simulations, shape `(N, *condition_shape)`, standardised entry by entry.
-        embedding_net: Applied to standardised x. By default x is standardised on its
-            `LogScale`, and goes through `Screening`.
+        embedding_net: Applied to standardised x, in its `TrainingRange`. By default x is
+            standardised on its `LogScale`, and goes through `Screening` at last.
     """
-    cut = nn.Hardtanh(-MAX_STANDARD_DEVIATIONS, MAX_STANDARD_DEVIATIONS)
     if embedding_net is not None:
-        return nn.Sequential(Standardize(*location_and_scale(x)), cut, embedding_net)
-    log_scale = LogScale(x)
-    standardize = Standardize(*location_and_scale(log_scale(x)))
-    return nn.Sequential(log_scale, standardize, cut, Screening(related_to(theta, x)))
+        standardize = Standardize(*location_and_scale(x))
+        return nn.Sequential(standardize, TrainingRange(standardize(x)), embedding_net)
+    log_scale, screening = LogScale(x), Screening(related_to(theta, x))
+    x = log_scale(x)
+    standardize = Standardize(*location_and_scale(x))
+    return nn.Sequential(log_scale, standardize, TrainingRange(standardize(x)), screening)
 
 
 def build_spline_flow(
