@@ -1,9 +1,10 @@
 """Simulators after the literature, on which no choice of this package was made.
 
 sbibm's tasks were looked at while defaults were chosen, if mostly on other seeds. These
-were written when all was chosen. (`training_range` has come since, because of ricker.) They have no
-reference posteriors: methods are compared by the negative log-likelihood of fresh pairs,
-whose mean differs from method to method by the difference of their KL from the truth.
+were written when all was chosen. (`training_range` came after they were measured, because
+of ricker.) They have no reference posteriors: methods are compared by the negative
+log-likelihood of fresh pairs, whose mean differs from method to method by the difference
+of their KL from the truth.
 """
 
 import math
