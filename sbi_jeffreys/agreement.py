@@ -1,10 +1,11 @@
 r"""Whether flow and energy agree at an observation, and what that says about trust.
 
 Both were fitted to the posterior, by different divergences and as different functions.
-Where simulations determine the posterior they agree; where they do not, as far outside
-of the simulations or after a poor training, nothing makes them. Agreement is no proof,
-though: when training ended too soon, both may still be close to the prior, and agree. The
-held-out loss and `calibrate` tell.
+Where simulations determine the posterior they agree; where they do not, as among few
+simulations or after a poor training, nothing makes them. Agreement is no proof, though:
+when training ended too soon, both may still be close to the prior, and agree. The
+held-out loss and `calibrate` tell. And far outside of the simulations both take x for one
+at their edge (`training_range`): it is the p-value of x that tells.
 """
 
 import warnings
