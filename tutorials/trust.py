@@ -72,10 +72,11 @@ posteriors = {
 # ## At the observation: do flow and energy agree?
 #
 # Both models learnt the same posterior in different ways. Where the simulations determine
-# it, they agree; far from all simulations, nothing makes them. Look at KL (nats), at the
+# it, they agree; after a poor training, nothing makes them. Look at KL (nats), at the
 # effective sample size of the weights that turn one into the other, at Pareto k̂ (above
 # 0.7 the weights can't be relied on), and at p(x): how unusual the observation is among
-# the simulations.
+# the simulations. (Entries of x far outside of these both models take for the most extreme
+# of them, and may agree on it.)
 
 # %%
 for name, (_, x_o) in cases.items():
