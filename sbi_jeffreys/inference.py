@@ -484,6 +484,12 @@ class JNPE(BothPosteriors):
                     "Expected `theta` of shape (num_simulations, D), got "
                     f"{tuple(theta.shape)}."
                 )
+        for x in self._x_roundwise:
+            if x.ndim < 2:
+                raise ValueError(
+                    "Expected `x` of shape (num_simulations, ...), (num_simulations, 1) "
+                    f"for a number each, got {tuple(x.shape)}."
+                )
         num = self._num_simulations()
         training = int((1 - validation_fraction) * num)
         if num and not 0 < training < num:

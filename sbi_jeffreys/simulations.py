@@ -233,12 +233,7 @@ class UncopiedSimulations(NPE_C):
                 )
 
     def _check_shapes(self, theta: Tensor, x: Tensor) -> None:
-        """Raise a ValueError unless x has entries, and shapes are those of before."""
-        if x.ndim < 2 or not x.shape[1:].numel():
-            raise ValueError(
-                "Expected `x` of shape (num_simulations, ...), with a number or more for "
-                f"each, got {tuple(x.shape)}."
-            )
+        """Raise a ValueError unless shapes are those of simulations appended before."""
         appended = {"theta": (theta, self._theta_roundwise), "x": (x, self._x_roundwise)}
         for name, (values, before) in appended.items():
             if before and values.shape[1:] != before[0].shape[1:]:
