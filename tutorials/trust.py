@@ -75,8 +75,8 @@ posteriors = {
 # it, they agree; after a poor training, nothing makes them. Look at KL (nats), at the
 # effective sample size of the weights that turn one into the other, at Pareto k̂ (above
 # 0.7 the weights can't be relied on), and at p(x): how unusual the observation is among
-# the simulations. (Entries of x far outside of these both models take for the most extreme
-# of them, and may agree on it.)
+# the simulations. (Entries of x far outside of these are taken for the most extreme of
+# them by both models, which may agree on it.)
 
 # %%
 for name, (_, x_o) in cases.items():
