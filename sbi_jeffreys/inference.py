@@ -393,7 +393,7 @@ class JNPE(BothPosteriors):
             self._neural_net = self._energy = self._training = None
             raise
         self.epoch, self._best_val_loss = state.epoch, state.best_loss
-        weights, followed = Weights(0.0, 0.0, 0.0), state.best_loss
+        weights, followed = Weights(), state.best_loss
         self._energy = state.pair.energy
         # Otherwise simulations, or their losses, are not those of earlier calls.
         if isinstance(training, SlicedBatches) and not self._has_kernel:
@@ -442,7 +442,7 @@ class JNPE(BothPosteriors):
                 f"with simpler models: {error!r}.",
                 stacklevel=2,
             )
-            return pair.energy, Weights(0.0, 0.0, 0.0)
+            return pair.energy, Weights()
 
     def _new_training(self, train_config: TrainConfig) -> JeffreysTraining:
         assert self._trained_energy is not None

@@ -49,9 +49,9 @@ CHUNK = 64
 class Weights(NamedTuple):
     """Of the simpler models in the pool; what remains of one is the networks'."""
 
-    linear_model: float
-    exponential_family: float
-    synthetic_likelihood: float
+    linear_model: float = 0.0
+    exponential_family: float = 0.0
+    synthetic_likelihood: float = 0.0
 
 
 class Pool(nn.Module):
@@ -149,7 +149,7 @@ def pooled(
     Raises:
         ValueError: If features are not finite.
     """
-    energy, none = pair.energy, Weights(0.0, 0.0, 0.0)
+    energy, none = pair.energy, Weights()
     if min(len(training), len(validation)) < 2:
         return energy, none
     features = energy.embedding_net(x[training[:1]].to(energy.loc.device))

@@ -1,6 +1,5 @@
 """Where simulations end, and with them what can be learnt from x."""
 
-import torch
 from torch import Tensor, nn
 
 MARGIN = 0.1
@@ -34,4 +33,4 @@ class TrainingRange(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return standardised x, shape `(batch, *condition_shape)`, within the range."""
-        return torch.maximum(torch.minimum(x, self.high), self.low)
+        return x.clamp(self.low, self.high)

@@ -26,7 +26,7 @@ G_AND_K_DRAWS = 1000
 
 
 def _g_and_k(theta: Tensor) -> Tensor:
-    """Octiles of draws from the g-and-k distribution, which has them in closed form."""
+    """Octiles of draws from the g-and-k distribution, of known quantiles."""
     location, scale, skewness, kurtosis = theta.T.unsqueeze(-1)
     z = torch.randn(len(theta), G_AND_K_DRAWS)
     skewed = 1 + 0.8 * (skewness * z / 2).tanh()
