@@ -174,7 +174,7 @@ class ConditionalEnergy(nn.Module):
                 f"Expected `net` to return shape {tuple(log_base.shape)}, or that of "
                 f"several members, (member, sample, batch), got {tuple(r.shape)}."
             )
-        r = r.reshape(r.shape[:-2].numel(), *log_base.shape)
+        r = r.reshape(-1, *log_base.shape)
         return torch.where(self.support.is_outside(input), -torch.inf, log_base + r)
 
 

@@ -63,7 +63,7 @@ class FlowPosterior(ChecksAgreement, DirectPosterior):
             novelty: Compares observations with the simulations, likewise.
             num_simulations: That flow and energy were trained on, for the record.
         """
-        super().__init__(
+        self._set_up(
             posterior_estimator,
             prior,
             max_sampling_batch_size,
@@ -71,12 +71,16 @@ class FlowPosterior(ChecksAgreement, DirectPosterior):
             x_shape,
             enable_transform,
         )
-        self.potential_fn = _FlowPotential(
-            posterior_estimator, prior, device=self._device
-        )
         self.pair = None if energy is None else ModelPair(posterior_estimator, energy)
         self.novelty = novelty
         self.num_simulations = num_simulations
+
+    def _set_up(self, *arguments: Any, **options: Any) -> None:
+        """Do what `DirectPosterior` does at first, with a potential of our own."""
+        DirectPosterior.__init__(self, *arguments, **options)
+        self.potential_fn = _FlowPotential(
+            self.posterior_estimator, self.prior, device=self._device
+        )
 
     def to(self, device: torch.device | str) -> None:
         """Move all that belongs to the posterior, also a prior that has no `to`."""
@@ -84,16 +88,12 @@ class FlowPosterior(ChecksAgreement, DirectPosterior):
         for module in (self.posterior_estimator, self.pair, self.novelty):
             if module is not None:
                 module.to(device)
-        DirectPosterior.__init__(
-            self,
+        self._set_up(
             self.posterior_estimator,
             move_distribution_to_device(self.prior, device),
             self.max_sampling_batch_size,
             device,
             enable_transform=self.enable_transform,
-        )
-        self.potential_fn = _FlowPotential(
-            self.posterior_estimator, self.prior, device=device
         )
         if x is not None:
             self.set_default_x(x.to(device))

@@ -41,8 +41,8 @@ MIN_ACCEPTED, ACCEPTED_PER_PARAMETER = 4.0, 0.5
 """Accepted moves per particle, on average, after which particles count as spread out:
 the second for each parameter, but the first at least."""
 
-MAX_MOVES = 15
-"""Attempts to get there, for each of these."""
+ATTEMPTS_PER_ACCEPTED = 15
+"""Attempts at moves, for each accepted one that is wanted, before giving up."""
 
 
 Ends: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -221,7 +221,7 @@ def moved_apart(
     values = _checked(log_density(theta)) - log_det
     accepted = torch.zeros_like(values[0])
     enough = max(MIN_ACCEPTED, ACCEPTED_PER_PARAMETER * u.shape[-1])
-    for _ in range(ceil(MAX_MOVES * enough)):
+    for _ in range(ceil(ATTEMPTS_PER_ACCEPTED * enough)):
         first, second = torch.randperm(len(u), device=u.device).tensor_split(2)
         for some, others in ((first, second), (second, first)):
             start, end = (others[torch.randperm(len(others))] for _ in range(2))

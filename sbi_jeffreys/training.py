@@ -150,8 +150,6 @@ class JeffreysTraining:
                 "Flow follows energy",
             )
         except FloatingPointError as error:
-            follower.pair.zero_grad(set_to_none=True)
-            follower.pair.eval()
             warnings.warn(f"{error} The flow stays as it was.", stacklevel=2)
         self._followed = follower.best_loss, _copy(self.pair.flow.state_dict())
         return follower.best_loss
@@ -231,9 +229,10 @@ class JeffreysTraining:
                     f"{self.epoch} epochs before are kept.",
                     stacklevel=2,
                 )
+            finally:
+                self.pair.zero_grad(set_to_none=True)
+                self.pair.eval()
         self.pair.load_state_dict(self._best_weights)
-        self.pair.zero_grad(set_to_none=True)
-        self.pair.eval()
         return self.epochs_since_best >= stop_after_epochs or self.epoch < max_num_epochs
 
     @contextmanager

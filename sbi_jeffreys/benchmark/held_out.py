@@ -92,7 +92,13 @@ def log_mass_inside(
 ) -> float:
     """Return the mean over x of the log of the mass that does not leak from the prior.
 
-    It is estimated from draws; less than one in as many is taken for one.
+    It is estimated from draws; less than one in as many is taken for one. (sbi's
+    `leakage_correction` draws until some are inside, without end where none are.)
+
+    Args:
+        flow: Of sbi's, which may leak.
+        prior: Over `(D,)`.
+        x: Simulations, shape `(N, ...)`.
     """
     flow.eval()
     log_mass = []

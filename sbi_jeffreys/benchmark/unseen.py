@@ -17,9 +17,8 @@ from torch.distributions import Poisson
 from sbi_jeffreys.benchmark.tasks import Task
 
 
-def _box(*bounds: tuple[float, float]) -> BoxUniform:
-    low, high = torch.tensor(bounds).T
-    return BoxUniform(low, high)
+def _intervals(*bounds: tuple[float, float]) -> BoxUniform:
+    return BoxUniform(*torch.tensor(bounds).T)
 
 
 G_AND_K_DRAWS = 1000
@@ -106,17 +105,17 @@ UNSEEN = {
     task.name: task
     for task in (
         # Allingham, King & Mengersen (2009)
-        Task("g_and_k", _box(*[(0.0, 10.0)] * 4), _g_and_k),
+        Task("g_and_k", _intervals(*[(0.0, 10.0)] * 4), _g_and_k),
         # M/G/1; Papamakarios & Murray (arXiv:1605.06376), with theta_2 - theta_1
-        Task("queue", _box((0.0, 10.0), (0.0, 10.0), (0.0, 1 / 3)), _queue),
+        Task("queue", _intervals((0.0, 10.0), (0.0, 10.0), (0.0, 1 / 3)), _queue),
         # Wood (2010), with eight of his statistics
-        Task("ricker", _box((2.0, 5.0), (0.0, 0.8), (4.0, 20.0)), _ricker),
+        Task("ricker", _intervals((2.0, 5.0), (0.0, 0.8), (4.0, 20.0)), _ricker),
         Task(
             "ornstein_uhlenbeck",
-            _box((0.0, 3.0), (-2.0, 2.0), (0.1, 1.5)),
+            _intervals((0.0, 3.0), (-2.0, 2.0), (0.1, 1.5)),
             _ornstein_uhlenbeck,
         ),
         # Foster et al. (arXiv:2103.02438), whose prior is Gaussian
-        Task("two_sources", _box(*[(-math.pi, math.pi)] * 4), _two_sources),
+        Task("two_sources", _intervals(*[(-math.pi, math.pi)] * 4), _two_sources),
     )
 }
