@@ -125,7 +125,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         choices=cells.CLASSIFIERS,
         default=["rf"],
-        help="sbi's random forest, one of its five folds alone, sbibm's network",
+        help="sbi's random forest, sbibm's network; or one of the five folds of either",
     )
     parser.add_argument("--jobs", type=int, default=1, help="processes of one thread")
     parser.add_argument("--device", default="cpu", help="that JNPE trains on")

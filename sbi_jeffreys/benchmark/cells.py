@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 from sbi_jeffreys import __version__
 from sbi_jeffreys.benchmark.c2st import (
     c2st_mlp,
+    c2st_mlp_fold,
     c2st_random_forest,
     c2st_random_forest_fold,
 )
@@ -43,9 +44,10 @@ CLASSIFIERS = {
     "rf": c2st_random_forest,
     "rf_fold": c2st_random_forest_fold,
     "mlp": c2st_mlp,
+    "mlp_fold": c2st_mlp_fold,
 }
-FINER = {"rf_fold": "rf"}
-"""The classifier whose value serves where that of another is asked for."""
+FINER = {"rf_fold": "rf", "mlp_fold": "mlp"}
+"""The classifier whose value serves where that of one fold is asked for."""
 
 
 class Cell(NamedTuple):

@@ -38,12 +38,11 @@ NOTE = (
     "C2ST: 0.5 is perfect, 1 useless. Mean over observations, then over seeds, ± the "
     "standard deviation over seeds, if there are several; in brackets the numbers of "
     "seeds and of observations, and the standard deviation over observations. Where "
-    "numbers differ, methods were not given the same work. The forest is tested on all "
+    "numbers differ, methods were not given the same work. Classifiers are tested on all "
     "of five folds, or on one, which adds a standard error of at most 0.008 to a cell. "
-    "The test pairs of NLL, SBC "
-    "and TARP are those by which JNPE's defaults were chosen, on other simulations "
-    "(see `ablations.md`). These three are of sbi's flows as they are: what leaves "
-    "the prior, which is rejected from the samples for C2ST, is not."
+    "The test pairs of NLL, SBC and TARP are those by which JNPE's defaults were chosen, "
+    "on other simulations (see `ablations.md`). These three are of sbi's flows as they "
+    "are: what leaves the prior, which is rejected from the samples for C2ST, is not."
 )
 
 
@@ -53,7 +52,7 @@ def report(cells: pd.DataFrame) -> str:
     Args:
         cells: As `cells.read` returns them.
     """
-    cells = with_one_forest(cells)
+    cells = with_any_folds(cells)
     versions = "; ".join(sorted(set(cells.measured_with)))
     sections = ["# Accuracy beside sbi's methods", NOTE, f"Measured with {versions}."]
     for num in sorted(set(cells.num_simulations)):
@@ -68,9 +67,12 @@ def report(cells: pd.DataFrame) -> str:
     return "\n\n".join(sections)
 
 
-def with_one_forest(cells: pd.DataFrame) -> pd.DataFrame:
-    """Return cells whose forest was tested on all folds, or else on one."""
-    return cells.assign(c2st_rf=cells.c2st_rf.fillna(cells.c2st_rf_fold))
+def with_any_folds(cells: pd.DataFrame) -> pd.DataFrame:
+    """Return cells whose classifiers were tested on all folds, or else on one."""
+    return cells.assign(
+        c2st_rf=cells.c2st_rf.fillna(cells.c2st_rf_fold),
+        c2st_mlp=cells.c2st_mlp.fillna(cells.c2st_mlp_fold),
+    )
 
 
 def _c2st_section(rows: pd.DataFrame, column: str, title: str, num: int) -> list[str]:
@@ -139,7 +141,7 @@ def figures(cells: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
     Filled points are means over the observations, one for each seed; crosses are
     published values.
     """
-    cells = with_one_forest(cells)
+    cells = with_any_folds(cells)
     for task in _in_order(cells.task, TASKS):
         rows = cells[cells.task == task].dropna(subset="c2st_rf")
         if rows.empty:

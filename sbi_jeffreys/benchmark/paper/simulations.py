@@ -7,7 +7,7 @@ from sbi_jeffreys.benchmark.cells import Cell, cells
 from sbi_jeffreys.benchmark.published import BARS
 from sbi_jeffreys.benchmark.references import NUM_OBSERVATIONS
 from sbi_jeffreys.benchmark.report import spread, table
-from sbi_jeffreys.benchmark.standings import with_one_forest
+from sbi_jeffreys.benchmark.standings import with_any_folds
 from sbi_jeffreys.plots.style import color_of, panels
 
 METHODS = {
@@ -28,7 +28,7 @@ def wanted(seeds: list[int], num_simulations: int) -> list[Cell]:
 
 def report(rows: pd.DataFrame) -> str:
     """Return the table, in Markdown: C2ST and test NLL."""
-    rows = with_one_forest(rows)
+    rows = with_any_folds(rows)
     lines, better = [], 0
     for task in TASKS:
         of_task = rows[rows.task == task]
@@ -70,7 +70,7 @@ def report(rows: pd.DataFrame) -> str:
 
 def figure(rows: pd.DataFrame) -> Figure:
     """Return C2ST of the methods, task by task; points are seeds."""
-    rows = with_one_forest(rows)
+    rows = with_any_folds(rows)
     tasks = [task for task in TASKS if task in set(rows.task)]
     with panels(1, 7.5, 3.2, columns=1) as (result, (axis,)):
         for k, (method, name) in enumerate(METHODS.items()):
