@@ -4,8 +4,8 @@ The accuracy of a classifier in five-fold cross-validation: 0.5 is perfect, 1 us
 (Lopez-Paz & Oquab, arXiv:1610.06545). It depends on the classifier. The random forest is
 sbi's. The network is that of Lueckmann et al. (2021), scikit-learn's `MLPClassifier` with
 two hidden layers of 10 D units; here the networks of all folds train at once. One fold
-alone has the same expectation, with a standard error of at most 0.008 from the 4,000
-samples it is tested on, for a fifth of the forest's time and half of the networks'.
+alone has the same expectation for a fifth of the work, with a standard error of at most
+0.008 from the 4,000 samples it is tested on.
 """
 
 import math
@@ -69,9 +69,16 @@ def c2st_mlp(reference: Tensor, samples: Tensor, seed: int = 1) -> float:
 
 
 def c2st_mlp_fold(reference: Tensor, samples: Tensor, seed: int = 1) -> float:
-    """Return the accuracy of such a network on the first of the five folds.
+    """Return the accuracy of the same network on the first of the five folds.
 
-    Arguments and errors are those of `c2st_mlp`.
+    Args:
+        reference: Shape `(N, D)`; z-scores both.
+        samples: Shape `(N, D)`.
+        seed: Of the network and the folds.
+
+    Raises:
+        ValueError: If a value is NaN or infinite.
+        RuntimeError: If the network's loss still falls after 10,000 epochs.
     """
     return _accuracy_of_networks(reference, samples, seed, 1)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from sbi_jeffreys.benchmark.cells import FINER
 from sbi_jeffreys.benchmark.methods import METHODS
 from sbi_jeffreys.benchmark.published import (
     BARS,
@@ -69,10 +70,11 @@ def report(cells: pd.DataFrame) -> str:
 
 def with_any_folds(cells: pd.DataFrame) -> pd.DataFrame:
     """Return cells whose classifiers were tested on all folds, or else on one."""
-    return cells.assign(
-        c2st_rf=cells.c2st_rf.fillna(cells.c2st_rf_fold),
-        c2st_mlp=cells.c2st_mlp.fillna(cells.c2st_mlp_fold),
-    )
+    values = {
+        f"c2st_{whole}": cells[f"c2st_{whole}"].fillna(cells[f"c2st_{fold}"])
+        for fold, whole in FINER.items()
+    }
+    return cells.assign(**values)
 
 
 def _c2st_section(rows: pd.DataFrame, column: str, title: str, num: int) -> list[str]:
