@@ -157,6 +157,7 @@ class ChecksAgreement(NeuralPosterior):
     prior: Distribution
     max_sampling_batch_size: int
     _has_warned = False
+    _has_warned_of_x = False
 
     def agreement(
         self, x: Tensor | None = None, num_samples: int = 2_000
@@ -192,6 +193,22 @@ class ChecksAgreement(NeuralPosterior):
         report = report_agreement(log_weights, p_value)
         self._warn_of(report.pareto_k)
         return report
+
+    def _warn_of_unusual(self, conditions: Tensor) -> None:
+        """Warn, once for each posterior, where x is unlike the simulations.
+
+        False alarms are at most one in a hundred, also for several observations.
+        """
+        if self._has_warned_of_x or self.novelty is None:
+            return
+        p_value = float(self.novelty(conditions.to(self._device)).min())
+        if p_value * len(conditions) < MIN_P_VALUE:
+            self._has_warned_of_x = True
+            warnings.warn(
+                f"x is unlike the simulations (p = {p_value:.3f}): trust neither "
+                "posterior. This is said once.",
+                stacklevel=3,
+            )
 
     def _warn_of(self, pareto_k: Tensor) -> None:
         high = pareto_k > MAX_PARETO_K

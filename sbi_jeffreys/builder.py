@@ -67,7 +67,8 @@ class BothPosteriors(UncopiedSimulations):
         Args:
             density_estimator: A flow; by default the trained one.
             prior: By default that of the constructor. Only its support is used, which
-                bounds the posterior.
+                bounds the posterior; of a `RestrictedPrior`, as in `sbi`, that of the
+                prior which it restricts.
             sample_with: "direct" samples the flow. "energy" corrects its samples by the
                 energy, or samples the energy as `posterior_parameters` say. The others
                 are `sbi`'s ways to sample the flow.
@@ -142,7 +143,7 @@ class BothPosteriors(UncopiedSimulations):
                     pair,
                     prior,
                     self._novelty(device),
-                    self._num_simulations(),
+                    self._num_trained_on(),
                     posterior_parameters,
                     device,
                 )
@@ -158,7 +159,7 @@ class BothPosteriors(UncopiedSimulations):
                 device=device,
                 energy=self._energy and self._energy_beside(estimator, device),
                 novelty=self._novelty(device),
-                num_simulations=self._num_simulations(),
+                num_simulations=self._num_trained_on(),
                 **asdict(posterior_parameters),
             )
         return super()._create_posterior(
@@ -194,6 +195,10 @@ class BothPosteriors(UncopiedSimulations):
 
     def _num_simulations(self) -> int:
         return sum(map(len, self._theta_roundwise))
+
+    def _num_trained_on(self) -> int:
+        """Return how many simulations the last training had, held-out ones included."""
+        return len(self.train_indices) + len(self.val_indices)
 
 
 def _equal(some: dict[str, Tensor], others: dict[str, Tensor]) -> bool:

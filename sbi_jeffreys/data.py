@@ -20,13 +20,14 @@ def as_tensor(name: str, values: Any) -> Tensor:
 
     Args:
         name: What to call them in an error.
-        values: A tensor, returned as it is, or a float32 NumPy array `(N, ...)`.
+        values: A tensor, or a float32 NumPy array, `(N, ...)`. Masked entries of an array
+            are NaN in a copy, as for simulations that failed.
 
     Raises:
         TypeError: If they are neither, or an array of another type.
     """
     if isinstance(values, Tensor):
-        return values
+        return values.detach()
     if not isinstance(values, np.ndarray):
         raise TypeError(
             f"Expected `{name}` to be a tensor or a NumPy array, which may be "
@@ -37,6 +38,10 @@ def as_tensor(name: str, values: Any) -> Tensor:
             f"Expected `{name}` of dtype float32, got {values.dtype}, which would have "
             "to be copied: use `.astype('float32')`, or store float32."
         )
+    if isinstance(values, np.ma.MaskedArray):
+        values = values.filled(np.nan)
+    if min(values.strides, default=0) < 0:  # which torch has no views of
+        values = values.copy()
     with warnings.catch_warnings():  # nothing here writes to simulations
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(values)

@@ -146,6 +146,8 @@ class JeffreysDensityEstimator(PairDensity):
     def fit(self, samples: Tensor, **training: Any) -> Self:
         """Train on samples; anew, unless `resume_training=True`.
 
+        What was fitted before is kept until training has ended without an error.
+
         Args:
             samples: Shape `(N, D)`. When resuming, those of before are used.
             training: Options of `JNPE.train`, for example `max_num_epochs`.
@@ -166,13 +168,15 @@ class JeffreysDensityEstimator(PairDensity):
                 f"Expected finite `samples`, got {bad} of {len(samples)} rows with NaN "
                 "or infinite values."
             )
+        trainer = self._trainer
         if not training.get("resume_training", False):
-            self._trainer = self._new_trainer()
+            trainer = self._new_trainer()
             nothing = samples.new_zeros(len(samples), 1)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Data has constant values")
-                self._trainer.append_simulations(samples, nothing)
-        self._trainer.train(**training)
+                trainer.append_simulations(samples, nothing)
+        trainer.train(**training)
+        self._trainer = trainer
         return self
 
     @property

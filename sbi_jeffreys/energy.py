@@ -95,6 +95,7 @@ class ConditionalEnergy(nn.Module):
         embedding_net: nn.Module,
         condition_shape: torch.Size,
         prior: Distribution | None = None,
+        least_log_prior: float = -torch.inf,
     ) -> None:
         """
         Args:
@@ -108,6 +109,8 @@ class ConditionalEnergy(nn.Module):
             condition_shape: Shape of one condition.
             prior: Of the simulations trained on, whether it is the base or not; None if
                 there is none with a density.
+            least_log_prior: To take the prior's log density for, where it is less; in
+                nats.
         """
         super().__init__()
         self.net = net
@@ -116,6 +119,7 @@ class ConditionalEnergy(nn.Module):
         self.embedding_net = embedding_net
         self.condition_shape = condition_shape
         self.prior = prior
+        self.least_log_prior = least_log_prior
         loc, scale = location_and_scale(support.unbend(theta))
         self.register_buffer("loc", loc)
         self.register_buffer("scale", scale)
@@ -213,6 +217,24 @@ def base_density(prior: Any, theta: Tensor, support: Support) -> Distribution:
         stacklevel=2,
     )
     return _gaussian(theta)
+
+
+def least_log_prior(prior: Any, base: Distribution, theta: Tensor) -> float:
+    """Return the prior's least log density, in nats, to be divided out of an energy.
+
+    An energy that starts from the prior has it in all places, and nothing is too little.
+    Another knows of the prior where it was trained: divided by a density far less than
+    that at any of its simulations, it would have its mode there.
+
+    Args:
+        prior: A distribution over `(D,)`, or None.
+        base: Where the energy starts from.
+        theta: Parameters trained on, shape `(N, D)`.
+    """
+    if prior is None:
+        return -torch.inf
+    log_prior, log_base = (p.log_prob(theta).reshape(-1) for p in (prior, base))
+    return -torch.inf if torch.equal(log_prior, log_base) else float(log_prior.min())
 
 
 def _unvalidated(prior: Distribution) -> Distribution:

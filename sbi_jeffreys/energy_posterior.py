@@ -154,6 +154,8 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
     ) -> Tensor:
         """Return samples given an observation, or several, shape `(*sample_shape, D)`.
 
+        Warns, once for each posterior, where x is unlike the simulations, or k̂ > 0.7.
+
         Args:
             sample_shape: Shape of the samples.
             x: One observation, with or without a batch axis, or several of the same
@@ -170,6 +172,7 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
             RuntimeError: If no draw of the flow is inside of the prior.
         """
         conditions = self._conditions(self._x_else_default_x(x))
+        self._warn_of_unusual(conditions)
         if len(conditions) == 1:
             samples, pareto_k = self._sample_each(
                 sample_shape,

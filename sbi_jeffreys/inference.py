@@ -30,7 +30,13 @@ from sbi_jeffreys.distributed import (
     num_processes,
     process_rank,
 )
-from sbi_jeffreys.energy import ConditionalEnergy, LogRatioNet, Members, base_density
+from sbi_jeffreys.energy import (
+    ConditionalEnergy,
+    LogRatioNet,
+    Members,
+    base_density,
+    least_log_prior,
+)
 from sbi_jeffreys.flow import (
     ConditionalFlow,
     build_spline_flow,
@@ -251,14 +257,15 @@ class JNPE(BothPosteriors):
                 energy is then not pooled with simpler models, which would not know of
                 them.
             resume_training: Continue where the last call stopped or was interrupted:
-                the same split, optimisers with their rates, multipliers, entropy
+                the same split (of simulations appended since, none has a part, with a
+                warning), optimisers with their rates, multipliers, entropy
                 reference and random numbers.
             force_first_round_loss: Train again though trained before, for example on
                 more simulations, from the present weights.
             discard_prior_samples: Without effect; `sbi` uses it in later rounds.
             use_combined_loss: Without effect; `sbi` uses it in later rounds.
-            retrain_from_scratch: Whether to build new networks. Modules that were passed
-                to the constructor keep their weights.
+            retrain_from_scratch: Train again, on all simulations there are, with new
+                networks. Modules that were passed to the constructor keep their weights.
             show_train_summary: Whether to print epochs and loss at the end.
             dataloader_kwargs: As in `sbi`. A sampler or collation of your own delivers
                 the batches, and the energy is not pooled with simpler models, which
@@ -296,6 +303,13 @@ class JNPE(BothPosteriors):
                 "There is no training to resume: call `.train()` without "
                 "`resume_training` first."
             )
+        if resume_training and (new := self._num_simulations() - self._num_trained_on()):
+            warnings.warn(
+                f"Resuming goes on with the simulations of before: {new} that were "
+                "appended since have no part. `train(force_first_round_loss=True)` goes "
+                "on with all.",
+                stacklevel=2,
+            )
         if stop_after_epochs is None:
             stop_after_epochs = _default_patience(self._num_simulations())
         self._has_kernel = calibration_kernel is not None
@@ -310,7 +324,7 @@ class JNPE(BothPosteriors):
                 clip_max_norm=clip_max_norm,
                 calibration_kernel=calibration_kernel,
                 resume_training=resume_training,
-                force_first_round_loss=force_first_round_loss,
+                force_first_round_loss=force_first_round_loss or retrain_from_scratch,
                 discard_prior_samples=discard_prior_samples,
                 use_combined_loss=use_combined_loss,
                 retrain_from_scratch=retrain_from_scratch,
@@ -337,18 +351,17 @@ class JNPE(BothPosteriors):
             energy_net = Members(
                 energy_net(theta.shape[-1], features) for _ in range(self._num_energies)
             )
+        inside = support.inside(theta).to(self._device)
+        base = base_density(prior, inside, deepcopy(support).to(self._device))
         self._trained_energy = ConditionalEnergy(
             energy_net,
-            base_density(
-                prior,
-                support.inside(theta).to(self._device),
-                deepcopy(support).to(self._device),
-            ),
+            base,
             support,
             theta,
             embedding_net,
             x[0].shape,
             prior,
+            least_log_prior(prior, base, inside),
         )
         return flow
 
@@ -478,12 +491,6 @@ class JNPE(BothPosteriors):
         self._tracker.flush()
 
     def _check_simulations(self, validation_fraction: float) -> None:
-        for theta in self._theta_roundwise:
-            if theta.ndim != 2:
-                raise ValueError(
-                    "Expected `theta` of shape (num_simulations, D), got "
-                    f"{tuple(theta.shape)}."
-                )
         for x in self._x_roundwise:
             if x.ndim < 2:
                 raise ValueError(

@@ -73,5 +73,9 @@ class Novelty(nn.Module):
 
     def _distance(self, x: Tensor) -> Tensor:
         """Return distances to the k-th nearest landmark, `(batch,)`."""
-        to_all = torch.cdist((x - self.loc) / self.scale, self.landmarks)
+        to_all = torch.cdist(
+            (x - self.loc) / self.scale,
+            self.landmarks,
+            compute_mode="donot_use_mm_for_euclid_dist",  # equal x are at distance zero
+        )
         return to_all.kthvalue(self.k, dim=-1).values

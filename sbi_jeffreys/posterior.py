@@ -120,6 +120,8 @@ class FlowPosterior(ChecksAgreement, DirectPosterior):
     ) -> Tensor:
         """Return samples given one observation, shape `(num_samples, D)`.
 
+        Warns, once for each posterior, where x is unlike the simulations (`agreement`).
+
         Args as for `sample_batched`, but x is one observation, with or without a batch
         axis, and by default that of `set_default_x`.
 
@@ -134,6 +136,7 @@ class FlowPosterior(ChecksAgreement, DirectPosterior):
                 "all of them, which a flow does not know, "
                 "`build_posterior(sample_with='energy')`."
             )
+        self._warn_of_unusual(conditions)
         return self.sample_batched(
             sample_shape,
             conditions,

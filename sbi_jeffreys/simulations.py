@@ -33,6 +33,8 @@ class UncopiedSimulations(NPE_C):
     _prior: Any
     _neural_net: Any
     _on_disk = False
+    train_indices: Any = ()
+    val_indices: Any = ()
 
     def append_simulations(
         self,
@@ -43,6 +45,8 @@ class UncopiedSimulations(NPE_C):
         data_device: str | None = None,
     ) -> Self:
         """Store simulations; as in `sbi`, those with NaN or infinite x are left out.
+
+        Entries that a NumPy array masks are taken for NaN.
 
         Nothing is copied: tensors and arrays are kept as they are (do not change them
         meanwhile), and a memory-mapped array (`numpy.memmap`, or `numpy.load(path,
@@ -67,8 +71,9 @@ class UncopiedSimulations(NPE_C):
             NotImplementedError: For another proposal: multi-round corrections of the
                 loss are not known for the Jeffreys objective.
             TypeError: If `theta` or `x` is neither a tensor nor a float32 array.
-            ValueError: If some `theta` are not finite, or outside of the prior, or if
-                shapes or `data_device` are others than in an earlier call.
+            ValueError: If there are none; if some `theta` are not finite, or outside of
+                the prior; or if shapes or `data_device` are others than in an earlier
+                call.
         """
         restricted = isinstance(proposal, RestrictedPrior)
         if not (
@@ -211,6 +216,11 @@ class UncopiedSimulations(NPE_C):
         return theta, x
 
     def _check_parameters(self, theta: Tensor) -> None:
+        if theta.ndim != 2 or not len(theta):
+            raise ValueError(
+                "Expected `theta` of shape (num_simulations, D), with at least one "
+                f"simulation, got {tuple(theta.shape)}."
+            )
         chunks = theta.split(rows_at_once(theta))
         if not is_finite(theta):
             bad = sum(

@@ -282,6 +282,7 @@ def test_few_simulations_or_samples_are_warned_of():
     [
         ({"theta": torch.randn(20)}, r"`theta` of shape \(N, D\).* got \(20,\)"),
         ({"x": torch.randn(19, 3)}, r"got \(20, 3\) and \(19, 3\)"),
+        ({"theta": torch.full((20, 3), torch.nan)}, "finite `theta`, but 20 of 20"),
         ({"parameter_names": ["a", "b"]}, "3 different `parameter_names`"),
         ({"parameter_names": ["a", "b", "b"]}, "3 different `parameter_names`"),
         ({"parameter_names": "abc"}, "3 different `parameter_names`, got 'abc'"),
@@ -299,6 +300,18 @@ def test_bad_arguments_are_refused_before_sampling(changes, message):
     with pytest.raises(ValueError, match=message):
         calibrate(posterior, **arguments)
     assert posterior.num_calls == 0
+
+
+def test_samples_that_are_nan_are_refused():
+    class Failing(GaussianPosterior):
+        def sample_batched(self, sample_shape, x, show_progress_bars=True):
+            samples = super().sample_batched(sample_shape, x)
+            samples[:3, 0] = torch.nan
+            return samples
+
+    posteriors = {"fine": GaussianPosterior(), "failing": Failing()}
+    with pytest.raises(ValueError, match=r"'failing', but 3 of \d+ have NaN"):
+        calibrated(posteriors)
 
 
 def test_what_is_no_posterior_is_refused():

@@ -324,13 +324,41 @@ def test_the_tables_can_be_read():
         ({"theta": torch.zeros(5, 2)}, "both `theta` and `x`, got no `x`"),
         ({"x": torch.zeros(5, 2)}, "both `theta` and `x`, got no `theta`"),
         ({"theta": torch.zeros(5, 2), "x": torch.zeros(4, 2)}, r"and \(4, 2\)"),
-        ({"theta": torch.zeros(5, 3), "x": torch.zeros(5, 2)}, r"\(N, 2\).* \(5, 3\)"),
+        ({"theta": torch.zeros(20, 3), "x": torch.zeros(20, 2)}, r"\(N, 2\).* \(20, 3\)"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options, message):
     samples = torch.randn(30, 2)
     with pytest.raises(ValueError, match=message):
         run({"a": samples, "b": samples}, None, **options)
+
+
+def test_constant_parameters_of_the_reference_have_shifts_in_their_units():
+    """In single precision, too, where the standard deviation of equal numbers isn't 0."""
+    torch.manual_seed(0)
+    one, other = (
+        torch.stack([torch.randn(2000), torch.full((2000,), value)], 1)
+        for value in (0.1, 0.1001)
+    )
+    got = run({"a": one, "b": other}, None, reference="a", classifiers=())
+    shift = cell(got, "mean_shift", "b", got.parameters.parameter.iloc[-1])
+    assert shift == pytest.approx(1e-4, rel=1e-2)
+    assert cell(got, "max_mean_shift", "b") < 0.2
+    assert cell(got, "sliced_wasserstein", "b") < 0.2
+
+
+def test_fresh_simulations_are_looked_at_before_sampling():
+    class Untouched:
+        def sample(self, *args, **kwargs):
+            raise AssertionError
+
+    posteriors = {"a": Untouched()}
+    with pytest.raises(ValueError, match=r"at least 10 simulations .* got 5"):
+        run(posteriors, theta=torch.zeros(5, 2), x=torch.zeros(5, 3))
+    with pytest.raises(ValueError, match="finite `theta`, but 20 of 20"):
+        run(posteriors, theta=torch.full((20, 2), torch.nan), x=torch.zeros(20, 3))
+    with pytest.raises(ValueError, match="`num_posterior_samples` to be at least 1"):
+        run(posteriors, num_posterior_samples=0)
 
 
 def test_posteriors_that_do_not_fit_are_refused():
@@ -343,5 +371,5 @@ def test_posteriors_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="same parameters"):
         run({"a": torch.zeros(30, 2), "b": torch.zeros(30, 1)}, None)
     bad = {"theta": torch.zeros(5, 2), "x": torch.full((5, 2), np.nan)}
-    with pytest.raises(ValueError, match="some finite simulations"):
+    with pytest.raises(ValueError, match="at least 10 simulations"):
         run({"a": torch.zeros(30, 2)}, None, **bad)

@@ -15,7 +15,24 @@ def test_arrays_share_their_memory():
     tensor = as_tensor("x", array)
     array[3, 1] = 7
     assert tensor[3, 1] == 7
-    assert as_tensor("x", tensor) is tensor
+    assert as_tensor("x", tensor).data_ptr() == tensor.data_ptr()
+
+
+def test_what_an_array_masks_is_nan():
+    array = np.ma.MaskedArray(np.ones((3, 2), dtype=np.float32), mask=False)
+    array[1, 0] = np.ma.masked
+    assert as_tensor("x", array).isnan().nonzero().tolist() == [[1, 0]]
+    assert np.asarray(array)[1, 0] == 1
+
+
+def test_arrays_may_be_reversed():
+    array = np.arange(6, dtype=np.float32).reshape(3, 2)
+    assert as_tensor("x", array[::-1]).tolist() == [[4, 5], [2, 3], [0, 1]]
+
+
+def test_gradients_of_a_simulator_are_left_behind():
+    x = torch.ones(3, 2, requires_grad=True) * 2
+    assert not as_tensor("x", x).requires_grad
 
 
 def test_files_that_cannot_be_written_are_mapped_without_a_warning(tmp_path):

@@ -100,6 +100,15 @@ def test_resuming_continues_and_fitting_again_does_not():
     assert (again.sample((100,)).mean(0) > 5).all()
 
 
+def test_what_was_fitted_outlives_a_fit_that_fails():
+    estimator = make(base=BoxUniform(torch.zeros(2), torch.ones(2)))
+    estimator.fit(torch.rand(60, 2), **QUICK)
+    before = estimator.log_prob(torch.full((1, 2), 0.5))
+    with pytest.raises(ValueError, match="outside"):
+        estimator.fit(torch.rand(60, 2) + 5, **QUICK)
+    assert torch.equal(estimator.log_prob(torch.full((1, 2), 0.5)), before)
+
+
 def test_points_of_other_types():
     estimator = make().fit(torch.randn(60, 2), **QUICK)
     points = torch.randn(2, 3, 2)

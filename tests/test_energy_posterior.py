@@ -443,6 +443,27 @@ def test_the_trainer_builds_both_posteriors(trainer):
     torch.testing.assert_close(got, trainer.energy(theta.unsqueeze(1), x[:1])[:, 0])
 
 
+@pytest.mark.parametrize("sample_with", ["direct", "energy"])
+def test_sampling_given_an_x_unlike_the_simulations_warns_once(trainer, sample_with):
+    posterior = trainer.build_posterior(sample_with=sample_with)
+    usual, unusual = torch.tensor([[0.2, 0.1]]), torch.tensor([[30.0, 30.0]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        posterior.sample((5,), x=usual, **QUIET)
+    with pytest.warns(UserWarning, match=r"x is unlike the simulations \(p = 0.00"):
+        posterior.sample((5,), x=unusual, **QUIET)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="x is unlike")
+        posterior.sample((5,), x=unusual, **QUIET)
+
+
+def test_one_of_several_observations_unlike_the_simulations_warns(trainer):
+    posterior = trainer.build_posterior(sample_with="energy")
+    x = torch.tensor([[0.2, 0.1], [5.0, 5.0]])
+    with pytest.warns(UserWarning, match="x is unlike the simulations"):
+        posterior.sample((5,), x=x, **QUIET)
+
+
 def test_a_posterior_does_not_change_when_training_goes_on(trainer):
     posterior = trainer.build_posterior(sample_with="energy")
     shared = posterior.pair

@@ -800,6 +800,38 @@ def test_resuming_and_starting_afresh_exclude_each_other():
         trainer.train(resume_training=True, retrain_from_scratch=True)
 
 
+def test_starting_afresh_takes_all_simulations_and_resuming_warns_that_it_does_not():
+    trainer = make_trainer()
+    quick(trainer)
+    theta = BOX.sample((30,))
+    trainer.append_simulations(theta, simulate(theta))
+    with pytest.warns(UserWarning, match="30 that were appended since have no part"):
+        quick(trainer, max_num_epochs=3, resume_training=True)
+    assert trainer.build_posterior().num_simulations == 120
+    before = trainer.summary["epochs_trained"][-1]
+    flow = trainer._neural_net
+    quick(trainer, retrain_from_scratch=True)
+    assert trainer._neural_net is not flow
+    assert trainer.build_posterior().num_simulations == 150
+    assert trainer.summary["epochs_trained"][-1] < before
+
+
+@pytest.mark.parametrize("theta", [torch.zeros(20), torch.zeros(0, 2)])
+def test_parameters_of_another_shape_are_refused_when_appended(theta):
+    trainer = JNPE(BOX, SMALL, show_progress_bars=False)
+    with pytest.raises(ValueError, match=r"`theta` of shape \(num_simulations, D\)"):
+        trainer.append_simulations(theta, torch.zeros(len(theta), 2))
+    theta = BOX.sample((20,))
+    trainer.append_simulations(theta, simulate(theta))
+
+
+def test_simulators_may_be_differentiable():
+    trainer = JNPE(BOX, SMALL, show_progress_bars=False)
+    theta = BOX.sample((60,))
+    x = theta * torch.ones(2, requires_grad=True)
+    quick(trainer.append_simulations(theta, x))
+
+
 def test_without_training_there_is_nothing_to_resume():
     with pytest.raises(RuntimeError, match="no training to resume"):
         make_trainer().train(resume_training=True)

@@ -448,6 +448,14 @@ def test_workers_simulate_what_one_process_does(flow, simulate):
         assert len(np.unique(x[..., 0] - theta[..., 0])) == 20
 
 
+def test_simulators_are_given_single_precision():
+    """Samples of MCMC are often of double precision, and simulators not made for it."""
+    samples = np.random.default_rng(0).normal(size=(100, 2))
+    matrix = torch.ones(2, 3)
+    data = export(samples, simulator=lambda theta: theta @ matrix)
+    assert values(data, "posterior_predictive", "x").dtype == np.float32
+
+
 def test_simulators_that_do_not_fit_are_refused(flow):
     with pytest.raises(ValueError, match=r"`simulator` .* \(100, \*x\) .* got \(1, 2\)"):
         export(flow, simulator=bad_simulator, num_samples=200)

@@ -48,6 +48,17 @@ def test_at_most_one_in_a_hundred_is_called_unusual_whatever_the_simulator(name,
     assert sum(shares) / 150 < 0.018
 
 
+def test_equal_simulations_are_at_distance_zero_in_any_batch():
+    """Most are all zeros here; that is the most usual x there is."""
+    torch.manual_seed(2)
+    x = (torch.rand(1000, 20) < 0.004 / 20).float()
+    novelty = Novelty(x)
+    assert novelty(torch.zeros(1, 20)) == 1
+    new = (torch.rand(300, 20) < 0.05).float()
+    alone = torch.cat([novelty(row) for row in new.split(1)])
+    assert torch.equal(novelty(new), alone)
+
+
 def test_outside_of_the_simulations_all_are_unusual():
     torch.manual_seed(0)
     assert (Novelty(torch.randn(400, 3).exp())(40 + torch.randn(50, 3)) < 0.01).all()

@@ -93,7 +93,7 @@ def calibrate(
     Raises:
         TypeError: If a posterior cannot be sampled.
         ValueError: If shapes do not match, or there are fewer than 10 simulations, or
-            no samples.
+            no samples, or some parameters or samples are not finite.
     """
     named = posteriors if isinstance(posteriors, Mapping) else {"": posteriors}
     for posterior in named.values():
@@ -102,9 +102,8 @@ def calibrate(
                 "Expected `posteriors` to be a posterior or a mapping of posteriors, got "
                 f"{type(posterior).__name__}, which has no `sample_batched`."
             )
-    truths, data = (torch.as_tensor(given, dtype=torch.float32) for given in (theta, x))
-    names = _check_shapes(truths, data, parameter_names)
-    truths, data = remove_nans_and_infs_in_x(truths, data)
+    truths, data = fresh_simulations(theta, x)
+    names = _names(parameter_names, truths.shape[1])
     _check_numbers(len(truths), num_posterior_samples, num_bins)
     with random_state(seed):
         references = get_tarp_references(truths.cpu())
@@ -116,6 +115,7 @@ def calibrate(
                 (num_posterior_samples,),
                 show_progress_bar=show_progress_bars,
             )
+            _check_finite(name, samples)
             results[name] = _calibration(
                 samples.cpu(), truths.cpu(), references, num_bins, names
             )
@@ -175,29 +175,61 @@ def _calibration(
     )
 
 
-def _check_shapes(
-    theta: Tensor, x: Tensor, parameter_names: Sequence[str] | None
-) -> tuple[str, ...]:
-    """Return the names of parameters, if they and the shapes match."""
-    if theta.ndim != 2 or len(theta) != len(x):
+def fresh_simulations(
+    theta: ArrayLike | None, x: ArrayLike | None
+) -> tuple[Tensor, Tensor]:
+    """Return the pairs of which x is finite, in single precision.
+
+    Args:
+        theta: Parameters, shape `(N, D)`.
+        x: Simulations, shape `(N, *x)`. Those with NaN or infinite entries are left out,
+            with a warning.
+
+    Raises:
+        ValueError: If shapes do not match, one is missing, some parameters are not
+            finite, or fewer than ten simulations are left.
+    """
+    if theta is None or x is None:
+        missing = "theta" if theta is None else "x"
+        raise ValueError(f"Expected both `theta` and `x`, got no `{missing}`.")
+    truths, data = (torch.as_tensor(given, dtype=torch.float32) for given in (theta, x))
+    if truths.ndim != 2 or data.shape[:1] != truths.shape[:1]:
         raise ValueError(
-            "Expected `theta` of shape (N, D) and `x` of shape (N, ...), got "
-            f"{tuple(theta.shape)} and {tuple(x.shape)}."
+            "Expected `theta` of shape (N, D) and `x` of shape (N, *x), got "
+            f"{tuple(truths.shape)} and {tuple(data.shape)}."
         )
-    dim = theta.shape[1]
+    if not bool(truths.isfinite().all()):
+        bad = int((~truths.isfinite().all(-1)).sum())
+        raise ValueError(
+            f"Expected finite `theta`, but {bad} of {len(truths)} have NaN or infinite "
+            "entries."
+        )
+    num = int(data.flatten(1).isfinite().all(-1).sum())
+    if num < 10:
+        raise ValueError(f"Expected at least 10 simulations with finite `x`, got {num}.")
+    return remove_nans_and_infs_in_x(truths, data)
+
+
+def _names(parameter_names: Sequence[str] | None, dim: int) -> tuple[str, ...]:
     if parameter_names is None:
         return tuple(f"theta_{i}" for i in range(dim))
     return tuple(columns_of(parameter_names, dim))
 
 
+def _check_finite(name: str, samples: Tensor) -> None:
+    """Raise a ValueError if some samples, `(S, N, D)`, are not finite."""
+    bad = int((~samples.isfinite().all(-1)).sum())
+    if bad:
+        raise ValueError(
+            f"Expected finite samples of the posterior{f' {name!r}' if name else ''}, "
+            f"but {bad} of {samples.shape[:2].numel()} have NaN or infinite entries."
+        )
+
+
 def _check_numbers(
     num_simulations: int, num_posterior_samples: int, num_bins: int | None
 ) -> None:
-    """Raise a ValueError if there are too few, and warn if there are few."""
-    if num_simulations < 10:
-        raise ValueError(
-            f"Expected at least 10 simulations with finite `x`, got {num_simulations}."
-        )
+    """Raise a ValueError if there are no samples, and warn if there are few."""
     if num_posterior_samples < 1 or (num_bins is not None and num_bins < 2):
         raise ValueError(
             "Expected `num_posterior_samples` of at least 1 and `num_bins` of at least "

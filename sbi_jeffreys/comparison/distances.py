@@ -30,7 +30,7 @@ def distances(
         By name, see `Comparison`.
     """
     mean, sd = reference.mean(0), reference.std(0, ddof=1)
-    sd = np.where(sd > 0, sd, 1.0)
+    sd = np.where(np.ptp(reference, 0) > 0, sd, 1.0)  # that of equal numbers is rounding
     reference, samples = (
         rng.permutation((each - mean) / sd) for each in (reference, samples)
     )

@@ -3,10 +3,8 @@
 import warnings
 
 import torch
-from numpy.typing import ArrayLike
 from sbi.inference.posteriors import DirectPosterior
 from sbi.inference.posteriors.base_posterior import NeuralPosterior
-from sbi.utils.diagnostics_utils import remove_nans_and_infs_in_x
 from torch import Tensor
 
 from sbi_jeffreys.comparison.calibration import calibrate
@@ -14,32 +12,6 @@ from sbi_jeffreys.comparison.calibration import calibrate
 LEVELS = (0.5, 0.9)
 NUM_LEAKAGE_SAMPLES = 1000
 """Draws for each x that tell how much of a flow is outside of the prior."""
-
-
-def fresh_simulations(
-    theta: ArrayLike | None, x: ArrayLike | None
-) -> tuple[Tensor, Tensor]:
-    """Return the pairs of which x is finite.
-
-    Args:
-        theta: Parameters, shape `(N, D)`.
-        x: Simulations, shape `(N, *x)`.
-
-    Raises:
-        ValueError: If shapes do not match, one is missing, or nothing is left.
-    """
-    if theta is None or x is None:
-        missing = "theta" if theta is None else "x"
-        raise ValueError(f"Expected both `theta` and `x`, got no `{missing}`.")
-    theta, x = (torch.as_tensor(values, dtype=torch.float32) for values in (theta, x))
-    if theta.ndim != 2 or x.shape[:1] != theta.shape[:1]:
-        raise ValueError(
-            "Expected `theta` of shape (N, D) and `x` of shape (N, *x), got shapes "
-            f"{tuple(theta.shape)} and {tuple(x.shape)}."
-        )
-    if not bool(x.flatten(1).isfinite().all(-1).any()):
-        raise ValueError("Expected some finite simulations `x`, got none.")
-    return remove_nans_and_infs_in_x(theta, x)
 
 
 def held_out_scores(

@@ -18,7 +18,7 @@ class Predictive:
     """Runs a simulator at draws, in parallel, by `sbi`'s `simulate_for_sbi`.
 
     Attributes:
-        simulator: Takes a tensor `(batch, D)` and returns one, `(batch, *x)`.
+        simulator: Takes a tensor `(batch, D)`, float32, and returns one, `(batch, *x)`.
         num_draws: To simulate, rounded up to a multiple of the chains.
         num_workers: Processes to run it in.
         simulation_batch_size: Parameters in a call, more or less.
@@ -55,7 +55,8 @@ class Predictive:
         """
         first = theta[:, : ceil(self.num_draws / len(theta))]
         several = 1 if observed is None else len(observed)
-        rows = torch.from_numpy(first).flatten(0, 1).repeat_interleave(several, 0)
+        rows = torch.from_numpy(first).float().flatten(0, 1)
+        rows = rows.repeat_interleave(several, 0)
         _, x = simulate_for_sbi(
             _OnTensors(self.simulator),
             _Drawn(rows),

@@ -10,9 +10,10 @@ from numpy.typing import ArrayLike
 from sbi.inference.posteriors.base_posterior import NeuralPosterior
 
 from sbi_jeffreys.arviz_api import is_inference_data, labelled_draws, summary
+from sbi_jeffreys.comparison.calibration import fresh_simulations
 from sbi_jeffreys.comparison.distances import CLASSIFIERS, distances
 from sbi_jeffreys.comparison.draws import INDEPENDENT, random_state
-from sbi_jeffreys.comparison.held_out import fresh_simulations, held_out_scores
+from sbi_jeffreys.comparison.held_out import held_out_scores
 from sbi_jeffreys.comparison.inference_data import to_inference_data
 from sbi_jeffreys.comparison.naming import ParameterNames
 
@@ -146,6 +147,11 @@ def compare(
     if is_inference_data(posteriors) or not isinstance(posteriors, Mapping):
         posteriors = {"posterior": posteriors}
     _check_options(posteriors, reference, classifiers, hdi_prob, num_samples)
+    if num_posterior_samples < 1:
+        raise ValueError(
+            "Expected `num_posterior_samples` to be at least 1, got "
+            f"{num_posterior_samples}."
+        )
     fresh = None if theta is None and x is None else fresh_simulations(theta, x)
     data = {name: each for name, each in posteriors.items() if is_inference_data(each)}
     if len(data) < len(posteriors):
