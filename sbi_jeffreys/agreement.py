@@ -197,7 +197,8 @@ class ChecksAgreement(NeuralPosterior):
     def _warn_of_unusual(self, conditions: Tensor) -> None:
         """Warn, once for each posterior, where x is unlike the simulations.
 
-        False alarms are at most one in a hundred, also for several observations.
+        False alarms are at most one in a hundred, also for several observations of the
+        same parameters (Bonferroni); of more than ten, p is never small enough.
         """
         if self._has_warned_of_x or self.novelty is None:
             return
