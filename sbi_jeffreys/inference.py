@@ -491,6 +491,12 @@ class JNPE(BothPosteriors):
         self._tracker.flush()
 
     def _check_simulations(self, validation_fraction: float) -> None:
+        for theta in self._theta_roundwise:
+            if theta.ndim != 2:
+                raise ValueError(
+                    "Expected `theta` of shape (num_simulations, D), got "
+                    f"{tuple(theta.shape)}; append it to a new trainer."
+                )
         for x in self._x_roundwise:
             if x.ndim < 2:
                 raise ValueError(

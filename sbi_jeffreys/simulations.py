@@ -216,15 +216,16 @@ class UncopiedSimulations(NPE_C):
         return theta, x
 
     def _check_parameters(self, theta: Tensor) -> None:
-        if theta.ndim != 2 or not len(theta):
+        if theta.ndim == 0 or not len(theta):
             raise ValueError(
-                "Expected `theta` of shape (num_simulations, D), with at least one "
-                f"simulation, got {tuple(theta.shape)}."
+                "Expected `theta` of at least one simulation, (num_simulations, D), got "
+                f"shape {tuple(theta.shape)}."
             )
         chunks = theta.split(rows_at_once(theta))
         if not is_finite(theta):
             bad = sum(
-                int((~chunk.isfinite().flatten(1).all(-1)).sum()) for chunk in chunks
+                int((~chunk.isfinite().reshape(len(chunk), -1).all(-1)).sum())
+                for chunk in chunks
             )
             raise ValueError(
                 f"Expected finite `theta`, but {bad} of {len(theta)} have NaN or "
