@@ -20,8 +20,9 @@ def as_tensor(name: str, values: Any) -> Tensor:
 
     Args:
         name: What to call them in an error.
-        values: A tensor, or a float32 NumPy array, `(N, ...)`. Masked entries of an array
-            are NaN in a copy, as for simulations that failed.
+        values: A tensor, of which gradients are left behind, or a float32 NumPy array,
+            `(N, ...)`. Masked entries of an array are NaN in a copy, as for simulations
+            that failed.
 
     Raises:
         TypeError: If they are neither, or an array of another type.
@@ -66,6 +67,24 @@ def is_finite(values: Tensor) -> bool:
     """Return whether no entry of `values`, `(N, ...)`, is NaN or infinite."""
     chunks = values.split(rows_at_once(values))
     return all(bool(chunk.isfinite().all()) for chunk in chunks)
+
+
+def check_finite(what: str, rows: Tensor) -> None:
+    """Raise a ValueError if some rows have entries that are NaN or infinite.
+
+    Args:
+        what: To call them in the error.
+        rows: Shape `(N, ...)`.
+    """
+    if is_finite(rows):
+        return
+    bad = sum(
+        int((~chunk.isfinite().reshape(len(chunk), -1).all(-1)).sum())
+        for chunk in rows.split(rows_at_once(rows))
+    )
+    raise ValueError(
+        f"Expected finite {what}, but {bad} of {len(rows)} have NaN or infinite entries."
+    )
 
 
 class Stacked:

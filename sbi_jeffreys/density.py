@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from typing_extensions import Self
 
+from sbi_jeffreys.data import check_finite
 from sbi_jeffreys.energy import ConditionalEnergy
 from sbi_jeffreys.flow import Shape
 from sbi_jeffreys.inference import JNPE, FlowBuilder
@@ -162,12 +163,7 @@ class JeffreysDensityEstimator(PairDensity):
             raise ValueError(
                 f"Expected `samples` of shape (N, D), got {tuple(samples.shape)}."
             )
-        if not samples.isfinite().all():
-            bad = int((~samples.isfinite().all(-1)).sum())
-            raise ValueError(
-                f"Expected finite `samples`, got {bad} of {len(samples)} rows with NaN "
-                "or infinite values."
-            )
+        check_finite("`samples`", samples)
         trainer = self._trainer
         if not training.get("resume_training", False):
             trainer = self._new_trainer()

@@ -24,7 +24,14 @@ from torch.utils.data import (
 )
 from typing_extensions import Self
 
-from sbi_jeffreys.data import Stacked, as_tensor, is_finite, rows_at_once, thinned
+from sbi_jeffreys.data import (
+    Stacked,
+    as_tensor,
+    check_finite,
+    is_finite,
+    rows_at_once,
+    thinned,
+)
 
 
 class UncopiedSimulations(NPE_C):
@@ -221,20 +228,11 @@ class UncopiedSimulations(NPE_C):
                 "Expected `theta` of at least one simulation, (num_simulations, D), got "
                 f"shape {tuple(theta.shape)}."
             )
-        chunks = theta.split(rows_at_once(theta))
-        if not is_finite(theta):
-            bad = sum(
-                int((~chunk.isfinite().reshape(len(chunk), -1).all(-1)).sum())
-                for chunk in chunks
-            )
-            raise ValueError(
-                f"Expected finite `theta`, but {bad} of {len(theta)} have NaN or "
-                "infinite entries."
-            )
+        check_finite("`theta`", theta)
         if self._prior is not None and not isinstance(self._prior, ImproperEmpirical):
             outside = sum(
                 int((~within_support(self._prior, chunk.to(self._device))).sum())
-                for chunk in chunks
+                for chunk in theta.split(rows_at_once(theta))
             )
             if outside:
                 raise ValueError(

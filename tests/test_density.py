@@ -130,7 +130,7 @@ class TestErrors:
         samples = torch.randn(60, 2)
         samples[3, 1] = torch.nan
         samples[4] = torch.inf
-        with pytest.raises(ValueError, match="got 2 of 60 rows"):
+        with pytest.raises(ValueError, match="finite `samples`, but 2 of 60 have"):
             make().fit(samples)
 
     def test_samples_outside_of_the_base(self):

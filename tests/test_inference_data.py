@@ -477,7 +477,7 @@ def test_what_is_no_posterior_is_refused(flow):
     for samples in (torch.zeros(5), torch.zeros(0, 2), torch.zeros(1, 2, 3, 4)):
         with pytest.raises(ValueError, match="Expected samples of shape"):
             export(samples)
-    with pytest.raises(ValueError, match="finite samples, got 2 draws"):
+    with pytest.raises(ValueError, match="finite samples, but 2 of 3 have"):
         export({"bad": torch.tensor([[0.0, np.nan], [np.inf, 0.0], [0.0, 0.0]])})
     for name in ("num_samples", "num_chains", "num_predictive", "num_workers"):
         for number in (0, 1.5):
@@ -501,7 +501,7 @@ def test_observations_that_do_not_fit_are_refused(flow, x_o, message):
 @pytest.mark.parametrize(
     ("samples", "message"),
     [
-        (torch.full((40, 2), np.nan), "finite samples of FlowPosterior, got 40 draws"),
+        (torch.full((40, 2), np.nan), "finite samples of FlowPosterior, but 40 of 40"),
         (torch.zeros(40, 2, 2), r"shape \(40, D\) from FlowPosterior, got \(40, 2, 2\)"),
     ],
 )

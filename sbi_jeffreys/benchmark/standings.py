@@ -34,6 +34,10 @@ QUANTITIES = {
     ),
     "tarp_error": ("TARP error: mean distance of coverage from its level", 3),
     "training_seconds": ("Seconds of training, of one processor", 0),
+    "sampling_seconds": (
+        "Seconds of 10,000 samples given one observation: median over observations",
+        2,
+    ),
 }
 NOTE = (
     "C2ST: 0.5 is perfect, 1 useless. Mean over observations, then over seeds, ± the "
@@ -111,7 +115,7 @@ def _quantities(rows: pd.DataFrame, column: str, digits: int) -> str:
     methods = _in_order(rows.method, METHODS)
     lines = []
     for task in _in_order(rows.task, TASKS):
-        by_seed = rows[rows.task == task].groupby(["method", "seed"])[column].first()
+        by_seed = rows[rows.task == task].groupby(["method", "seed"])[column].median()
         lines.append(
             (
                 task,

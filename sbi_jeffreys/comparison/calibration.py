@@ -28,6 +28,7 @@ from torch import Tensor
 from sbi_jeffreys.comparison.draws import random_state
 from sbi_jeffreys.comparison.naming import columns_of
 from sbi_jeffreys.comparison.ranks import Calibration
+from sbi_jeffreys.data import check_finite
 
 
 @overload
@@ -115,7 +116,8 @@ def calibrate(
                 (num_posterior_samples,),
                 show_progress_bar=show_progress_bars,
             )
-            _check_finite(name, samples)
+            whose = f" of the posterior {name!r}" if name else ""
+            check_finite(f"samples{whose}", samples.flatten(0, 1))
             results[name] = _calibration(
                 samples.cpu(), truths.cpu(), references, num_bins, names
             )
@@ -198,12 +200,7 @@ def fresh_simulations(
             "Expected `theta` of shape (N, D) and `x` of shape (N, *x), got "
             f"{tuple(truths.shape)} and {tuple(data.shape)}."
         )
-    if not bool(truths.isfinite().all()):
-        bad = int((~truths.isfinite().all(-1)).sum())
-        raise ValueError(
-            f"Expected finite `theta`, but {bad} of {len(truths)} have NaN or infinite "
-            "entries."
-        )
+    check_finite("`theta`", truths)
     num = int(data.flatten(1).isfinite().all(-1).sum())
     if num < 10:
         raise ValueError(f"Expected at least 10 simulations with finite `x`, got {num}.")
@@ -214,16 +211,6 @@ def _names(parameter_names: Sequence[str] | None, dim: int) -> tuple[str, ...]:
     if parameter_names is None:
         return tuple(f"theta_{i}" for i in range(dim))
     return tuple(columns_of(parameter_names, dim))
-
-
-def _check_finite(name: str, samples: Tensor) -> None:
-    """Raise a ValueError if some samples, `(S, N, D)`, are not finite."""
-    bad = int((~samples.isfinite().all(-1)).sum())
-    if bad:
-        raise ValueError(
-            f"Expected finite samples of the posterior{f' {name!r}' if name else ''}, "
-            f"but {bad} of {samples.shape[:2].numel()} have NaN or infinite entries."
-        )
 
 
 def _check_numbers(

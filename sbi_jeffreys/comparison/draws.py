@@ -19,6 +19,8 @@ from sbi.inference.posteriors.base_posterior import NeuralPosterior
 from sbi.utils.sbiutils import seed_all_backends
 from torch import Tensor
 
+from sbi_jeffreys.data import check_finite
+
 NUM_CHAINS = 4
 """Chains that independent draws are dealt into, as arviz's diagnostics expect several."""
 
@@ -75,15 +77,15 @@ def given_draws(samples: Tensor | np.ndarray) -> Draws:
     Raises:
         ValueError: If the shape is another, or there are NaN or infinite values.
     """
-    theta = torch.as_tensor(samples).detach().cpu().numpy()
-    if theta.ndim not in (2, 3) or not theta.size:
+    theta = torch.as_tensor(samples).detach().cpu()
+    if theta.ndim not in (2, 3) or not theta.numel():
         raise ValueError(
             "Expected samples of shape (N, D) or (chain, draw, D), got "
             f"{tuple(theta.shape)}."
         )
-    _check_finite(theta, "samples")
+    check_finite("samples", theta.flatten(0, -2))
     attrs = {"sampler": CHAINS if theta.ndim == 3 else INDEPENDENT}
-    return Draws(theta.reshape(-1, *theta.shape[-2:]), {}, attrs, {})
+    return Draws(theta.numpy().reshape(-1, *theta.shape[-2:]), {}, attrs, {})
 
 
 def draw(
@@ -123,9 +125,9 @@ def draw(
         )
     if isinstance(posterior, EnsemblePosterior):  # its members' samples come in order
         theta = theta[torch.randperm(len(theta), device=theta.device)]
+    check_finite(f"samples of {type(posterior).__name__}", theta)
     # All of a chain come before those of the next, in sbi's samplers as in Pyro.
     chains = theta.cpu().numpy().reshape(num_chains, length, -1)
-    _check_finite(chains, f"samples of {type(posterior).__name__}")
     stats: dict[str, np.ndarray] = {}
     attrs: dict[str, Any] = {"sampler": INDEPENDENT}
     if is_mcmc:
@@ -208,11 +210,3 @@ def agreement(posterior: NeuralPosterior, x: Tensor) -> dict[str, Any]:
         "x_p_value": None if p_value is None else float(p_value[0]),
         "verdict": report.verdicts[0],
     }
-
-
-def _check_finite(theta: np.ndarray, what: str) -> None:
-    bad = int((~np.isfinite(theta)).any(-1).sum())
-    if bad:
-        raise ValueError(
-            f"Expected finite {what}, got {bad} draws that are NaN or infinite."
-        )

@@ -146,12 +146,14 @@ def compare(
     """
     if is_inference_data(posteriors) or not isinstance(posteriors, Mapping):
         posteriors = {"posterior": posteriors}
-    _check_options(posteriors, reference, classifiers, hdi_prob, num_samples)
-    if num_posterior_samples < 1:
-        raise ValueError(
-            "Expected `num_posterior_samples` to be at least 1, got "
-            f"{num_posterior_samples}."
-        )
+    _check_options(
+        posteriors,
+        reference,
+        classifiers,
+        hdi_prob,
+        num_samples,
+        num_posterior_samples,
+    )
     fresh = None if theta is None and x is None else fresh_simulations(theta, x)
     data = {name: each for name, each in posteriors.items() if is_inference_data(each)}
     if len(data) < len(posteriors):
@@ -246,6 +248,7 @@ def _check_options(
     classifiers: Sequence[str],
     hdi_prob: float,
     num_samples: int,
+    num_posterior_samples: int,
 ) -> None:
     if not named:
         raise ValueError("Expected `posteriors` to name at least one, got none.")
@@ -262,4 +265,9 @@ def _check_options(
     if num_samples < MIN_SAMPLES:
         raise ValueError(
             f"Expected `num_samples` to be at least {MIN_SAMPLES}, got {num_samples}."
+        )
+    if num_posterior_samples < 1:
+        raise ValueError(
+            "Expected `num_posterior_samples` to be at least 1, got "
+            f"{num_posterior_samples}."
         )
