@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.colors import to_hex
 from scipy.stats import norm
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import KFold, cross_val_score
@@ -127,6 +128,7 @@ def test_nothing_is_computed_twice(stub, tmp_path):
     assert set(of_first[of_first.method == "exact"].c2st_rf) == {0.5}
     assert set(of_first[of_first.method == "shifted"].c2st_rf) == {0.9}
     assert set(finished.training_seconds) == {4.0}
+    assert finished.measured_with.str.endswith("device cpu").all()
     assert not missing(grid(seeds=[0, 1]), finished, ["rf"])
     assert len(missing(grid(seeds=[0, 1]), finished, ["mlp"])) == 4
     assert not missing(grid(seeds=[0, 1]), finished, ["rf_fold"])  # one of rf's folds
@@ -300,6 +302,22 @@ def test_report_command_writes_tables_and_figures(tmp_path, capsys):
     assert "![two_moons](table/two_moons.png)" in output.read_text()
     assert (output.with_suffix("") / "two_moons.png").stat().st_size > 1000
     assert "0.660 ± 0.071" in capsys.readouterr().out
+
+
+def test_methods_have_colours_of_their_own():
+    methods = list(METHODS)[:10]
+    rows = [
+        {**finished_cells().iloc[0], "task": task, "method": method}
+        for task in ("two_moons", TASK)
+        for method in methods
+    ]
+    drawn = []
+    for _, figure in standings.figures(pd.DataFrame(rows, columns=list(cells.COLUMNS))):
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        points = [h for h, name in zip(handles, labels, strict=True) if name in methods]
+        drawn.append([to_hex(point.get_facecolor()[0]) for point in points])
+    assert len(set(drawn[0])) == 10
+    assert drawn[0] == drawn[1]
 
 
 def test_report_without_cells_says_so(tmp_path):

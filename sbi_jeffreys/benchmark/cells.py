@@ -198,7 +198,7 @@ def _work(
             return unit, len(todo), [f"{unit} failed.\n{traceback.format_exc()}"]
         for cell, classifiers in todo.items():
             try:
-                row = _measure(fits[cell.method], cell, classifiers)
+                row = _measure(fits[cell.method], cell, classifiers, device)
             except Exception:
                 errors.append(f"{cell} failed.\n{traceback.format_exc()}")
                 continue
@@ -260,8 +260,10 @@ def _calibration_errors(
     return sum(distances) / len(distances), float(coverage_error)
 
 
-def _measure(trained: TrainedFit, cell: Cell, classifiers: list[str]) -> dict[str, Any]:
-    """Return the row of a cell."""
+def _measure(
+    trained: TrainedFit, cell: Cell, classifiers: list[str], device: str
+) -> dict[str, Any]:
+    """Return the row of a cell; the device is that JNPE trained on."""
     x_o, samples = reference(TASKS[cell.task], cell.observation)[1:]
     torch.manual_seed(zlib.crc32(repr(cell).encode()))
     start = time.perf_counter()
@@ -275,7 +277,7 @@ def _measure(trained: TrainedFit, cell: Cell, classifiers: list[str]) -> dict[st
         "tarp_error": trained.tarp_error,
         "sampling_seconds": seconds,
         "sbi_jeffreys": __version__,
-        "measured_with": measured_with("cpu"),
+        "measured_with": measured_with(device),
     }
 
 

@@ -1,6 +1,7 @@
 """The benchmark's cells as tables in Markdown and as figures, beside published values."""
 
 from collections.abc import Iterable, Iterator
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from sbi_jeffreys.benchmark.published import (
 )
 from sbi_jeffreys.benchmark.report import spread, table
 from sbi_jeffreys.benchmark.tasks import TASKS
-from sbi_jeffreys.plots.style import GREY, color_of, panels
+from sbi_jeffreys.plots.style import GREY, PALETTE, panels
 
 C2ST_NAMES = {
     "c2st_rf": "C2ST by sbi's random forest",
@@ -144,10 +145,11 @@ def _in_order(names: pd.Series, order: Iterable[str]) -> list[str]:
 def figures(cells: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
     """Yield a name and a figure for each task: C2ST of each method, over the budgets.
 
-    Filled points are means over the observations, one for each seed; crosses are
-    published values.
+    Filled points are means over the observations, one for each seed, round of JNPE's
+    methods; crosses are published values.
     """
     cells = with_any_folds(cells)
+    colors = dict(zip(_in_order(cells.method, METHODS), cycle(PALETTE), strict=False))
     for task in _in_order(cells.task, TASKS):
         rows = cells[cells.task == task].dropna(subset="c2st_rf")
         if rows.empty:
@@ -168,11 +170,12 @@ def figures(cells: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
                     by_seed.num_simulations * shift,
                     by_seed.c2st_rf,
                     s=14,
-                    color=color_of(method),
+                    color=colors[method],
+                    marker="o" if method.startswith("jnpe") else "^",
                     label=method,
                 )
                 means = by_seed.groupby("num_simulations").c2st_rf.mean()
-                axes.plot(means.index * shift, means, color=color_of(method), alpha=0.5)
+                axes.plot(means.index * shift, means, color=colors[method], alpha=0.5)
             for method, group in quoted.groupby("method"):
                 group = group[group.num_simulations.isin(budgets)]
                 axes.scatter(

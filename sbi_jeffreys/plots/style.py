@@ -27,8 +27,19 @@ STYLE: dict[Any, Any] = {
     "ytick.labelsize": 8,
 }
 GREY, RED, PURPLE = "0.45", "#B22222", "#7B4F9D"
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5C3E")
-"""Colours that the colour-blind can tell apart, after Okabe and Ito."""
+PALETTE = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#7A5C3E",
+    "#332288",
+    "#882255",
+    "#A0A02C",
+)
+"""Colours of which the colour-blind can tell the first six apart, after Okabe and Ito."""
 
 _COLORS = {
     "flow": PALETTE[0],
@@ -43,7 +54,7 @@ def color_of(name: str) -> str:
     """Return the colour of a posterior, the same as long as the process runs.
 
     "flow", "energy", "MCMC" and "reference" have theirs; other names get the next that is
-    free, in the order in which they come.
+    free, in the order in which they come; after eight of these, colours come again.
     """
     if name not in _COLORS:
         free = [color for color in PALETTE if color not in _COLORS.values()]

@@ -127,9 +127,12 @@ def report(rows: pd.DataFrame) -> str:
                 "yes" if Z_RANGE[0] <= low and high <= Z_RANGE[1] else "no",
             )
         )
-    fixed = means.kl_last.drop(list(RESILIENT), errors="ignore")
-    verdict = ", ".join(
-        f"{int((fixed > means.kl_last[name]).sum())} than {name!r}"
+    fixed = means.drop(list(RESILIENT), errors="ignore")
+    judged = ["kl_last", "energy_kl_last", "kl_best"]
+    verdict = "; ".join(
+        "{} / {} / {} than {!r}".format(
+            *(fixed[judged] > means.loc[name, judged]).sum(), name
+        )
         for name in RESILIENT
         if name in means.index
     )
@@ -143,7 +146,8 @@ def report(rows: pd.DataFrame) -> str:
             "epoch; and that of the energy-based model of the last epoch. Z is its "
             "normaliser then, from lowest to highest over seeds, and whether within "
             f"{Z_RANGE}.",
-            f"Of {len(fixed)} fixed weightings there are worse, by the last epoch: "
+            f"Of {len(fixed)} fixed weightings there are worse, by the flow of the last "
+            f"epoch / the energy of the last / the flow of the best held-out epoch: "
             f"{verdict}. (Multipliers at rest are weights that stay: the fixed ones "
             "nearest to them should do as well.)",
             table(
