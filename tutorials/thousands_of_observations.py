@@ -28,7 +28,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 torch.manual_seed(0)
 
 NUM_SIMULATIONS = 2000 if FAST else 10_000
-NUM_OBSERVATIONS = 200 if FAST else 2000
+NUM_OBSERVATIONS = 50 if FAST else 2000
 
 prior = BoxUniform(-2 * torch.ones(4), 2 * torch.ones(4), device=DEVICE)
 
