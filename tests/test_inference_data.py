@@ -172,7 +172,6 @@ def test_sbis_samplers_of_the_energy_tell_the_shape_of_x(trained, flow, energy):
         assert condition_shape(posterior) == X_O.shape[-1:]
 
 
-@pytest.mark.slow
 def test_several_observations_of_the_same_parameters(energy):
     several = X_O + 0.1 * torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     data = export(

@@ -342,7 +342,6 @@ def test_the_flow_follows_the_pool_once_training_stalls_and_keeps_what_it_gained
         assert torch.equal(value, followed[name])
 
 
-@pytest.mark.slow
 def test_what_following_gained_is_kept_by_a_call_that_does_not_pool(monkeypatch):
     """And the energy's embedding, which the flow has changed, is the networks' own."""
     trainer = make_trainer(dim=6, embedding_net=nn.Linear(6, 6))
@@ -364,7 +363,6 @@ def test_what_following_gained_is_kept_by_a_call_that_does_not_pool(monkeypatch)
         assert torch.equal(value, followed[name])
 
 
-@pytest.mark.slow
 def test_following_does_not_change_how_training_goes_on():
     plain = make_trainer()
     with pytest.MonkeyPatch.context() as patch:

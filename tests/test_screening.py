@@ -161,7 +161,6 @@ def train(embedding_net=None):
     return trainer, trainer.train(stop_after_epochs=30)
 
 
-@pytest.mark.slow
 def test_training_screens_unless_there_is_an_embedding_net(monkeypatch):
     """Test NLLs, exact 1.05, of seeds 0 to 3: flow 1.17 to 1.19 screened and 1.53 to
     1.58 without, energy 1.09 to 1.10 and 1.28 to 1.44. Without the pool, which helps the

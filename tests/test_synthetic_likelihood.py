@@ -192,7 +192,6 @@ def test_features_are_taken_one_by_one_unless_they_depend_on_one_another(monkeyp
     torch.testing.assert_close(errors.T @ errors / 500, torch.eye(3), atol=1e-3, rtol=0)
 
 
-@pytest.mark.slow
 def test_errors_whose_sizes_depend_on_the_parameters_are_told_apart(monkeypatch):
     """Four independent errors; where x is rotated, its entries mix them. The mean test
     log-likelihood then loses 0.31 to 0.48 nats (five other seeds), with a standard error
@@ -277,10 +276,7 @@ def both_ways(theta):
 
 @pytest.mark.parametrize(
     ("curve", "noise", "error_model", "most"),
-    [
-        (decay, 0.1, UNCORRELATED, 1.2),
-        pytest.param(both_ways, 0.02, SMALL, 2.0, marks=pytest.mark.slow),
-    ],
+    [(decay, 0.1, UNCORRELATED, 1.2), (both_ways, 0.02, SMALL, 2.0)],
 )
 def test_independent_errors_have_a_diagonal(curve, noise, error_model, most, monkeypatch):
     """Of 400 simulations: nats lost of the test log-likelihood. With two seeds 0.60 and
@@ -342,7 +338,6 @@ def test_steps_are_those_of_counts_and_not_of_rounding():
     assert 0.045 < float(noise[:, 0].abs().max()) < 0.05001
 
 
-@pytest.mark.slow
 def test_counts_are_no_spikes(monkeypatch):
     """Nats lost of the log probability of counts, many of them zero: 0.1 to 0.25 with two
     seeds. Without noise the density at zero is above any probability: 2.3 "gained"."""
@@ -362,7 +357,6 @@ def test_counts_are_no_spikes(monkeypatch):
     assert lost() < -1.0
 
 
-@pytest.mark.slow
 def test_errors_on_a_thin_circle_are_a_mixture(monkeypatch):
     """From which a Gaussian of their covariance is 1.2 nats away, and the model 0.12."""
     monkeypatch.setattr(synthetic_likelihood, "ERROR_MODELS", (CORRELATED, MIXTURE))

@@ -77,11 +77,13 @@ class TrainedFit(NamedTuple):
         sbc_error: Mean distance of parameters' ranks from a uniform distribution
             (Wasserstein-1, ranks scaled to [0, 1]), over fresh simulations.
         tarp_error: Mean distance of TARP's coverage from its level.
+        measured_with: Versions, machine and device of the training.
     """
 
     fit: Fit
     sbc_error: float
     tarp_error: float
+    measured_with: str
 
 
 FIT_COLUMNS = ("nll", "nll_last", "epochs", "training_seconds")
@@ -198,7 +200,7 @@ def _work(
             return unit, len(todo), [f"{unit} failed.\n{traceback.format_exc()}"]
         for cell, classifiers in todo.items():
             try:
-                row = _measure(fits[cell.method], cell, classifiers, device)
+                row = _measure(fits[cell.method], cell, classifiers)
             except Exception:
                 errors.append(f"{cell} failed.\n{traceback.format_exc()}")
                 continue
@@ -217,7 +219,11 @@ def _trained(unit: Unit, folder: Path, device: str) -> dict[str, TrainedFit]:
     fits = training.fit(task.prior, theta, x, test, unit.seed)
     pairs = test[0][:NUM_CALIBRATION_PAIRS], test[1][:NUM_CALIBRATION_PAIRS]
     trained = {
-        method: TrainedFit(fit, *_calibration_errors(fit.posterior, *pairs, training))
+        method: TrainedFit(
+            fit,
+            *_calibration_errors(fit.posterior, *pairs, training),
+            measured_with(training.device),
+        )
         for method, fit in zip(training.methods, fits, strict=True)
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -260,10 +266,8 @@ def _calibration_errors(
     return sum(distances) / len(distances), float(coverage_error)
 
 
-def _measure(
-    trained: TrainedFit, cell: Cell, classifiers: list[str], device: str
-) -> dict[str, Any]:
-    """Return the row of a cell; the device is that JNPE trained on."""
+def _measure(trained: TrainedFit, cell: Cell, classifiers: list[str]) -> dict[str, Any]:
+    """Return the row of a cell."""
     x_o, samples = reference(TASKS[cell.task], cell.observation)[1:]
     torch.manual_seed(zlib.crc32(repr(cell).encode()))
     start = time.perf_counter()
@@ -277,7 +281,7 @@ def _measure(
         "tarp_error": trained.tarp_error,
         "sampling_seconds": seconds,
         "sbi_jeffreys": __version__,
-        "measured_with": measured_with(device),
+        "measured_with": trained.measured_with,
     }
 
 

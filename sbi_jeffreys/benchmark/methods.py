@@ -56,9 +56,11 @@ class Training(ABC):
         methods: Names of what it fits.
         batched_options: Of `sample_batched`, to draw for hundreds of x without rejecting
             any sample; None where that takes too long.
+        device: That it trains on.
     """
 
     methods: tuple[str, ...]
+    device: str = "cpu"
     batched_options: dict[str, Any] | None = None
 
     @abstractmethod
@@ -265,7 +267,6 @@ class JNPETraining(Training):
         kinds = ("flow", "corrected", "networks", "linear")
         self.methods = tuple(f"{method}_{kind}" for kind in kinds)
         self.options = options
-        self.device = "cpu"
 
     def on(self, device: str) -> "JNPETraining":
         """See the base class."""
