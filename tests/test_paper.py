@@ -24,6 +24,7 @@ from sbi_jeffreys.benchmark.paper import (
 from sbi_jeffreys.benchmark.paper.images import CELEBA_SIZE, celeba, digits
 from sbi_jeffreys.benchmark.paper.planar import PLANAR, draw, draw_mixture, mixture
 from sbi_jeffreys.benchmark.paper.wgan import WGAN
+from sbi_jeffreys.benchmark.report import measured_with
 from sbi_jeffreys.benchmark.rows import finish
 
 
@@ -161,7 +162,8 @@ def test_rows_are_computed_once(tmp_path):
     finish(compute, [("a", 1), ("b", 1)], path, 1, columns)
     rows = finish(compute, [("b", 1), ("c", 2)], path, 1, columns)
     assert calls == [("a", 1), ("b", 1), ("c", 2)]
-    assert rows.values.tolist() == [["b", 1], ["c", 2]]
+    assert rows[list(columns)].values.tolist() == [["b", 1], ["c", 2]]
+    assert set(rows.measured_with) == {measured_with("cpu")}
     with pytest.raises(ValueError, match="another version"):
         finish(compute, [("d", 2)], path, 1, (*columns, "more"))
     assert len(calls) == 3

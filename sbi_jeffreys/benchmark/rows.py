@@ -10,6 +10,8 @@ import torch
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
+from sbi_jeffreys.benchmark.report import measured_with
+
 
 def finish(
     compute: Callable[..., NamedTuple],
@@ -19,6 +21,8 @@ def finish(
     columns: Sequence[str],
 ) -> pd.DataFrame:
     """Compute the rows that are missing, and return those of the keys.
+
+    Each says in the column `measured_with` by what versions and machine it was computed.
 
     Args:
         compute: Called with the parts of a key, in a process of one thread; returns a
@@ -33,7 +37,7 @@ def finish(
     """
     keys = [tuple(key) for key in keys]
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = _read(path)
+    rows, columns = _read(path), (*columns, "measured_with")
     if path.exists() and list(rows.columns) != list(columns):
         raise ValueError(
             f"Expected {path} to have the columns {', '.join(columns)}, got "
@@ -62,9 +66,9 @@ def numbers(entry: str) -> list[float]:
     return json.loads(entry)
 
 
-def _compute(compute: Callable[..., NamedTuple], key: tuple[Any, ...]) -> NamedTuple:
+def _compute(compute: Callable[..., NamedTuple], key: tuple[Any, ...]) -> dict[str, Any]:
     torch.set_num_threads(1)
-    return compute(*key)
+    return {**compute(*key)._asdict(), "measured_with": measured_with("cpu")}
 
 
 def _read(path: Path) -> pd.DataFrame:

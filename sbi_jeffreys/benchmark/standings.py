@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Iterator
 from itertools import cycle
+from math import pi, sqrt
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from sbi_jeffreys.benchmark.cells import FINER
+from sbi_jeffreys.benchmark.cells import FINER, NUM_CALIBRATION_PAIRS
 from sbi_jeffreys.benchmark.methods import METHODS
 from sbi_jeffreys.benchmark.published import (
     BARS,
@@ -26,14 +27,22 @@ C2ST_NAMES = {
     "c2st_rf": "C2ST by sbi's random forest",
     "c2st_mlp": "C2ST by sbibm's network (z-scored MLP)",
 }
+BY_CHANCE = sqrt(pi / (32 * NUM_CALIBRATION_PAIRS))
+"""Errors of SBC and TARP to be expected of an exact posterior: the mean distance of the
+empirical distribution of N uniform variables from theirs is √(π / 32N)."""
+
 QUANTITIES = {
     "nll": ("Test NLL in nats, weights kept", 3),
     "nll_last": ("Test NLL in nats, weights of the last epoch", 3),
     "sbc_error": (
-        "SBC error: mean distance of ranks from uniform (exact: about 0.02)",
+        f"SBC error: mean distance of ranks from uniform (exact: about {BY_CHANCE:.3f})",
         3,
     ),
-    "tarp_error": ("TARP error: mean distance of coverage from its level", 3),
+    "tarp_error": (
+        "TARP error: mean distance of coverage from its level "
+        f"(exact: about {BY_CHANCE:.3f})",
+        3,
+    ),
     "training_seconds": ("Seconds of training, of one processor", 0),
     "sampling_seconds": (
         "Seconds of 10,000 samples given one observation: median over observations",

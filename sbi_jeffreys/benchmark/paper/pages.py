@@ -20,7 +20,7 @@ from sbi_jeffreys.benchmark.paper import (
     simulations,
     weights,
 )
-from sbi_jeffreys.benchmark.report import measured_with, words, write
+from sbi_jeffreys.benchmark.report import words, write
 from sbi_jeffreys.benchmark.rows import finish
 
 SOURCE = "[arXiv:2511.11159](https://arxiv.org/abs/2511.11159)"
@@ -66,10 +66,6 @@ class Experiment(ABC):
     def figure(self, rows: pd.DataFrame, folder: Path) -> Figure:
         """Return the figure."""
 
-    def measured_with(self, rows: pd.DataFrame) -> str:
-        """Return versions and machine: by default these, on which the page is written."""
-        return measured_with("cpu")
-
     def selected_by(self, name: str) -> str:
         """Return the option of the command that names the experiment."""
         return f"--experiments {name}"
@@ -100,7 +96,8 @@ class Experiment(ABC):
                 f"The paper ({SOURCE}), as we know it from its abstract, theorem, "
                 f"figures and reviews: {self.claim}",
                 f"    {' '.join(command)}",
-                f"Seeds {words(rows.seed)}. Measured with {self.measured_with(rows)}.",
+                f"Seeds {words(rows.seed)}. Measured with "
+                f"{'; '.join(sorted(set(rows.measured_with)))}.",
                 self.answer(rows),
                 f"![{name}]({name}.png)",
             ]
@@ -184,10 +181,6 @@ class Simulations(Experiment):
     def figure(self, rows: pd.DataFrame, folder: Path) -> Figure:
         """See the base class."""
         return simulations.figure(rows)
-
-    def measured_with(self, rows: pd.DataFrame) -> str:
-        """Return those of the cells."""
-        return "; ".join(sorted(set(rows.measured_with)))
 
 
 EXPERIMENTS: dict[str, Experiment] = {
