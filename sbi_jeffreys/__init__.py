@@ -1,19 +1,22 @@
 """Constrained Jeffreys posterior estimation for the `sbi` toolkit."""
 
-from sbi_jeffreys.agreement import AgreementReport
-from sbi_jeffreys.comparison import (
+from sbi_jeffreys.density import JeffreysDensityEstimator, PairDensity
+from sbi_jeffreys.diagnostics import (
     Calibration,
     Comparison,
     calibrate,
     compare,
     to_inference_data,
 )
-from sbi_jeffreys.conditional import Conditional, condition_on
-from sbi_jeffreys.density import JeffreysDensityEstimator, PairDensity
-from sbi_jeffreys.energy import ConditionalEnergy, LogRatioNet
-from sbi_jeffreys.energy_posterior import EnergyPosterior, EnergyPosteriorParameters
-from sbi_jeffreys.flow import ConditionalFlow, build_spline_flow
-from sbi_jeffreys.inference import JNPE, register
+from sbi_jeffreys.diagnostics.agreement import AgreementReport
+from sbi_jeffreys.models.conditional import Conditional, condition_on
+from sbi_jeffreys.models.energy import ConditionalEnergy, LogRatioNet
+from sbi_jeffreys.models.flow import ConditionalFlow, build_spline_flow
+from sbi_jeffreys.posteriors.energy_posterior import (
+    EnergyPosterior,
+    EnergyPosteriorParameters,
+)
+from sbi_jeffreys.trainer import JNPE, register
 
 __all__ = [
     "JNPE",

@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.distributions import Distribution
 from typing_extensions import Self
 
-from sbi_jeffreys.data import check_finite
-from sbi_jeffreys.energy import ConditionalEnergy
-from sbi_jeffreys.flow import Shape
-from sbi_jeffreys.inference import JNPE, FlowBuilder
-from sbi_jeffreys.objective import Agreement, agreement
-from sbi_jeffreys.pair import ModelPair
-from sbi_jeffreys.pool import Weights
+from sbi_jeffreys.data.arrays import check_finite
+from sbi_jeffreys.models.energy import ConditionalEnergy
+from sbi_jeffreys.models.flow import Shape
+from sbi_jeffreys.models.pair import ModelPair
+from sbi_jeffreys.objective.divergences import Agreement, agreement
+from sbi_jeffreys.pool.opinion_pool import Weights
+from sbi_jeffreys.trainer import JNPE, FlowBuilder
 
 BLOCK_SIZE = 10_000
 """Most points that are evaluated at a time."""

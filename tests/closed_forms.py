@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, Normal
 
 from sbi_jeffreys import Conditional, ConditionalEnergy, ConditionalFlow
-from sbi_jeffreys.pair import ModelPair
-from sbi_jeffreys.support import location_and_scale, support_of
+from sbi_jeffreys.models.pair import ModelPair
+from sbi_jeffreys.preprocessing.support import location_and_scale, support_of
 
 
 class GaussianFlow(nn.Module):

@@ -4,7 +4,7 @@ processes that run side by side lose a lot."""
 import pytest
 import torch
 
-from sbi_jeffreys import exponential_family, synthetic_likelihood
+from sbi_jeffreys.pool import exponential_family, synthetic_likelihood
 
 torch.set_num_threads(1)
 

@@ -11,10 +11,10 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from sbi_jeffreys import plots
-from sbi_jeffreys.arviz_api import load_arviz
+from sbi_jeffreys._arviz import load_arviz
 from sbi_jeffreys.plots.agreement import _pareto_tail
 from sbi_jeffreys.plots.style import RED, color_of
-from tests.test_calibration import of_ranks
+from tests.diagnostics.test_calibration import of_ranks
 
 arviz = load_arviz()
 

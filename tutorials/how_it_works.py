@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 from torch.distributions import Independent, Normal
 
 from sbi_jeffreys import JNPE, Conditional, plots
-from sbi_jeffreys.multipliers import ResilientMultipliers
-from sbi_jeffreys.objective import jeffreys_divergences
+from sbi_jeffreys.objective.divergences import jeffreys_divergences
+from sbi_jeffreys.objective.multipliers import ResilientMultipliers
 
 FAST = bool(os.environ.get("TUTORIAL_FAST"))  # for a quick look: numbers mean little then
 OUTPUT = Path("results/tutorials/how_it_works")
@@ -184,4 +184,4 @@ figure
 # %% [markdown]
 # What to look at: "data only" is the one that overfits. The importance-sampled normaliser
 # lets log Z drift away from zero, which the default does not. The rest differs by little
-# here, in one dimension; `sbi_jeffreys/benchmark/results/ablations.md` has harder tasks.
+# here, in one dimension; `benchmarks/results/ablations.md` has harder tasks.

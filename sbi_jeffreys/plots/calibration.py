@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sbi_jeffreys.arviz_api import load_arviz
-from sbi_jeffreys.comparison.ranks import Calibration
+from sbi_jeffreys._arviz import load_arviz
+from sbi_jeffreys.diagnostics.ranks import Calibration
 from sbi_jeffreys.plots.style import GREY, color_of, legend_below, panels
 
 NUM_POINTS = 100

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from sbi_jeffreys.arviz_api import load_arviz
+from sbi_jeffreys._arviz import load_arviz
 from sbi_jeffreys.plots.style import GREY, color_of, legend_below, panels
 
 HDI_PROB = 0.94

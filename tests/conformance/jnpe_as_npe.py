@@ -18,7 +18,7 @@ import torch
 from expected_differences import EXPECTED_DIFFERENCES
 
 import sbi_jeffreys
-from sbi_jeffreys import synthetic_likelihood
+from sbi_jeffreys.pool import synthetic_likelihood
 
 torch.set_num_threads(1)  # for test processes that run side by side
 

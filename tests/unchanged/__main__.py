@@ -36,7 +36,11 @@ REMOVED: set[str] = set()
 def earlier_environment(revision: str, folder: Path) -> Path:
     """Return the interpreter of an environment that has the revision installed."""
     commit = subprocess.run(
-        ["git", "rev-parse", revision], cwd=ROOT, check=True, capture_output=True, text=True
+        ["git", "rev-parse", revision],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
     ).stdout.strip()
     target = folder / commit[:12]
     python = target / "bin" / "python"

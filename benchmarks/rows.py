@@ -1,0 +1,79 @@
+"""Rows of a CSV file, one for each key: what is in the file is not computed again."""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+from joblib import Parallel, delayed
+from tqdm.auto import tqdm
+
+from benchmarks.report import measured_with
+
+
+def finish(
+    compute: Callable[..., NamedTuple],
+    keys: Iterable[tuple[Any, ...]],
+    path: Path,
+    jobs: int,
+    columns: Sequence[str],
+) -> pd.DataFrame:
+    """Compute the rows that are missing, and return those of the keys.
+
+    Each says in the column `measured_with` by what versions and machine it was computed.
+
+    Args:
+        compute: Called with the parts of a key, in a process of one thread; returns a
+            row, of which these are the first entries.
+        keys: Of the rows wanted.
+        path: Of the CSV file, which need not exist.
+        jobs: Processes.
+        columns: Names of a row's entries.
+
+    Raises:
+        ValueError: If the file has other columns, before any work is done.
+    """
+    keys = [tuple(key) for key in keys]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows, columns = _read(path), (*columns, "measured_with")
+    if path.exists() and list(rows.columns) != list(columns):
+        raise ValueError(
+            f"Expected {path} to have the columns {', '.join(columns)}, got "
+            f"{', '.join(rows.columns)}: it is another version's."
+        )
+    done = set(_keys(rows, len(keys[0])))
+    todo = [key for key in keys if key not in done]
+    work = Parallel(jobs, return_as="generator_unordered")(
+        delayed(_compute)(compute, key) for key in todo
+    )
+    for row in tqdm(work, total=len(todo), desc=path.stem, unit=" rows"):
+        new = pd.DataFrame([row])
+        new.to_csv(path, mode="a", header=not path.exists(), index=False)
+    rows = _read(path)
+    wanted = set(keys)
+    return rows[[key in wanted for key in _keys(rows, len(keys[0]))]]
+
+
+def curve(values: Iterable[float]) -> str:
+    """Return numbers, of six digits, as an entry of a row."""
+    return json.dumps([float(f"{value:.6g}") for value in values])
+
+
+def numbers(entry: str) -> list[float]:
+    """Return the numbers of a `curve`."""
+    return json.loads(entry)
+
+
+def _compute(compute: Callable[..., NamedTuple], key: tuple[Any, ...]) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    return {**compute(*key)._asdict(), "measured_with": measured_with("cpu")}
+
+
+def _read(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path) if path.exists() else pd.DataFrame()
+
+
+def _keys(rows: pd.DataFrame, num: int) -> list[tuple[Any, ...]]:
+    return [tuple(row) for row in rows.iloc[:, :num].itertuples(index=False, name=None)]

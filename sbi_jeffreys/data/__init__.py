@@ -1,0 +1,1 @@
+"""Simulations as they are given, kept without copies, and cut into batches."""

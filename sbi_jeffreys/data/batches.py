@@ -1,0 +1,247 @@
+"""Batches of simulations, on the training device."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+from itertools import islice
+from math import inf
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    SubsetRandomSampler,
+    TensorDataset,
+)
+from torch.utils.data.dataloader import default_collate
+
+from sbi_jeffreys.data.arrays import Stacked
+from sbi_jeffreys.data.processes import mean_over_processes, num_processes, process_rank
+
+AHEAD = 2
+"""Batches that are gathered before they are asked for, where they are streamed."""
+
+
+class Batch(NamedTuple):
+    """Parameters `(batch, D)`, simulations `(batch, ...)`, their weights `(batch,)`."""
+
+    theta: Tensor
+    x: Tensor
+    weights: Tensor
+
+
+CalibrationKernel = Callable[[Tensor], Tensor]
+Fetched = tuple[Tensor, Tensor, torch.cuda.Event | None]
+
+
+class Batches(Protocol):
+    """What the training loop asks of its data."""
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch of training."""
+
+    def shuffled(self, seed: int) -> Iterator[Batch]:
+        """Yield the batches of an epoch of training, in the order that `seed` gives."""
+
+    def ordered(self) -> Iterator[Batch]:
+        """Yield every pair once."""
+
+
+class SlicedBatches:
+    """Batches cut by index from tensors that stay where they are.
+
+    Where several processes train together, each gets its share of the rows of a batch.
+    """
+
+    def __init__(
+        self,
+        theta: Tensor | Stacked,
+        x: Tensor | Stacked,
+        indices: Tensor,
+        batch_size: int,
+        drop_last: bool,
+        calibration_kernel: CalibrationKernel,
+        device: torch.device | str,
+    ) -> None:
+        self.theta, self.x = theta, x
+        self.indices = indices.to(theta.device)
+        self.batch_size = batch_size
+        self.drop_last = drop_last
+        self.calibration_kernel = calibration_kernel
+        self.device = torch.device(device)
+
+    def __len__(self) -> int:
+        full, rest = divmod(len(self.indices), self.batch_size)
+        return full + (rest > 0 and not self.drop_last)
+
+    def shuffled(self, seed: int) -> Iterator[Batch]:
+        """Yield batches in random order."""
+        device = self.indices.device
+        generator = torch.Generator(device).manual_seed(seed)
+        order = torch.randperm(len(self.indices), generator=generator, device=device)
+        batches = self.indices[order].split(self.batch_size)
+        return self._deliver(_shares(batches[: len(self)]))
+
+    def ordered(self) -> Iterator[Batch]:
+        """Yield every pair once, in order."""
+        return self._deliver(_shares(self.indices.split(self.batch_size)))
+
+    def _deliver(self, batches: Iterable[Tensor]) -> Iterator[Batch]:
+        for indices in batches:
+            yield self._batch(self.theta[indices], self.x[indices])
+
+    def _batch(self, theta: Tensor, x: Tensor) -> Batch:
+        x = x.to(self.device)
+        return Batch(theta.to(self.device), x, self.calibration_kernel(x))
+
+
+def _shares(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Yield this process's part of each batch, unless it is empty."""
+    for indices in batches:
+        share = indices[process_rank() :: num_processes()]
+        if len(share):
+            yield share
+
+
+class StreamedBatches(SlicedBatches):
+    """The same batches, gathered by a thread while those before are used.
+
+    For simulations on disk, and for those in memory while training on a GPU: they are
+    copied there from pinned memory, on a stream beside that of the training steps.
+    """
+
+    @cached_property
+    def _copies(self) -> torch.cuda.Stream | None:
+        return torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+
+    def _deliver(self, batches: Iterable[Tensor]) -> Iterator[Batch]:
+        copies = self._copies
+        rest = iter(batches)
+        worker = ThreadPoolExecutor(max_workers=1)
+
+        def fetch(num: int) -> list[Future[Fetched]]:
+            return [
+                worker.submit(self._fetch, indices, copies)
+                for indices in islice(rest, num)
+            ]
+
+        try:
+            fetched = deque(fetch(AHEAD))
+            while fetched:
+                theta, x, copied = fetched.popleft().result()
+                fetched.extend(fetch(1))
+                if copied is not None:
+                    steps = torch.cuda.current_stream(self.device)
+                    steps.wait_event(copied)
+                    theta.record_stream(steps)
+                    x.record_stream(steps)
+                yield self._batch(theta, x)
+        finally:
+            worker.shutdown(cancel_futures=True)
+
+    def _fetch(self, indices: Tensor, copies: torch.cuda.Stream | None) -> Fetched:
+        """Gather a batch, on the worker's thread; begin to copy it to a CUDA device."""
+        theta, x = self.theta[indices], self.x[indices]
+        if copies is None:
+            return theta, x, None
+        with torch.cuda.stream(copies):
+            theta = theta.pin_memory().to(self.device, non_blocking=True)
+            x = x.pin_memory().to(self.device, non_blocking=True)
+            return theta, x, copies.record_event()
+
+
+class LoadedBatches:
+    """Batches as a data loader delivers them."""
+
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        calibration_kernel: CalibrationKernel,
+        device: torch.device | str,
+    ) -> None:
+        self.loader = loader
+        self.calibration_kernel = calibration_kernel
+        self.device = device
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def shuffled(self, seed: int) -> Iterator[Batch]:
+        """Yield what the loader yields; it has its own order."""
+        return self.ordered()
+
+    def ordered(self) -> Iterator[Batch]:
+        """Yield what the loader yields."""
+        for theta, x, *_ in self.loader:
+            x = x.to(self.device)
+            yield Batch(theta.to(self.device), x, self.calibration_kernel(x))
+
+
+def scale_weights(batches: SlicedBatches | LoadedBatches) -> None:
+    """Scale the weights of all pairs so that their mean is one.
+
+    Raises:
+        ValueError: If it is not positive and finite.
+    """
+    sums = torch.zeros(2, device=batches.device)
+    for batch in batches.ordered():
+        sums += torch.stack([batch.weights.sum(), torch.ones_like(batch.weights).sum()])
+    total, num = mean_over_processes(sums).tolist()
+    if not 0 < total < inf:
+        raise ValueError(
+            "Expected `calibration_kernel` to give training and held-out simulations "
+            f"weights of a positive mean, got {total / max(num, 1)} for some of them."
+        )
+    kernel = batches.calibration_kernel
+    batches.calibration_kernel = lambda x: kernel(x) * (num / total)
+
+
+def batches_from(
+    loader: DataLoader[Any],
+    calibration_kernel: CalibrationKernel,
+    device: torch.device | str,
+    on_disk: bool = False,
+) -> SlicedBatches | LoadedBatches:
+    """Return the batches of sbi's data loader, which would collate them row by row.
+
+    Where the loader's sampler and collation are sbi's own, the same batches are sliced
+    from its tensors; otherwise the loader is used.
+
+    Args:
+        loader: Over `TensorDataset`s of parameters, simulations and more, or several of
+            them in a `ConcatDataset`.
+        calibration_kernel: Weights of simulations, from x to `(batch,)`.
+        device: Where to train.
+        on_disk: Whether the tensors are memory-mapped, so that gathering takes a while.
+    """
+    parts = (
+        loader.dataset.datasets
+        if isinstance(loader.dataset, ConcatDataset)
+        else [loader.dataset]
+    )
+    datasets = [part for part in parts if isinstance(part, TensorDataset)]
+    if (
+        len(datasets) < len(parts)
+        or type(loader.sampler) is not SubsetRandomSampler
+        or loader.collate_fn is not default_collate
+        or loader.batch_size is None
+    ):
+        return LoadedBatches(loader, calibration_kernel, device)
+    theta, x, *_ = (
+        Stacked(column)
+        for column in zip(*(part.tensors for part in datasets), strict=True)
+    )
+    far = on_disk or torch.device(device).type != "cpu"
+    kind = StreamedBatches if far and theta.device.type == "cpu" else SlicedBatches
+    return kind(
+        theta,
+        x,
+        torch.as_tensor(loader.sampler.indices),
+        loader.batch_size,
+        loader.drop_last,
+        calibration_kernel,
+        device,
+    )

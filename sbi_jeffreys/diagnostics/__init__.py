@@ -1,0 +1,8 @@
+"""Posteriors of any kind side by side: draws for arviz, tables, calibration."""
+
+from sbi_jeffreys.diagnostics.calibration import calibrate
+from sbi_jeffreys.diagnostics.comparison import Comparison, compare
+from sbi_jeffreys.diagnostics.inference_data import to_inference_data
+from sbi_jeffreys.diagnostics.ranks import Calibration
+
+__all__ = ["Calibration", "Comparison", "calibrate", "compare", "to_inference_data"]

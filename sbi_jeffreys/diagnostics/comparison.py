@@ -1,0 +1,273 @@
+"""Posteriors side by side: summaries, distances from a reference, fresh simulations."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from sbi.inference.posteriors.base_posterior import NeuralPosterior
+
+from sbi_jeffreys._arviz import is_inference_data, labelled_draws, summary
+from sbi_jeffreys.diagnostics.calibration import fresh_simulations
+from sbi_jeffreys.diagnostics.distances import CLASSIFIERS, distances
+from sbi_jeffreys.diagnostics.draws import INDEPENDENT, random_state
+from sbi_jeffreys.diagnostics.held_out import held_out_scores
+from sbi_jeffreys.diagnostics.inference_data import to_inference_data
+from sbi_jeffreys.diagnostics.naming import ParameterNames
+
+AGREEMENT = ("pareto_k", "ess", "flow_to_energy")
+COLUMNS = (
+    "posterior",
+    "num_draws",
+    *CLASSIFIERS.values(),
+    "sliced_wasserstein",
+    "mmd_squared",
+    "max_mean_shift",
+    "mean_sd_ratio",
+    *AGREEMENT,
+    "coverage_50",
+    "coverage_90",
+    "nll",
+    "nll_se",
+)
+MIN_SAMPLES = 20
+"""Fewer tell nothing, and break the classifiers."""
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    r"""Two tables; printed, as text.
+
+    Columns of `parameters`, a row for each parameter and posterior:
+
+    - `mean`, `sd`, `hdi_low`, `hdi_high`: of the draws, in the parameter's units; the
+      highest-density interval holds `hdi_prob`.
+    - `ess_bulk`: effective number of draws.
+    - `r_hat`: rank-normalised split R̂, of Markov chains only.
+    - `mean_shift`: mean minus the reference's mean, in the reference's standard
+      deviations; with a reference.
+    - `sd_ratio`: standard deviation over the reference's; with a reference.
+
+    Columns of `posteriors`, a row for each posterior:
+
+    - `num_draws`: draws that were compared.
+    - `c2st_random_forest`, `c2st_mlp`: accuracy of that classifier, 0.5 (perfect) to 1,
+      by `sbi`'s `c2st`; it depends on the classifier and the number of draws. This and
+      the next four, with a reference.
+    - `sliced_wasserstein`: mean Wasserstein-1 distance of projections, in the reference's
+      standard deviations.
+    - `mmd_squared`: unbiased estimate of the squared maximum mean discrepancy, without
+      unit; negative by chance where distributions are equal.
+    - `max_mean_shift`: the largest |mean_shift| of all parameters.
+    - `mean_sd_ratio`: geometric mean of `sd_ratio`; below 1 if too narrow.
+    - `pareto_k`, `ess` (over the number of draws, 0 to 1) and `flow_to_energy` (KL(p ‖ q)
+      in nats): what `agreement` says; where flow and energy are known.
+    - `coverage_50`, `coverage_90`: how often the central 50 % and 90 % intervals hold the
+      parameter, mean over parameters. Below 0.5 or 0.9 if too narrow. By chance, of one
+      parameter and N simulations, they stray by $\sqrt{L (1 - L) / N}$. This and the next
+      two, with fresh simulations.
+    - `nll`: mean $-\log p(\theta | x)$ in nats; lower is better.
+    - `nll_se`: its standard error.
+
+    What does not apply to a posterior is NaN.
+
+    Attributes:
+        parameters: The first table.
+        posteriors: The second.
+        reference: Name of the reference, or None.
+        hdi_prob: Probability in the highest-density intervals.
+    """
+
+    parameters: pd.DataFrame
+    posteriors: pd.DataFrame
+    reference: str | None
+    hdi_prob: float
+
+    def __str__(self) -> str:
+        tables = (self.parameters, self.posteriors)
+        return "\n\n".join(t.map(_digits).to_string(index=False) for t in tables)
+
+    def to_markdown(self) -> str:
+        """Return both tables in Markdown, with three significant digits."""
+        tables = (self.parameters, self.posteriors)
+        return "\n\n".join(t.map(_digits).to_markdown(index=False) for t in tables)
+
+
+def _digits(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    if np.isnan(value):
+        return "-"
+    return f"{value:.0f}" if 1000 <= abs(value) < np.inf else f"{value:.3g}"
+
+
+def compare(
+    posteriors: Any | Mapping[str, Any],
+    x_o: ArrayLike | None = None,
+    *,
+    reference: str | None = None,
+    theta: ArrayLike | None = None,
+    x: ArrayLike | None = None,
+    parameter_names: ParameterNames = None,
+    num_samples: int = 2000,
+    num_chains: int | None = None,
+    num_posterior_samples: int = 200,
+    classifiers: Sequence[str] = ("rf",),
+    hdi_prob: float = 0.94,
+    seed: int | None = None,
+    show_progress_bars: bool = True,
+) -> Comparison:
+    """Compare posteriors given an observation; with each other, or with a reference.
+
+    Args:
+        posteriors: By name: posteriors of this package or `sbi`; samples, shape `(N, D)`
+            or `(chain, draw, D)`; or what `to_inference_data` returned. Or one of these.
+        x_o: As in `to_inference_data`.
+        reference: Name of the one to measure distances from, for example samples of MCMC.
+        theta: Fresh parameters from the prior, shape `(N, D)`, that no posterior was
+            trained on, for coverage and NLL.
+        x: Their simulations, shape `(N, *x)`; those that are not finite are left out.
+        parameter_names: As in `to_inference_data`.
+        num_samples: Draws of each posterior.
+        num_chains: As in `to_inference_data`.
+        num_posterior_samples: Draws for each fresh simulation.
+        classifiers: Of C2ST: "rf", a random forest; "mlp", a multilayer perceptron.
+        hdi_prob: Probability in the highest-density intervals.
+        seed: Makes the result reproducible, and leaves the random states of Python, NumPy
+            and torch as they were.
+        show_progress_bars: Whether to show progress.
+
+    Raises:
+        TypeError: If a posterior is none.
+        ValueError: If an option has a value it can't have, shapes do not fit, or
+            posteriors are of different parameters.
+    """
+    if is_inference_data(posteriors) or not isinstance(posteriors, Mapping):
+        posteriors = {"posterior": posteriors}
+    _check_options(
+        posteriors,
+        reference,
+        classifiers,
+        hdi_prob,
+        num_samples,
+        num_posterior_samples,
+    )
+    fresh = None if theta is None and x is None else fresh_simulations(theta, x)
+    data = {name: each for name, each in posteriors.items() if is_inference_data(each)}
+    if len(data) < len(posteriors):
+        data |= to_inference_data(
+            {name: each for name, each in posteriors.items() if name not in data},
+            x_o,
+            num_samples=num_samples,
+            num_chains=num_chains,
+            parameter_names=parameter_names,
+            seed=seed,
+            show_progress_bars=show_progress_bars,
+        )
+    data = {name: data[name] for name in posteriors}
+    labels, draws = _same_parameters(data)
+    if fresh is not None and fresh[0].shape[1] != len(labels):
+        raise ValueError(
+            f"Expected `theta` of shape (N, {len(labels)}), as the posteriors', got "
+            f"{tuple(fresh[0].shape)}."
+        )
+    flat = {name: each.reshape(-1, len(labels)) for name, each in draws.items()}
+    rows = []
+    for name, posterior in posteriors.items():
+        row: dict[str, Any] = {"posterior": name, "num_draws": len(flat[name])}
+        if reference not in (None, name):
+            rng = np.random.default_rng(seed)
+            row |= distances(flat[reference], flat[name], classifiers, rng)
+        if "sample_stats" in data[name]:
+            attrs = data[name]["sample_stats"].attrs
+            row |= {key: attrs[key] for key in AGREEMENT if key in attrs}
+        if fresh is not None and isinstance(posterior, NeuralPosterior):
+            with random_state(seed, stream=2):
+                row |= held_out_scores(
+                    posterior, *fresh, num_posterior_samples, show_progress_bars
+                )
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    return Comparison(
+        _parameter_table(data, labels, draws, reference, hdi_prob),
+        table[[column for column in COLUMNS if column in table]],
+        reference,
+        hdi_prob,
+    )
+
+
+def _same_parameters(
+    data: Mapping[str, Any],
+) -> tuple[list[str], dict[str, np.ndarray]]:
+    """Return labels of parameters, and draws `(chain, draw, P)` by name."""
+    labelled = {name: labelled_draws(each) for name, each in data.items()}
+    labels = next(iter(labelled.values()))[0]
+    for name, (others, draws) in labelled.items():
+        if others != labels:
+            raise ValueError(
+                f"Expected posteriors of the same parameters, got {labels} and, of "
+                f"{name!r}, {others}."
+            )
+        num = draws.shape[0] * draws.shape[1]
+        if num < MIN_SAMPLES or not np.isfinite(draws).all():
+            raise ValueError(
+                f"Expected at least {MIN_SAMPLES} draws, all finite, got of {name!r} "
+                f"{num}, with {(~np.isfinite(draws)).sum()} that are not."
+            )
+    return labels, {name: draws for name, (_, draws) in labelled.items()}
+
+
+def _parameter_table(
+    data: Mapping[str, Any],
+    labels: list[str],
+    draws: Mapping[str, np.ndarray],
+    reference: str | None,
+    hdi_prob: float,
+) -> pd.DataFrame:
+    tables = {}
+    for name, each in draws.items():
+        table = pd.DataFrame({"parameter": labels, "posterior": name})
+        tables[name] = table.assign(**summary(each, hdi_prob)._asdict())
+        if data[name].attrs.get("sampler") == INDEPENDENT:
+            tables[name]["r_hat"] = np.nan
+    if reference is not None:
+        known = tables[reference].copy()
+        scale = known["sd"].where(known["sd"] > 0, 1.0)
+        for table in tables.values():
+            table["mean_shift"] = (table["mean"] - known["mean"]) / scale
+            table["sd_ratio"] = table["sd"] / scale
+    # The index is the parameter's number.
+    return pd.concat(tables.values()).sort_index(kind="stable").reset_index(drop=True)
+
+
+def _check_options(
+    named: Mapping[str, Any],
+    reference: str | None,
+    classifiers: Sequence[str],
+    hdi_prob: float,
+    num_samples: int,
+    num_posterior_samples: int,
+) -> None:
+    if not named:
+        raise ValueError("Expected `posteriors` to name at least one, got none.")
+    if reference is not None and reference not in named:
+        raise ValueError(
+            f"Expected `reference` to be one of {list(named)}, got {reference!r}."
+        )
+    if isinstance(classifiers, str) or not set(classifiers) <= set(CLASSIFIERS):
+        raise ValueError(
+            f"Expected `classifiers` among {list(CLASSIFIERS)}, got {classifiers!r}."
+        )
+    if not 0 < hdi_prob < 1:
+        raise ValueError(f"Expected `hdi_prob` to be in (0, 1), got {hdi_prob}.")
+    if num_samples < MIN_SAMPLES:
+        raise ValueError(
+            f"Expected `num_samples` to be at least {MIN_SAMPLES}, got {num_samples}."
+        )
+    if num_posterior_samples < 1:
+        raise ValueError(
+            "Expected `num_posterior_samples` to be at least 1, got "
+            f"{num_posterior_samples}."
+        )

@@ -1,0 +1,204 @@
+"""Posteriors, samples and simulations as arviz's `InferenceData`."""
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from numbers import Integral
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sbi.inference.posteriors.base_posterior import NeuralPosterior
+from torch import Tensor
+from torch.distributions import Distribution
+
+from sbi_jeffreys._arviz import Coords, Dims, inference_data
+from sbi_jeffreys.diagnostics.draws import draw, given_draws, random_state
+from sbi_jeffreys.diagnostics.naming import ParameterNames, by_name, columns_of
+from sbi_jeffreys.diagnostics.observations import observations
+from sbi_jeffreys.diagnostics.predictive import Predictive, Simulator
+
+Posterior: TypeAlias = NeuralPosterior | Tensor | np.ndarray
+Group: TypeAlias = dict[str, np.ndarray]
+
+
+def to_inference_data(
+    posteriors: Posterior | Mapping[str, Posterior],
+    x_o: ArrayLike | None = None,
+    *,
+    num_samples: int = 4000,
+    num_chains: int | None = None,
+    parameter_names: ParameterNames = None,
+    coords: Coords | None = None,
+    dims: Dims | None = None,
+    prior: Distribution | None = None,
+    simulator: Simulator | None = None,
+    num_predictive: int = 1000,
+    num_workers: int = 1,
+    simulation_batch_size: int = 100,
+    seed: int | None = None,
+    attrs: Mapping[str, Any] | None = None,
+    show_progress_bars: bool = True,
+) -> Any:
+    r"""Sample posteriors, into the form that arviz takes.
+
+    Groups, with dimensions chain and draw but for the last:
+
+    - `posterior`: the draws. Chains of MCMC are those that were run; independent draws
+      are dealt into chains.
+    - `sample_stats`: `lp`, the log density in nats; normalised if the group's attribute
+      `lp_is_normalised` is 1. Of a posterior that knows flow and energy, given a single
+      observation, `log_weight`, $f - \log p$, and as attributes what `agreement` says.
+      Of Pyro's samplers, `diverging`, and `acceptance_rate`, the mean of the chain.
+    - `prior`, `prior_predictive`, `posterior_predictive`: if `prior`, `simulator` or both
+      are given. Simulations, "x", are of the first draws of each chain.
+    - `observed_data`: x_o, also called "x".
+
+    Args:
+        posteriors: A posterior, of this package or `sbi`; samples of one, shape `(N, D)`
+            or `(chain, draw, D)`; or several of these by name.
+        x_o: The observation, shape `(*x)` or `(1, *x)`; or several of the same
+            parameters, `(n, *x)`, for posteriors that allow it. If no posterior tells
+            the shape of x, the first of several axes is n. By default that of each
+            posterior's `set_default_x`.
+        num_samples: Draws of each posterior, rounded up to a multiple of the chains; and
+            of the prior.
+        num_chains: By default, of MCMC the posterior's own number; else four.
+        parameter_names: None for one variable, "theta"; D names of scalar variables; or a
+            mapping from names to columns of the samples, an integer for a scalar and
+            several for a vector.
+        coords: Coordinates of dimensions, as in arviz.
+        dims: Names of the dimensions of vectors and of "x", as in arviz.
+        prior: To be sampled, too.
+        simulator: Takes a tensor `(batch, D)` and returns one, `(batch, *x)`. Given
+            several observations, it is run once for each.
+        num_predictive: Draws to simulate, of the prior and of each posterior, rounded up
+            likewise.
+        num_workers: Processes that simulate; -1 for one a core.
+        simulation_batch_size: Parameters in each call of the simulator.
+        seed: Makes draws and simulations reproducible, and leaves the random states of
+            Python, NumPy and torch as they were; None draws from those.
+        attrs: More attributes, beside method, number of simulations, versions and seed.
+        show_progress_bars: Whether to show progress.
+
+    Returns:
+        An `InferenceData` (arviz 0.x) or `DataTree` (1.x); a dictionary of them for
+        several posteriors, which arviz's plots of several models take.
+
+    Raises:
+        TypeError: If a posterior is none, or `simulator` can't be called.
+        ValueError: If samples are not finite, or numbers, names or shapes do not fit.
+    """
+    named = posteriors if isinstance(posteriors, Mapping) else {"": posteriors}
+    _check_numbers(
+        num_samples=num_samples,
+        num_chains=num_chains,
+        num_predictive=num_predictive,
+        num_workers=None if num_workers == -1 else num_workers,
+        simulation_batch_size=simulation_batch_size,
+    )
+    _check_posteriors(named)
+    observed = dict(zip(named, observations(named.values(), x_o), strict=True))
+    dim = _dimension(named, prior)
+    if dim is not None:  # names and dimensions that do not fit show before any work
+        variables = by_name(np.zeros((1, 1, dim)), columns_of(parameter_names, dim))
+        inference_data({"posterior": variables}, coords, dims)
+    predict = None
+    if simulator is not None:
+        predict = Predictive(
+            simulator,
+            num_predictive,
+            num_workers,
+            simulation_batch_size,
+            show_progress_bars,
+        )
+    shared: dict[str, Group] = {}
+    if prior is not None:
+        with random_state(seed, stream=0):
+            theta = prior.sample((num_samples,)).cpu().numpy()[None]
+            shared["prior"] = by_name(theta, columns_of(parameter_names, theta.shape[-1]))
+            if predict is not None:
+                x = next(iter(observed.values()))
+                shared["prior_predictive"] = {"x": predict(theta, x)}
+    results = {}
+    for name, posterior in named.items():
+        x = observed[name]
+        with random_state(seed, stream=1):
+            draws = (
+                draw(posterior, x, num_samples, num_chains, show_progress_bars)
+                if isinstance(posterior, NeuralPosterior)
+                else given_draws(posterior)
+            )
+            columns = columns_of(parameter_names, draws.theta.shape[-1])
+            groups = {"posterior": by_name(draws.theta, columns)}
+        if draws.stats:
+            groups["sample_stats"] = draws.stats
+        if predict is not None:
+            with random_state(seed, stream=3):
+                groups["posterior_predictive"] = {"x": predict(draws.theta, x)}
+        if x is not None:
+            groups["observed_data"] = {"x": (x if len(x) > 1 else x[0]).numpy()}
+        about = {"method": type(posterior).__name__, "seed": seed}
+        results[name] = inference_data(
+            groups | shared,
+            coords,
+            _with_observations(dims, x),
+            {
+                "/": about | draws.attrs | _versions() | dict(attrs or {}),
+                **({"sample_stats": draws.stats_attrs} if draws.stats else {}),
+            },
+        )
+    return results if isinstance(posteriors, Mapping) else results[""]
+
+
+def _versions() -> dict[str, str]:
+    packages = ("sbi_jeffreys", "sbi", "torch", "arviz", "numpy")
+    return {f"{package}_version": version(package) for package in packages}
+
+
+def _with_observations(dims: Dims | None, x: Tensor | None) -> Dims:
+    """Return the dimensions, with one for several observations where "x" has names."""
+    dims = dict(dims or {})
+    if x is not None and len(x) > 1 and len(dims.get("x", ())) == x.ndim - 1:
+        dims["x"] = ["observation", *dims["x"]]
+    return dims
+
+
+def _dimension(named: Mapping[str, Posterior], prior: Distribution | None) -> int | None:
+    """Return the number of parameters, where one of all tells it.
+
+    Raises:
+        ValueError: If they tell different numbers.
+    """
+    dims = set()
+    for source in (*named.values(), prior):
+        if isinstance(source, Tensor | np.ndarray):
+            dims.add(source.shape[-1])
+            continue
+        if isinstance(source, NeuralPosterior):
+            source = getattr(source.potential_fn, "prior", None)
+        dims.update(getattr(source, "event_shape", ())[-1:])
+    if len(dims) > 1:
+        raise ValueError(
+            "Expected `posteriors` and `prior` of the same parameters, got "
+            f"{sorted(dims)} of them."
+        )
+    return next(iter(dims), None)
+
+
+def _check_posteriors(named: Mapping[str, Posterior]) -> None:
+    if not named:
+        raise ValueError("Expected `posteriors` to name at least one, got none.")
+    for posterior in named.values():
+        if isinstance(posterior, Tensor | np.ndarray):
+            given_draws(posterior)
+        elif not isinstance(posterior, NeuralPosterior):
+            raise TypeError(
+                "Expected `posteriors` to be a posterior, samples, or a mapping of "
+                f"these, got a {type(posterior).__name__}."
+            )
+
+
+def _check_numbers(**numbers: Any) -> None:
+    for name, number in numbers.items():
+        if number is not None and (not isinstance(number, Integral) or number < 1):
+            raise ValueError(f"Expected `{name}` to be a positive integer, got {number}.")

@@ -1,0 +1,81 @@
+"""How unusual an observation is among the simulations: a conformal p-value."""
+
+import torch
+from torch import Tensor, nn
+
+from sbi_jeffreys.preprocessing.support import location_and_scale
+
+MAX_SIMULATIONS = 2_000
+"""How many simulations are kept to compare with."""
+
+MAX_ENTRIES = 2**22
+"""How many numbers they may consist of; but 200 simulations at least."""
+
+MIN_RANKED = 100
+"""How many simulations are ranked, if there are enough: then p may be below 0.01."""
+
+
+class Novelty(nn.Module):
+    r"""Compares observations with simulations, by distances to nearest neighbours.
+
+    One half of the simulations are landmarks: they give each entry of x its standard
+    deviation, and distances are those to the k-th nearest landmark. The observation's
+    distance $d_o$ is ranked among those of the other half,
+
+    .. math:: p = (1 + \#\{i : d_i \ge d_o\}) / (n + 1).
+
+    An observation that is drawn like the simulations has its rank anywhere among theirs:
+    p is at most $\alpha$ with a probability of at most $\alpha$, whatever the simulator
+    (split conformal prediction; Vovk, Gammerman & Shafer, 2005).
+    """
+
+    loc: Tensor
+    scale: Tensor
+    landmarks: Tensor
+    distances: Tensor
+
+    def __init__(self, x: Tensor, num_neighbors: int = 5) -> None:
+        """
+        Args:
+            x: Simulations, shape `(N, *condition_shape)`, independent of each other, of
+                which evenly spaced ones are kept.
+            num_neighbors: k, at most the number of landmarks.
+
+        Raises:
+            ValueError: If there are fewer than two simulations.
+        """
+        super().__init__()
+        if len(x) < 2:
+            raise ValueError(f"Expected at least two simulations `x`, got {len(x)}.")
+        most = max(200, min(MAX_SIMULATIONS, MAX_ENTRIES // x[0].numel()))
+        kept = torch.linspace(0, len(x) - 1, min(len(x), most)).long()
+        generator = torch.Generator().manual_seed(0)
+        kept = kept[torch.randperm(len(kept), generator=generator)]
+        num_ranked = min(max(len(kept) // 2, MIN_RANKED), max(1, len(kept) - 20))
+        x = x[kept.to(x.device)].flatten(1)
+        landmarks = x[num_ranked:]
+        loc, scale = location_and_scale(landmarks)
+        self.k = min(num_neighbors, len(landmarks))
+        self.register_buffer("loc", loc)
+        self.register_buffer("scale", scale)
+        self.register_buffer("landmarks", (landmarks - loc) / scale)
+        self.register_buffer("distances", self._distance(x[:num_ranked]))
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """Return p-values, shape `(batch,)`, at least 1 / (n + 1).
+
+        Args:
+            x: Observations, shape `(batch, *condition_shape)`.
+        """
+        own = self._distance(x.flatten(1)).unsqueeze(1)
+        return (1 + (self.distances >= own).sum(-1)) / (1 + len(self.distances))
+
+    def _distance(self, x: Tensor) -> Tensor:
+        """Return distances to the k-th nearest landmark, `(batch,)`."""
+        to_all = torch.cdist(
+            (x - self.loc) / self.scale,
+            self.landmarks,
+            compute_mode="donot_use_mm_for_euclid_dist",  # equal x are at distance zero
+        )
+        return to_all.kthvalue(self.k, dim=-1).values

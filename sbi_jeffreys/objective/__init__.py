@@ -1,0 +1,1 @@
+"""The constrained Jeffreys objective: divergences, normalisers, multipliers."""

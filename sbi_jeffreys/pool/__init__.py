@@ -1,0 +1,1 @@
+"""Simpler models of the simulator, pooled with the energy's networks."""

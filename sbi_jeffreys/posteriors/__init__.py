@@ -1,0 +1,1 @@
+"""Posteriors of the flow and of the energy, as sbi's."""

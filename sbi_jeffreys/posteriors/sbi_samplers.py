@@ -1,0 +1,141 @@
+"""sbi's samplers, with the energy as their potential and the flow as their proposal."""
+
+from dataclasses import asdict
+from math import log
+from typing import Any
+
+import torch
+from sbi.inference.posteriors import (
+    ImportanceSamplingPosterior,
+    MCMCPosterior,
+    RejectionPosterior,
+    VIPosterior,
+)
+from sbi.inference.posteriors.base_posterior import NeuralPosterior
+from sbi.inference.posteriors.posterior_parameters import (
+    ImportanceSamplingPosteriorParameters,
+    MCMCPosteriorParameters,
+    PosteriorParameters,
+    RejectionPosteriorParameters,
+    VIPosteriorParameters,
+)
+from sbi.utils import mcmc_transform
+from torch import Tensor
+from torch.distributions import Distribution
+
+from sbi_jeffreys.models.flow import ConditionalFlow, Shape
+from sbi_jeffreys.models.pair import ModelPair
+from sbi_jeffreys.posteriors.potential import ROWS_AT_ONCE, EnergyPotential
+
+
+class FlowProposal:
+    """The flow at the observations a potential is set to, where sbi's samplers start.
+
+    Given several observations, the mixture of the flow given each.
+    """
+
+    def __init__(self, flow: ConditionalFlow, potential: EnergyPotential) -> None:
+        """
+        Args:
+            flow: To draw from.
+            potential: Tells the observations, and the prior.
+        """
+        self.flow, self.potential = flow, potential
+
+    def sample(self, sample_shape: Shape = (), **kwargs: Any) -> Tensor:
+        """Return draws, shape `(*sample_shape, D)`."""
+        x, num = self.potential.x_o, torch.Size(sample_shape).numel()
+        with torch.no_grad():
+            draws = self.flow.sample((-(-num // len(x)),), x)
+        some = torch.randperm(draws.shape[:2].numel(), device=draws.device)[:num]
+        return draws.flatten(0, 1)[some].reshape(*sample_shape, -1)
+
+    def log_prob(self, theta: Tensor, **kwargs: Any) -> Tensor:
+        """Return log densities in nats, `(N,)`, of parameters `(N, D)`."""
+        x = self.potential.x_o
+        given = self.flow.given(x)
+        mixture = [
+            given.log_prob(some.unsqueeze(1).expand(-1, len(x), -1)).logsumexp(-1)
+            for some in theta.split(max(1, ROWS_AT_ONCE // len(x)))
+        ]
+        return torch.cat(mixture) - log(len(x))
+
+    def to(self, device: torch.device | str) -> None:
+        """Move the flow and the potential."""
+        self.flow.to(device)
+        self.potential.to(device)
+
+    @property
+    def support(self) -> Any:
+        """The prior's support."""
+        return self.potential.prior.support
+
+    @property
+    def mean(self) -> Tensor:
+        """The prior's mean."""
+        return self.potential.prior.mean
+
+    @property
+    def stddev(self) -> Tensor:
+        """The prior's standard deviation."""
+        return self.potential.prior.stddev
+
+
+class EnergyMCMCPosterior(MCMCPosterior):
+    """sbi's `MCMCPosterior`, whose chains start from the flow given their observation."""
+
+    def _build_mcmc_init_fn(
+        self,
+        proposal: FlowProposal,
+        potential_fn: EnergyPotential,
+        transform: Any,
+        init_strategy: str,
+        **kwargs: Any,
+    ) -> Any:
+        at_its_x = FlowProposal(proposal.flow, potential_fn)
+        return super()._build_mcmc_init_fn(
+            at_its_x, potential_fn, transform, init_strategy, **kwargs
+        )
+
+
+def sampled_by_sbi(
+    pair: ModelPair,
+    prior: Distribution,
+    parameters: PosteriorParameters,
+    device: torch.device | str,
+) -> NeuralPosterior:
+    """Return sbi's posterior with the energy as its potential, the flow as its proposal.
+
+    Args:
+        pair: Flow and energy.
+        prior: Its support bounds all samples.
+        parameters: Of an MCMC, rejection, importance sampling or VI posterior, which has
+            no proposal.
+        device: Where to sample.
+
+    Raises:
+        TypeError: If they are of another.
+    """
+    potential = EnergyPotential(pair.energy, prior, device=device)
+    options = {
+        "theta_transform": mcmc_transform(prior, device=device),
+        "device": device,
+        **asdict(parameters),
+    }
+    if isinstance(parameters, VIPosteriorParameters):
+        return VIPosterior(potential, prior=prior, **options)
+    for kind, posterior in _SAMPLERS.items():
+        if isinstance(parameters, kind):
+            return posterior(potential, FlowProposal(pair.flow, potential), **options)
+    raise TypeError(
+        "Expected `posterior_parameters` to be an EnergyPosteriorParameters, or sbi's "
+        "for MCMC, rejection, importance sampling or VI, got a "
+        f"{type(parameters).__name__}."
+    )
+
+
+_SAMPLERS = {
+    MCMCPosteriorParameters: EnergyMCMCPosterior,
+    RejectionPosteriorParameters: RejectionPosterior,
+    ImportanceSamplingPosteriorParameters: ImportanceSamplingPosterior,
+}

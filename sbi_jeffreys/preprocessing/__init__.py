@@ -1,0 +1,1 @@
+"""Maps to the space in which networks see parameters and simulations."""

@@ -1,0 +1,1 @@
+"""Draws and their importance weights."""

@@ -1,0 +1,302 @@
+"""Both kinds of arviz, of which one or the other or both may be installed.
+
+The module is loaded by its path, for it has to work where torch, and so this package,
+can't be imported: `python -m pytest --noconftest tests/test_arviz.py`.
+"""
+
+import importlib.util
+import warnings
+from pathlib import Path
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+import xarray
+
+SOURCE = Path(__file__).parents[1] / "sbi_jeffreys" / "_arviz.py"
+spec = importlib.util.spec_from_file_location("sbi_jeffreys._arviz", SOURCE)
+api = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(api)
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(params=[0, 1])
+def kind(request, monkeypatch):
+    """Use arviz 0.x or 1.x, whichever is the default."""
+    if request.param:
+        pytest.importorskip("arviz_base")
+        pytest.importorskip("arviz_stats")
+        library = api._Arviz1()
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            arviz = pytest.importorskip("arviz")
+        if not arviz.__version__.startswith("0."):
+            pytest.skip("arviz 1.x is installed")
+        library = api._Arviz0()
+    monkeypatch.setattr(api, "library", lambda: library)
+    return request.param
+
+
+def open_again(data, path, kind):
+    data.to_netcdf(path)
+    if kind:
+        return xarray.open_datatree(path, engine="h5netcdf")
+    return api.load_arviz().from_netcdf(str(path))
+
+
+def pareto_tail(k, shape, rng):
+    """Log weights with a generalized Pareto distribution of shape k."""
+    return np.log((rng.uniform(size=shape) ** -k - 1) / k)
+
+
+@pytest.mark.parametrize("version", ["0.17.1", "0.23.4", "1.0.0", "1.3.0", "2.0"])
+def test_the_installed_version_decides(monkeypatch, version):
+    class Installed:
+        __version__ = version
+
+    monkeypatch.setattr(api, "load_arviz", Installed)
+    monkeypatch.setattr(api, "_Arviz0", lambda: "0.x")
+    monkeypatch.setattr(api, "_Arviz1", lambda: "1.x")
+    expected = "0.x" if version.startswith("0") else "1.x"
+    assert api.library.__wrapped__() == expected
+
+
+def test_importing_arviz_is_silent_and_leaves_other_warnings_alone():
+    pytest.importorskip("arviz")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        before = list(warnings.filters)
+        api.load_arviz()
+        assert warnings.filters == before
+
+
+@pytest.mark.parametrize("k", [0.2, 0.5, 0.9])
+def test_k_is_the_tails_shape(kind, k):
+    """Of 20 fits to 424 values each, the mean is off by about 0.07/√20 = 0.02, and, by
+    the estimator's prior, by less than 0.01: 0.08 fails by chance in fewer than 1e-3."""
+    log_weights = pareto_tail(k, (4, 5, 20_000), np.random.default_rng(1))
+    _, got = api.pareto_smoothed(log_weights)
+    assert got.shape == (4, 5)
+    assert abs(got.mean() - k) < 0.08
+
+
+def test_smoothed_weights_are_normalised_and_keep_order_and_body(kind):
+    log_weights = pareto_tail(0.8, (3, 1000), np.random.default_rng(2)) + 500
+    before = log_weights.copy()
+    smoothed, _ = api.pareto_smoothed(log_weights)
+    np.testing.assert_array_equal(log_weights, before)
+    np.testing.assert_allclose(np.exp(smoothed).sum(-1), 1)
+    for raw, new in zip(log_weights, smoothed, strict=True):
+        order = np.argsort(raw)
+        assert (np.diff(new[order]) >= 0).all()
+        shift = raw[order] - new[order]
+        np.testing.assert_allclose(shift[:900], shift[0], atol=1e-9)
+        assert abs(shift[-90:] - shift[0]).max() > 1e-3
+        assert new.max() <= raw.max() - shift[0] + 1e-9
+
+
+def test_both_kinds_agree():
+    pytest.importorskip("arviz_stats")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        arviz = pytest.importorskip("arviz")
+    if not arviz.__version__.startswith("0."):
+        pytest.skip("arviz 1.x is installed")
+    log_weights = RNG.normal(size=10_000)  # 3 √N is whole: the same tail
+    (old, old_k), (new, new_k) = (
+        library().psis(log_weights) for library in (api._Arviz0, api._Arviz1)
+    )
+    np.testing.assert_allclose(old, new, atol=0.01)
+    assert abs(old_k - new_k) < 0.05
+    draws = RNG.normal(size=(4, 100))
+    for name in ("ess_bulk", "r_hat"):
+        old, new = (
+            getattr(library(), name)(draws) for library in (api._Arviz0, api._Arviz1)
+        )
+        assert old == pytest.approx(new)
+
+
+@pytest.mark.parametrize("num", [1, 2, 10, 30, 4000])
+@pytest.mark.parametrize("noise", [0.0, 1e-9])
+def test_equal_weights_have_no_tail(kind, num, noise):
+    log_weights = 3 + noise * RNG.normal(size=(2, num))
+    smoothed, k = api.pareto_smoothed(log_weights)
+    assert (k == -np.inf).all()
+    np.testing.assert_allclose(smoothed, -np.log(num), atol=1e-6)
+
+
+@pytest.mark.parametrize("at_the_bound", [94, 500])  # 94 are smoothed of 1,000
+def test_bounded_weights_have_no_tail(kind, at_the_bound):
+    log_weights = np.sort(RNG.normal(size=1000))
+    log_weights[-at_the_bound:] = log_weights[-at_the_bound]
+    smoothed, k = api.pareto_smoothed(log_weights)
+    assert k == -np.inf
+    np.testing.assert_allclose(smoothed - log_weights, smoothed[0] - log_weights[0])
+
+
+@pytest.mark.parametrize("num", [2, 5, 20])
+def test_few_weights_cannot_be_judged(kind, num):
+    smoothed, k = api.pareto_smoothed(RNG.normal(size=num))
+    assert k == np.inf
+    assert np.exp(smoothed).sum() == pytest.approx(1)
+
+
+def test_weights_above_a_plateau_cannot_be_judged_by_four(kind):
+    log_weights = np.zeros(1000)
+    log_weights[:4] = [1, 2, 3, 4]
+    assert api.pareto_smoothed(log_weights)[1] == np.inf
+
+
+def test_weights_of_zero_stay_zero_and_do_not_matter(kind):
+    some = pareto_tail(0.5, 1000, np.random.default_rng(3))
+    expected, k = api.pareto_smoothed(some)
+    padded = np.concatenate([np.full(500, -np.inf), some, np.full(500, -np.inf)])
+    smoothed, padded_k = api.pareto_smoothed(padded)
+    assert padded_k == k
+    np.testing.assert_allclose(smoothed[500:-500], expected)
+    assert np.isneginf(smoothed[:500]).all()
+    far_below = np.where(np.isneginf(padded), -2000.0, padded)
+    assert api.pareto_smoothed(far_below)[1] == k
+    one = np.full(100, -np.inf)
+    one[7] = 2.0
+    smoothed, k = api.pareto_smoothed(one)
+    assert k == np.inf
+    assert smoothed[7] == 0
+
+
+@pytest.mark.parametrize(
+    ("log_weights", "message"),
+    [
+        (np.array(1.0), r"shape \(\.\.\., N\)"),
+        (np.empty((3, 0)), r"got \(3, 0\)"),
+        (np.array([0.0, np.nan]), "got 1 that are NaN"),
+        (np.array([0.0, np.inf]), "got 1 that are NaN or infinite"),
+        (np.array([[0.0, 0.0], [-np.inf, -np.inf]]), "in 1 all weights are zero"),
+    ],
+)
+def test_weights_that_are_none_are_refused(log_weights, message):
+    with pytest.raises(ValueError, match=message):
+        api.pareto_smoothed(log_weights)
+
+
+def make_data():
+    posterior = {"a": RNG.normal(size=(4, 10)), "b": RNG.normal(size=(4, 10, 2))}
+    groups = {
+        "posterior": posterior,
+        "sample_stats": {"lp": RNG.normal(size=(4, 10)), "bad": RNG.random((4, 10)) > 1},
+        "prior": {"a": RNG.normal(size=(1, 7)), "b": RNG.normal(size=(1, 7, 2))},
+        "posterior_predictive": {"x": RNG.normal(size=(4, 5, 3))},
+        "prior_predictive": {"x": RNG.normal(size=(1, 7, 3))},
+        "observed_data": {"x": RNG.normal(size=3)},
+    }
+    coords = {"axis": ["left", "right"], "time": [0.0, 0.5, 1.0]}
+    dims = {"b": ["axis"], "x": ["time"]}
+    attrs = {
+        "/": {
+            "method": "FlowPosterior",
+            "seed": np.int64(3),
+            "none": None,
+            "log_z": np.float32(0.5),
+            "fine": True,
+            "levels": [1, 2],
+        },
+        "sample_stats": {"lp_is_normalised": True},
+    }
+    return api.inference_data(groups, coords, dims, attrs), groups
+
+
+def check_data(data, groups):
+    for name, variables in groups.items():
+        for variable, values in variables.items():
+            np.testing.assert_array_equal(data[name][variable].values, values)
+            expected = {"b": ["axis"], "x": ["time"]}.get(variable, [])
+            leading = [] if name == "observed_data" else ["chain", "draw"]
+            assert list(data[name][variable].dims) == leading + expected
+    assert list(data["posterior"]["axis"].values) == ["left", "right"]
+    assert list(data["observed_data"]["time"].values) == [0.0, 0.5, 1.0]
+    attrs = dict(data.attrs)
+    assert attrs["method"] == "FlowPosterior"
+    assert (attrs["seed"], attrs["log_z"], attrs["fine"]) == (3, 0.5, 1)
+    assert attrs["levels"] == "[1, 2]"
+    assert "none" not in attrs
+    assert data["sample_stats"].attrs["lp_is_normalised"] == 1
+    assert "created_at" in data["posterior"].attrs
+
+
+def test_groups_variables_and_attributes_survive_netcdf(kind, tmp_path):
+    data, groups = make_data()
+    assert type(data).__name__ == ("DataTree" if kind else "InferenceData")
+    check_data(data, groups)
+    check_data(open_again(data, tmp_path / "data.nc", kind), groups)
+
+
+def test_dimensions_have_default_names(kind):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # that there are more chains than draws
+        data = api.inference_data({"posterior": {"theta": np.zeros((6, 5, 3))}})
+    assert data["posterior"]["theta"].dims == ("chain", "draw", "theta_dim_0")
+
+
+def test_the_summary_of_known_draws(kind):
+    """Quantiles of a standard normal distribution as draws: the narrowest interval with
+    probability 0.9 ends at ±1.645."""
+    grid = [NormalDist().inv_cdf((i + 0.5) / 8000) for i in range(8000)]
+    draws = np.random.default_rng(4).permutation(grid).reshape(4, 2000, 1)
+    result = api.summary(np.concatenate([draws, 5 + 2 * draws], -1), hdi_prob=0.9)
+    np.testing.assert_allclose(result.mean, [0, 5], atol=1e-6)
+    np.testing.assert_allclose(result.sd, [1, 2], rtol=1e-3)
+    np.testing.assert_allclose(result.hdi_low, [-1.645, 5 - 3.29], atol=0.06)
+    np.testing.assert_allclose(result.hdi_high, [1.645, 5 + 3.29], atol=0.06)
+    assert (result.ess_bulk > 6000).all()
+    assert (abs(result.r_hat - 1) < 0.01).all()
+    wider = api.summary(draws, hdi_prob=0.99)
+    assert wider.hdi_high - wider.hdi_low > 5
+
+
+def test_chains_that_disagree_and_chains_that_do_not_move_show(kind):
+    rng = np.random.default_rng(5)
+    steps = rng.normal(size=(4, 1000, 1)).cumsum(1)
+    apart = rng.normal(size=(4, 1000, 1)) + 5 * np.arange(4)[:, None, None]
+    assert api.summary(apart).r_hat > 2
+    assert api.summary(steps).ess_bulk < 100
+
+
+def test_few_draws_or_chains_have_no_diagnostics(kind):
+    short = api.summary(RNG.normal(size=(4, 3, 2)))
+    assert np.isnan(short.r_hat).all()
+    assert np.isnan(short.ess_bulk).all()
+    single = api.summary(RNG.normal(size=(1, 100, 2)))
+    assert np.isnan(single.r_hat).all()
+    assert (single.ess_bulk > 10).all()
+    constant = api.summary(np.ones((4, 100, 1)))
+    assert (constant.mean, constant.sd) == (1, 0)
+
+
+def test_what_is_not_a_set_of_draws_is_refused():
+    with pytest.raises(ValueError, match=r"`draws` of shape .* got \(4, 10\)"):
+        api.summary(np.zeros((4, 10)))
+    for prob in (0, 1, 94):
+        with pytest.raises(ValueError, match=f"`hdi_prob` .* got {prob}"):
+            api.summary(np.zeros((4, 10, 1)), prob)
+
+
+def test_draws_have_labels(kind):
+    data, groups = make_data()
+    labels, draws = api.labelled_draws(data)
+    assert labels == ["a", "b[left]", "b[right]"]
+    np.testing.assert_array_equal(draws[..., 0], groups["posterior"]["a"])
+    np.testing.assert_array_equal(draws[..., 1:], groups["posterior"]["b"])
+    matrix = np.arange(12.0).reshape(1, 2, 2, 3)
+    labels, draws = api.labelled_draws(api.inference_data({"posterior": {"m": matrix}}))
+    assert labels[:4] == ["m[0, 0]", "m[0, 1]", "m[0, 2]", "m[1, 0]"]
+    np.testing.assert_array_equal(draws, matrix.reshape(1, 2, 6))
+    with pytest.raises(ValueError, match=r"group 'posterior', got \['prior'\]"):
+        api.labelled_draws(api.inference_data({"prior": {"a": np.zeros((1, 5))}}))
+
+
+def test_only_inference_data_is_taken_for_it(kind):
+    assert api.is_inference_data(make_data()[0])
+    for other in ({"posterior": {}}, np.zeros(3), None):
+        assert not api.is_inference_data(other)
