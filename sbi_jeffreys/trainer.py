@@ -20,7 +20,7 @@ from torch.distributions import Distribution
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from sbi_jeffreys.data.arrays import Stacked
+from sbi_jeffreys.data.arrays import ConcatenatedRows
 from sbi_jeffreys.data.batches import Batches, SlicedBatches, batches_from, scale_weights
 from sbi_jeffreys.data.processes import (
     all_have,
@@ -31,8 +31,8 @@ from sbi_jeffreys.data.processes import (
 from sbi_jeffreys.models.conditional import condition_on
 from sbi_jeffreys.models.energy import (
     ConditionalEnergy,
+    LogRatioEnsemble,
     LogRatioNet,
-    Members,
     base_density,
     least_log_prior,
 )
@@ -44,7 +44,7 @@ from sbi_jeffreys.models.flow import (
 from sbi_jeffreys.models.pair import ModelPair
 from sbi_jeffreys.objective.divergences import NORMALIZERS, Normalizer
 from sbi_jeffreys.objective.multipliers import FixedMultipliers, ResilientMultipliers
-from sbi_jeffreys.pool.opinion_pool import Weights, apart, pooled
+from sbi_jeffreys.pool.opinion_pool import Weights, fit_pool, with_own_embedding
 from sbi_jeffreys.posteriors.builder import BothPosteriors
 from sbi_jeffreys.preprocessing.support import support_of
 from sbi_jeffreys.training.loop import TERMS, JeffreysTraining
@@ -275,7 +275,7 @@ class JNPE(BothPosteriors):
             The flow, with all gradients None. `summary` then holds, beside sbi's entries
             and one for each epoch: `divergences` D1, D2 and D3 of the training batches
             (D1 and D3 with the entropy), `multipliers`, `learning_rate`; held out,
-            `validation_energy_loss`, `validation_flow_to_energy`, `validation_log_z` and
+            `validation_energy_loss`, `validation_kl_flow_energy`, `validation_log_z` and
             `validation_ess`; and, unless weights are fixed, `constraint_violations`,
             `primal_value` and `duality_gap` (see `multipliers`). In nats, but for the
             multipliers, the rate and the effective sample size. And for each call,
@@ -348,7 +348,7 @@ class JNPE(BothPosteriors):
         if not isinstance(energy_net, nn.Module):
             with torch.no_grad():
                 features = embedding_net.to(x.device)(x[:2]).shape[-1]
-            energy_net = Members(
+            energy_net = LogRatioEnsemble(
                 energy_net(theta.shape[-1], features) for _ in range(self._num_energies)
             )
         inside = support.inside(theta).to(self._device)
@@ -412,7 +412,7 @@ class JNPE(BothPosteriors):
         if isinstance(training, SlicedBatches) and not self._has_kernel:
             self._energy, weights = self._pooled(state.pair)
             if not any(weights):  # no energy to follow, but maybe an earlier gain
-                self._energy = apart(self._energy)
+                self._energy = with_own_embedding(self._energy)
             stalled = state.epochs_since_best >= train_config.stop_after_epochs
             most = min(state.epoch, train_config.max_num_epochs - state.epoch)
             followed = state.follow(
@@ -446,9 +446,12 @@ class JNPE(BothPosteriors):
 
     def _pooled(self, pair: ModelPair) -> tuple[ConditionalEnergy, Weights]:
         """Return the pooled energy, or that of the pair, if simulations have weights."""
-        simulations = Stacked(self._theta_roundwise), Stacked(self._x_roundwise)
+        simulations = (
+            ConcatenatedRows(self._theta_roundwise),
+            ConcatenatedRows(self._x_roundwise),
+        )
         try:
-            return pooled(pair, *simulations, self.train_indices, self.val_indices)
+            return fit_pool(pair, *simulations, self.train_indices, self.val_indices)
         except (KeyboardInterrupt, RuntimeError, ValueError) as error:
             warnings.warn(
                 "The energy is that of its networks alone, for it could not be pooled "

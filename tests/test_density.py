@@ -50,7 +50,7 @@ def test_it_is_the_pair_of_jnpe_without_a_condition():
 
 
 def test_no_model_of_a_simulator_is_fitted(monkeypatch):
-    monkeypatch.delattr(trainer, "pooled")
+    monkeypatch.delattr(trainer, "fit_pool")
     estimator = make().fit(torch.randn(60, 2), **QUICK)
     names = [f"{model}_weight" for model in Weights._fields]
     assert [estimator.summary[name] for name in names] == [[0.0]] * 3

@@ -59,7 +59,7 @@ def make_summary(num=12):
             "training_loss",
             "validation_loss",
             "validation_energy_loss",
-            "validation_flow_to_energy",
+            "validation_kl_flow_energy",
             "validation_log_z",
             "validation_ess",
         )
@@ -123,8 +123,8 @@ def make_report(num=1, spread=0.5, pareto_k=0.2):
     log_weights = spread * torch.randn(400, num, generator=torch.manual_seed(0))
     verdict = "flow and energy agree (KL 0.10 nats, ESS 80%)"
     report = SimpleNamespace(
-        flow_to_energy=torch.linspace(0.1, 0.9, num),
-        flow_to_energy_se=torch.full((num,), 0.05),
+        kl_flow_energy=torch.linspace(0.1, 0.9, num),
+        kl_flow_energy_se=torch.full((num,), 0.05),
         ess=torch.linspace(0.8, 0.2, num),
         pareto_k=torch.full((num,), pareto_k),
         log_z=log_weights.exp().mean(0).log(),

@@ -170,7 +170,7 @@ def test_summary_has_the_keys_of_sbi_and_ours_one_entry_an_epoch():
         "validation_loss",
         "epoch_durations_sec",
         "validation_energy_loss",
-        "validation_flow_to_energy",
+        "validation_kl_flow_energy",
         "validation_log_z",
         "validation_ess",
         "multipliers",

@@ -54,7 +54,7 @@ def rows_at_once(values: Tensor) -> int:
     return min(MAX_ROWS, max(1_000, long_rows))
 
 
-def thinned(*parts: Tensor) -> list[Tensor]:
+def evenly_spaced(*parts: Tensor) -> list[Tensor]:
     """Return evenly spaced rows of tensors `(N_i, ...)`, as views; all where few.
 
     Spaces are the same in all, so that parts keep their shares.
@@ -87,7 +87,7 @@ def check_finite(what: str, rows: Tensor) -> None:
     )
 
 
-class Stacked:
+class ConcatenatedRows:
     """Tensors as if concatenated, of which rows are gathered without doing so.
 
     On a GPU they are concatenated: to look for rows in each would wait for the device.

@@ -18,7 +18,7 @@ from torch.utils.data import (
 )
 from torch.utils.data.dataloader import default_collate
 
-from sbi_jeffreys.data.arrays import Stacked
+from sbi_jeffreys.data.arrays import ConcatenatedRows
 from sbi_jeffreys.data.processes import mean_over_processes, num_processes, process_rank
 
 AHEAD = 2
@@ -58,8 +58,8 @@ class SlicedBatches:
 
     def __init__(
         self,
-        theta: Tensor | Stacked,
-        x: Tensor | Stacked,
+        theta: Tensor | ConcatenatedRows,
+        x: Tensor | ConcatenatedRows,
         indices: Tensor,
         batch_size: int,
         drop_last: bool,
@@ -231,7 +231,7 @@ def batches_from(
     ):
         return LoadedBatches(loader, calibration_kernel, device)
     theta, x, *_ = (
-        Stacked(column)
+        ConcatenatedRows(column)
         for column in zip(*(part.tensors for part in datasets), strict=True)
     )
     far = on_disk or torch.device(device).type != "cpu"

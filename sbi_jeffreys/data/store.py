@@ -25,12 +25,12 @@ from torch.utils.data import (
 from typing_extensions import Self
 
 from sbi_jeffreys.data.arrays import (
-    Stacked,
+    ConcatenatedRows,
     as_tensor,
     check_finite,
+    evenly_spaced,
     is_finite,
     rows_at_once,
-    thinned,
 )
 
 
@@ -112,7 +112,7 @@ class UncopiedSimulations(NPE_C):
         self._data_round_index.append(0)
         self._proposal_roundwise.append(proposal)
         if self._prior is None or isinstance(self._prior, ImproperEmpirical):
-            values = torch.cat(thinned(*self._theta_roundwise))
+            values = torch.cat(evenly_spaced(*self._theta_roundwise))
             weights = torch.ones(len(values), device=self._device)
             self._prior = ImproperEmpirical(values.to(self._device), weights)
         return self
@@ -199,7 +199,7 @@ class UncopiedSimulations(NPE_C):
             return
         rows = self.train_indices[: rows_at_once(self._x_roundwise[0])]
         theta, x = (
-            Stacked(parts)[rows].to("cpu")
+            ConcatenatedRows(parts)[rows].to("cpu")
             for parts in (self._theta_roundwise, self._x_roundwise)
         )
         self._neural_net = self._build_neural_net(theta, x)
@@ -219,7 +219,7 @@ class UncopiedSimulations(NPE_C):
             npe_msg_on_invalid_x(*counts, exclude_invalid_x, "Single-round JNPE")
             if exclude_invalid_x:
                 theta, x = theta[valid], x[valid]
-        warn_if_invalid_for_zscoring(*thinned(x))
+        warn_if_invalid_for_zscoring(*evenly_spaced(x))
         return theta, x
 
     def _check_parameters(self, theta: Tensor) -> None:

@@ -24,7 +24,7 @@ from sbi_jeffreys.sampling.importance import MAX_PARETO_K, smooth
 MIN_P_VALUE = 0.01
 """Below it x is called unlike the simulations: of x like them, one in a hundred is."""
 
-MAX_FLOW_TO_ENERGY = 0.5
+MAX_KL_FLOW_ENERGY = 0.5
 """KL(p ‖ q) in nats above which flow and energy are said to differ."""
 
 
@@ -45,8 +45,8 @@ class AgreementReport:
     - they agree.
 
     Attributes:
-        flow_to_energy: KL(p ‖ q) in nats, shape `(batch,)`.
-        flow_to_energy_se: Its standard error.
+        kl_flow_energy: KL(p ‖ q) in nats, shape `(batch,)`.
+        kl_flow_energy_se: Its standard error.
         ess: Effective sample size over the number of draws, between 0 and 1.
         pareto_k: Shape of the importance weights' tail.
         log_z: log Z, in nats; 0 where the energy is normalised.
@@ -56,8 +56,8 @@ class AgreementReport:
         log_weights: $f - \log p$ at draws from the flow, `(num_samples, batch)`.
     """
 
-    flow_to_energy: Tensor
-    flow_to_energy_se: Tensor
+    kl_flow_energy: Tensor
+    kl_flow_energy_se: Tensor
     ess: Tensor
     pareto_k: Tensor
     log_z: Tensor
@@ -80,7 +80,7 @@ class AgreementReport:
         p = None if self.x_p_value is None else float(self.x_p_value[i])
         k, kl, se = (
             float(values[i])
-            for values in (self.pareto_k, self.flow_to_energy, self.flow_to_energy_se)
+            for values in (self.pareto_k, self.kl_flow_energy, self.kl_flow_energy_se)
         )
         if p is not None and p < MIN_P_VALUE:
             return f"x is unlike the simulations (p = {p:.3f}): trust neither posterior"
@@ -89,7 +89,7 @@ class AgreementReport:
                 f"flow and energy do not agree (Pareto k {k:.2f} > {MAX_PARETO_K}): "
                 "trust neither posterior"
             )
-        if kl > MAX_FLOW_TO_ENERGY + 2 * se:
+        if kl > MAX_KL_FLOW_ENERGY + 2 * se:
             return (
                 f"flow and energy differ (KL {kl:.2f} nats, ESS {float(self.ess[i]):.0%})"
                 ": prefer the corrected posterior"
@@ -104,8 +104,8 @@ class AgreementReport:
         for i, verdict in enumerate(self.verdicts):
             p = "-" if self.x_p_value is None else f"{float(self.x_p_value[i]):.3f}"
             yield (
-                f"{float(self.flow_to_energy[i]):7.3f} ± "
-                f"{float(self.flow_to_energy_se[i]):.3f}"
+                f"{float(self.kl_flow_energy[i]):7.3f} ± "
+                f"{float(self.kl_flow_energy_se[i]):.3f}"
                 f"{float(self.ess[i]):9.2f}{float(self.pareto_k[i]):10.2f}"
                 f"{float(self.log_z[i]):9.3f} ± {float(self.log_z_se[i]):.3f}"
                 f"{p:>7}  {verdict}"
@@ -133,8 +133,8 @@ def report_agreement(log_weights: Tensor, x_p_value: Tensor | None) -> Agreement
     mean = torch.where(inside, -log_weights, 0.0).sum(0) / num
     centred = torch.where(inside, term - term.sum(0) / num, 0.0)
     return AgreementReport(
-        flow_to_energy=mean + weights.log_z - (num / len(log_weights)).log(),
-        flow_to_energy_se=centred.square().sum(0).sqrt() / num,
+        kl_flow_energy=mean + weights.log_z - (num / len(log_weights)).log(),
+        kl_flow_energy_se=centred.square().sum(0).sqrt() / num,
         ess=weights.ess / len(log_weights),
         pareto_k=weights.pareto_k,
         log_z=weights.log_z,

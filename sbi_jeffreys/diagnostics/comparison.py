@@ -17,7 +17,7 @@ from sbi_jeffreys.diagnostics.held_out import held_out_scores
 from sbi_jeffreys.diagnostics.inference_data import to_inference_data
 from sbi_jeffreys.diagnostics.naming import ParameterNames
 
-AGREEMENT = ("pareto_k", "ess", "flow_to_energy")
+AGREEMENT = ("pareto_k", "ess", "kl_flow_energy")
 COLUMNS = (
     "posterior",
     "num_draws",
@@ -62,7 +62,7 @@ class Comparison:
       unit; negative by chance where distributions are equal.
     - `max_mean_shift`: the largest |mean_shift| of all parameters.
     - `mean_sd_ratio`: geometric mean of `sd_ratio`; below 1 if too narrow.
-    - `pareto_k`, `ess` (over the number of draws, 0 to 1) and `flow_to_energy` (KL(p ‖ q)
+    - `pareto_k`, `ess` (over the number of draws, 0 to 1) and `kl_flow_energy` (KL(p ‖ q)
       in nats): what `agreement` says; where flow and energy are known.
     - `coverage_50`, `coverage_90`: how often the central 50 % and 90 % intervals hold the
       parameter, mean over parameters. Below 0.5 or 0.9 if too narrow. By chance, of one

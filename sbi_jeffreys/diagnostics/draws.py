@@ -203,7 +203,7 @@ def agreement(posterior: NeuralPosterior, x: Tensor) -> dict[str, Any]:
     report = posterior.agreement(x)
     numbers = {
         name: float(getattr(report, name)[0])
-        for name in ("flow_to_energy", "flow_to_energy_se", "ess", "pareto_k", "log_z")
+        for name in ("kl_flow_energy", "kl_flow_energy_se", "ess", "pareto_k", "log_z")
     }
     p_value = report.x_p_value
     return numbers | {

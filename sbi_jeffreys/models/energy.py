@@ -60,7 +60,7 @@ class LogRatioNet(nn.Module):
         return (input * natural).sum(-1) + rest.reshape(input.shape[:-1])
 
 
-class Members(nn.ModuleList):
+class LogRatioEnsemble(nn.ModuleList):
     """Log-ratio networks that share nothing, of which the energy is the average."""
 
     def forward(self, input: Tensor, condition: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class ConditionalEnergy(nn.Module):
         Args:
             net: r, called with standardised parameters, `(sample, batch, D)`, and
                 embedded conditions, `(batch, features)`; returns `(sample, batch)`, or
-                as `Members` `(member, sample, batch)`: r is then their average.
+                as `LogRatioEnsemble` `(member, sample, batch)`: r is then their average.
             base: p, with a `log_prob` that is differentiable to its argument.
             support: Its bounds; p is evaluated inside of them.
             theta: Parameters that give the standardisation, shape `(N, D)`.
@@ -120,7 +120,7 @@ class ConditionalEnergy(nn.Module):
         self.condition_shape = condition_shape
         self.prior = prior
         self.least_log_prior = least_log_prior
-        loc, scale = location_and_scale(support.unbend(theta))
+        loc, scale = location_and_scale(support.log_half_lines(theta))
         self.register_buffer("loc", loc)
         self.register_buffer("scale", scale)
 
@@ -136,7 +136,7 @@ class ConditionalEnergy(nn.Module):
 
     def standardize(self, theta: Tensor) -> Tensor:
         """Return parameters `(..., D)` inside of the support as the network sees them."""
-        return (self.support.unbend(theta) - self.loc) / self.scale
+        return (self.support.log_half_lines(theta) - self.loc) / self.scale
 
     def forward(
         self, input: Tensor, condition: Tensor, embedded: Tensor | None = None

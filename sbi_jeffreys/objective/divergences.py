@@ -31,9 +31,9 @@ LOG_WEIGHT_CAP = 5.0
 class Divergences(NamedTuple):
     """The three terms, one entry per condition, shape `(batch,)`."""
 
-    flow_to_data: Tensor
-    flow_to_energy: Tensor
-    energy_to_data: Tensor
+    kl_data_flow: Tensor
+    kl_flow_energy: Tensor
+    kl_data_energy: Tensor
 
     def mean(self, weights: Tensor | None = None) -> Tensor:
         """Return their means over the batch, shape `(3,)`, weighted by `weights`."""
@@ -80,9 +80,9 @@ def jeffreys_divergences(
         _log_z, log_p_data.detach(), log_p_draws.detach(), normalizer=normalizer
     )
     return Divergences(
-        flow_to_data=-log_p_data,
-        flow_to_energy=(log_p_draws - f_draws - path).mean(0) + log_z(members.mean(0)),
-        energy_to_data=torch.stack([log_z(f) - f[0] for f in members]).mean(0),
+        kl_data_flow=-log_p_data,
+        kl_flow_energy=(log_p_draws - f_draws - path).mean(0) + log_z(members.mean(0)),
+        kl_data_energy=torch.stack([log_z(f) - f[0] for f in members]).mean(0),
     )
 
 
@@ -130,12 +130,12 @@ class Agreement(NamedTuple):
     """How the flow and the energy agree, one entry per condition, shape `(batch,)`.
 
     Attributes:
-        flow_to_energy: KL(p ‖ q), in nats.
+        kl_flow_energy: KL(p ‖ q), in nats.
         log_z: log Z, in nats.
         ess: Effective sample size of the importance weights over their number.
     """
 
-    flow_to_energy: Tensor
+    kl_flow_energy: Tensor
     log_z: Tensor
     ess: Tensor
 
@@ -154,7 +154,7 @@ def agreement(log_p_draws: Tensor, f_draws: Tensor) -> Agreement:
     log_z = log_weights.logsumexp(0) - log(len(log_weights))
     shares = log_weights.softmax(0)
     return Agreement(
-        flow_to_energy=log_z - log_weights.mean(0),
+        kl_flow_energy=log_z - log_weights.mean(0),
         log_z=log_z,
         ess=1 / (len(shares) * shares.square().sum(0)),
     )

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sbi_jeffreys.diagnostics.agreement import MAX_FLOW_TO_ENERGY, AgreementReport
+from sbi_jeffreys.diagnostics.agreement import MAX_KL_FLOW_ENERGY, AgreementReport
 from sbi_jeffreys.plots.style import GREY, RED, color_of, panels
 from sbi_jeffreys.sampling.importance import MAX_PARETO_K
 
@@ -36,8 +36,8 @@ def plot_agreement(report: AgreementReport) -> Figure:
     kl, kl_se, ess, pareto_k, good = (
         values.cpu().numpy()
         for values in (
-            report.flow_to_energy,
-            report.flow_to_energy_se,
+            report.kl_flow_energy,
+            report.kl_flow_energy_se,
             report.ess,
             report.pareto_k,
             report.is_trustworthy,
@@ -64,7 +64,7 @@ def plot_agreement(report: AgreementReport) -> Figure:
         axes[1].set(ylabel="ESS / number of draws", title="Effective sample size")
         axes[1].set_ylim(0, 1)
         axes[2].set(ylabel="Pareto k̂", title="Tail of the weights")
-        _threshold(axes[0], MAX_FLOW_TO_ENERGY)
+        _threshold(axes[0], MAX_KL_FLOW_ENERGY)
         _threshold(axes[2], MAX_PARETO_K)
         for axis in axes:
             axis.set_xlabel("observation")
@@ -91,7 +91,7 @@ def _plot_one_agreement(report: AgreementReport, verdict: str) -> Figure:
         histogram.axvline(0, color=GREY, linestyle="--", label="perfect agreement")
         kl, se, ess = (
             float(values[0])
-            for values in (report.flow_to_energy, report.flow_to_energy_se, report.ess)
+            for values in (report.kl_flow_energy, report.kl_flow_energy_se, report.ess)
         )
         histogram.set(
             xlabel="log weight − log Z (nats)",

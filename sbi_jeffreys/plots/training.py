@@ -28,7 +28,7 @@ def plot_training(summary: Mapping[str, Sequence[Any]]) -> Figure:
         "training_loss",
         "validation_loss",
         "validation_energy_loss",
-        "validation_flow_to_energy",
+        "validation_kl_flow_energy",
         "validation_log_z",
         "validation_ess",
         "multipliers",
@@ -57,7 +57,7 @@ def plot_training(summary: Mapping[str, Sequence[Any]]) -> Figure:
         losses.set(ylabel="NLL (nats)", title="Negative log-likelihood")
         losses.set_ylim(*_without_onset(losses))
         kl.plot(
-            epochs, summary["validation_flow_to_energy"], color=PURPLE, label=TERMS[1]
+            epochs, summary["validation_kl_flow_energy"], color=PURPLE, label=TERMS[1]
         )
         kl.plot(epochs, summary["validation_log_z"], color=GREY, label="log Z")
         kl.set(ylabel="nats", title="Agreement, held out")

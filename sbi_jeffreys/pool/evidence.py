@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 
-class LogNormalizer(nn.Module):
+class Evidence(nn.Module):
     """c(x), quadratic in each summary of x; zero before it is fitted."""
 
     def __init__(self, num_summaries: int) -> None:

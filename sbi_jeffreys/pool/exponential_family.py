@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 from typing_extensions import Self
 
-from sbi_jeffreys.pool.evidence import LogNormalizer
+from sbi_jeffreys.pool.evidence import Evidence
 
 HIDDEN_FEATURES = 64
 """Terms of the sum in psi."""
@@ -55,7 +55,7 @@ class ExponentialFamily(nn.Module):
         self.root = nn.Parameter(0.1 * torch.eye(input_features))
         self.hidden = nn.Linear(input_features, HIDDEN_FEATURES)
         self.root_output = nn.Parameter(torch.full((HIDDEN_FEATURES,), 0.1))
-        self.log_normalizer = LogNormalizer(input_features)
+        self.evidence = Evidence(input_features)
         nn.init.normal_(self.hidden.weight, std=1 / sqrt(input_features))
         nn.init.zeros_(self.natural.weight)
         nn.init.zeros_(self.natural.bias)
@@ -111,7 +111,7 @@ class ExponentialFamily(nn.Module):
         model.requires_grad_(False)
         model.natural.weight /= unit
         log_weights = log_weights + model(candidates, features)
-        model.log_normalizer.fit(model.natural(features), log_weights[1:])
+        model.evidence.fit(model.natural(features), log_weights[1:])
         return model.to(kind)
 
     def forward(self, input: Tensor, condition: Tensor) -> Tensor:
@@ -124,4 +124,4 @@ class ExponentialFamily(nn.Module):
         eta = self.natural(condition.flatten(1))
         sums = softplus(self.hidden(input)) @ self.root_output.square()
         psi = (input @ self.root.T).square().sum(-1) + sums
-        return (input * eta).sum(-1) - psi - self.log_normalizer(eta)
+        return (input * eta).sum(-1) - psi - self.evidence(eta)

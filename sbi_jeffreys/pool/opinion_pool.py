@@ -21,7 +21,7 @@ import torch
 from scipy.stats import norm, t
 from torch import Tensor, nn
 
-from sbi_jeffreys.data.arrays import Stacked
+from sbi_jeffreys.data.arrays import ConcatenatedRows
 from sbi_jeffreys.models.energy import ConditionalEnergy
 from sbi_jeffreys.models.pair import ModelPair
 from sbi_jeffreys.pool.exponential_family import ExponentialFamily
@@ -125,10 +125,10 @@ of fewer pairs, or None."""
 
 
 @torch.no_grad()
-def pooled(
+def fit_pool(
     pair: ModelPair,
-    theta: Tensor | Stacked,
-    x: Tensor | Stacked,
+    theta: Tensor | ConcatenatedRows,
+    x: Tensor | ConcatenatedRows,
     training: Tensor,
     validation: Tensor,
 ) -> tuple[ConditionalEnergy, Weights]:
@@ -169,12 +169,12 @@ def pooled(
         for fit, model, weight in zip(FITS, models, weights, strict=True)
         if weight > 0
     ]
-    pool = apart(energy)
+    pool = with_own_embedding(energy)
     pool.net = Pool(energy.net, *zip(*kept, strict=True))
     return pool, weights
 
 
-def apart(energy: ConditionalEnergy) -> ConditionalEnergy:
+def with_own_embedding(energy: ConditionalEnergy) -> ConditionalEnergy:
     """Return a copy with the same log-ratio network, but an embedding of its own."""
     return deepcopy(energy, {id(energy.net): energy.net})
 
@@ -188,7 +188,11 @@ def _fitted(
 
 
 def _candidates(
-    pair: ModelPair, theta: Tensor | Stacked, x: Tensor | Stacked, rows: Tensor, num: int
+    pair: ModelPair,
+    theta: Tensor | ConcatenatedRows,
+    x: Tensor | ConcatenatedRows,
+    rows: Tensor,
+    num: int,
 ) -> Candidates:
     """Draw `num` times from the flow for each of the pairs at `rows`."""
     energy = pair.energy

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, silu
 from typing_extensions import Self
 
-from sbi_jeffreys.pool.evidence import LogNormalizer
+from sbi_jeffreys.pool.evidence import Evidence
 
 NUM_MEMBERS = 5
 """Networks M, at most one for each simulation."""
@@ -142,7 +142,7 @@ class SyntheticLikelihood(nn.Module):
         self.register_buffer("projection", projection)
         num = projection.shape[1]
         self.members = LikelihoodMembers(num_members, input_features, num, error_model)
-        self.log_normalizer = LogNormalizer(num)
+        self.evidence = Evidence(num)
 
     @classmethod
     def fit(
@@ -190,7 +190,7 @@ class SyntheticLikelihood(nn.Module):
         _, model = min(fits, key=lambda fit: fit[0])
         model.eval().requires_grad_(False)
         log_weights = log_weights + model(candidates, features)
-        model.log_normalizer.fit(model.summaries(features), log_weights[1:])
+        model.evidence.fit(model.summaries(features), log_weights[1:])
         return model.to(kind)
 
     def summaries(self, condition: Tensor) -> Tensor:
@@ -215,7 +215,7 @@ class SyntheticLikelihood(nn.Module):
                 for some in zip(*(values.split(CHUNK) for values in rows), strict=True)
             ]
         )
-        return log_likelihood.reshape(input.shape[:-1]) - self.log_normalizer(s)
+        return log_likelihood.reshape(input.shape[:-1]) - self.evidence(s)
 
 
 def _summaries(theta: Tensor, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,7 +14,7 @@ from sbi.neural_nets.estimators.base import ConditionalDensityEstimator
 from torch import Tensor
 from torch.distributions import Distribution
 
-from sbi_jeffreys.data.arrays import thinned
+from sbi_jeffreys.data.arrays import evenly_spaced
 from sbi_jeffreys.data.store import UncopiedSimulations
 from sbi_jeffreys.diagnostics.novelty import Novelty
 from sbi_jeffreys.models.energy import ConditionalEnergy
@@ -192,7 +192,7 @@ class BothPosteriors(UncopiedSimulations):
         """Return what compares observations with the simulations there are."""
         if not self._x_roundwise:
             return None
-        x = torch.cat(thinned(*self._x_roundwise))
+        x = torch.cat(evenly_spaced(*self._x_roundwise))
         x = x[x.flatten(1).isfinite().all(-1)]
         return Novelty(x).to(device) if len(x) > 1 else None
 

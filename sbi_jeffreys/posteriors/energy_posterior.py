@@ -28,7 +28,7 @@ from sbi_jeffreys.sampling.smc import (
     LEAST_EFFECTIVE,
     MIN_PARTICLES,
     annealed,
-    spread,
+    resample_and_move,
     temper,
 )
 
@@ -197,7 +197,9 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
             return self.potential_fn(theta[:, 0], track_gradients=False).unsqueeze(1)
 
         support = self.pair.energy.support
-        theta = spread(log_density, support, particles, max(num, MIN_PARTICLES))
+        theta = resample_and_move(
+            log_density, support, particles, max(num, MIN_PARTICLES)
+        )
         return theta[:num].reshape(*sample_shape, *self._theta_shape)
 
     def sample_batched(
@@ -303,7 +305,7 @@ class EnergyPosterior(ChecksAgreement, NeuralPosterior):
 
         support, most = self.pair.energy.support, max(num, MIN_PARTICLES)
         particles = annealed(ends, support, theta, log_weights, most, LEAST_EFFECTIVE)
-        return spread(log_energy, support, particles, most)[:num]
+        return resample_and_move(log_energy, support, particles, most)[:num]
 
     def importance_weights(
         self,

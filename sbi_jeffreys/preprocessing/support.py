@@ -168,7 +168,7 @@ class Support(nn.Module):
         moved = theta.clamp(self.low + margin, self.high - margin)
         return torch.where(self.is_outside(theta).unsqueeze(-1), theta, moved)
 
-    def unbend(self, theta: Tensor) -> Tensor:
+    def log_half_lines(self, theta: Tensor) -> Tensor:
         """Return θ with the parameters on half lines on their log scale.
 
         What a network should see: intervals as they are, but no long tails.

@@ -109,7 +109,7 @@ def temper(
     first = annealed(flow, support, theta, log_weights, num, MIN_ESS * num)
     if n == 1:
         return first
-    theta = spread(lambda theta: single(theta)[0], support, first, num)
+    theta = resample_and_move(lambda theta: single(theta)[0], support, first, num)
     log_weights = log_ratio(single, theta)
     last = annealed(
         single, support, theta, log_weights, num, MIN_ESS * num, show_progress
@@ -171,7 +171,10 @@ def annealed(
                 start, end = ends(theta)
                 return (1 - t) * start + t * end
 
-            theta, least = spread(between, support, particles, num), MIN_ESS * num
+            theta, least = (
+                resample_and_move(between, support, particles, num),
+                MIN_ESS * num,
+            )
             log_weights = log_ratio(ends, theta)
 
 
@@ -186,7 +189,7 @@ def log_ratio(ends: Ends, theta: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def spread(
+def resample_and_move(
     log_density: Callable[[Tensor], Tensor],
     support: Support,
     particles: Particles,
@@ -195,11 +198,11 @@ def spread(
     """Return draws of equal weight, moved apart under a density, `(num, batch, D)`."""
     chosen = resample(particles.log_weights, num, replacement=True)
     theta = particles.theta.take_along_dim(chosen.unsqueeze(-1), 0)
-    return moved_apart(log_density, support, theta)
+    return move_particles(log_density, support, theta)
 
 
 @torch.no_grad()
-def moved_apart(
+def move_particles(
     log_density: Callable[[Tensor], Tensor], support: Support, theta: Tensor
 ) -> Tensor:
     """Return draws, of which some were the same, moved in unconstrained space.

@@ -34,7 +34,7 @@ TERMS = ("KL(data|flow)", "KL(flow|energy)", "KL(data|energy)")
 HELD_OUT = (
     "validation_loss",
     "validation_energy_loss",
-    "validation_flow_to_energy",
+    "validation_kl_flow_energy",
     "validation_log_z",
     "validation_ess",
 )
@@ -331,10 +331,10 @@ class JeffreysTraining:
             flow, energy = self.latest.given(x)
             num_particles = self.pair.options.num_validation_particles
             draws, log_p = flow.rsample_and_log_prob(num_particles)
-            flow_to_energy, log_z, ess = agreement(log_p, energy(draws))
+            kl_flow_energy, log_z, ess = agreement(log_p, energy(draws))
             nll = -flow.log_prob(theta.unsqueeze(0))[0]
             energy_nll = log_z - energy(theta.unsqueeze(0))[0]
-            columns = [weights * nll, weights * energy_nll, flow_to_energy, log_z, ess]
+            columns = [weights * nll, weights * energy_nll, kl_flow_energy, log_z, ess]
             sums += torch.stack([*columns, torch.ones_like(nll)]).sum(-1)
         *means, num_pairs = mean_over_processes(sums).tolist()
         means = [mean / num_pairs for mean in means]
@@ -350,7 +350,7 @@ class JeffreysTraining:
             "nll": f"{last['validation_loss']:.3f}",
             "best": f"{self.best_loss:.3f}",
             "energy nll": f"{last['validation_energy_loss']:.3f}",
-            "KL(flow|energy)": f"{last['validation_flow_to_energy']:.2f}",
+            "KL(flow|energy)": f"{last['validation_kl_flow_energy']:.2f}",
             "ESS": f"{last['validation_ess']:.2f}",
             "λ": "/".join(f"{value:.2f}" for value in last["multipliers"]),
         }

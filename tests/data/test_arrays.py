@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from sbi_jeffreys.data import arrays as data
-from sbi_jeffreys.data.arrays import Stacked, as_tensor, is_finite, rows_at_once, thinned
+from sbi_jeffreys.data.arrays import (
+    ConcatenatedRows,
+    as_tensor,
+    evenly_spaced,
+    is_finite,
+    rows_at_once,
+)
 
 
 def test_arrays_share_their_memory():
@@ -69,12 +75,12 @@ def test_long_rows_are_looked_at_fewer_at_a_time(shape, rows):
 def test_many_rows_are_thinned_evenly_without_a_copy(monkeypatch):
     monkeypatch.setattr(data, "MAX_ROWS", 4)
     values = torch.arange(10.0)
-    (some,) = thinned(values)
+    (some,) = evenly_spaced(values)
     assert some.tolist() == [0, 3, 6, 9]
     assert some.data_ptr() == values.data_ptr()
-    assert thinned(values[:4])[0].tolist() == [0, 1, 2, 3]
-    assert len(thinned(values[:0])[0]) == 0
-    few, many = thinned(values[:2], values)  # 12 in all: every third of each
+    assert evenly_spaced(values[:4])[0].tolist() == [0, 1, 2, 3]
+    assert len(evenly_spaced(values[:0])[0]) == 0
+    few, many = evenly_spaced(values[:2], values)  # 12 in all: every third of each
     assert few.tolist() == [0]
     assert many.tolist() == [0, 3, 6, 9]
 
@@ -92,6 +98,6 @@ def test_a_number_that_is_not_finite_is_found_in_every_chunk(monkeypatch, bad, r
 @pytest.mark.parametrize("lengths", [(10,), (3, 7), (1, 4, 5)])
 def test_stacked_rows_are_those_of_the_concatenation(lengths):
     values = torch.randn(10, 2, 3)
-    stacked = Stacked(values.split(lengths))
+    stacked = ConcatenatedRows(values.split(lengths))
     for indices in (torch.randperm(10), torch.tensor([9, 0, 9]), torch.tensor([2])):
         assert torch.equal(stacked[indices], values[indices])

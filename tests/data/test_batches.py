@@ -12,7 +12,7 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from sbi_jeffreys.data.arrays import Stacked
+from sbi_jeffreys.data.arrays import ConcatenatedRows
 from sbi_jeffreys.data.batches import SlicedBatches, StreamedBatches, batches_from
 
 
@@ -24,8 +24,8 @@ def make(kind, device="cpu", num=50, drop_last=False, parts=(60,), theta=None):
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(60, 5, generator=generator)
     return kind(
-        Stacked(rows[:, :2].split(parts)) if theta is None else theta,
-        Stacked(rows[:, 2:].split(parts)),
+        ConcatenatedRows(rows[:, :2].split(parts)) if theta is None else theta,
+        ConcatenatedRows(rows[:, 2:].split(parts)),
         torch.arange(60)[:num],
         8,
         drop_last,
@@ -98,7 +98,7 @@ def test_a_batch_in_use_on_a_gpu_is_not_overwritten():
 def test_batches_are_gathered_ahead_but_not_all_at_once():
     gathered = []
 
-    class Watched(Stacked):
+    class Watched(ConcatenatedRows):
         def __getitem__(self, indices):
             gathered.append(threading.current_thread())
             return super().__getitem__(indices)

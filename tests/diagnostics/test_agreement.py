@@ -30,9 +30,9 @@ def test_the_divergence_and_its_standard_error_are_right(width, shift):
     their spread within five standard errors of what they say."""
     torch.manual_seed(0)
     report = make_posterior(width, shift).agreement(X[:300], num_samples=1000)
-    error = report.flow_to_energy - exact_kl(width, shift)
+    error = report.kl_flow_energy - exact_kl(width, shift)
     assert abs(error.mean()) < 4 * error.std() / math.sqrt(300) + 0.002
-    assert 0.8 < float(error.std() / report.flow_to_energy_se.mean()) < 1.25
+    assert 0.8 < float(error.std() / report.kl_flow_energy_se.mean()) < 1.25
     assert abs(report.log_z.mean()) < 0.01
 
 
@@ -44,9 +44,9 @@ def test_the_standard_error_is_right_where_the_flow_leaks(share):
     log_weights = math.log(1.3) + 0.5 * theta**2 * (1 / 1.3**2 - 1)
     log_weights[torch.rand(2000, 400) > share] = -torch.inf
     report = report_agreement(log_weights, None)
-    error = report.flow_to_energy - exact_kl(1.3, 0.0, dim=1)
+    error = report.kl_flow_energy - exact_kl(1.3, 0.0, dim=1)
     assert abs(error.mean()) < 4 * error.std() / math.sqrt(400) + 0.002
-    assert 0.8 < float(error.std() / report.flow_to_energy_se.mean()) < 1.25
+    assert 0.8 < float(error.std() / report.kl_flow_energy_se.mean()) < 1.25
 
 
 def test_draws_outside_of_the_prior_do_not_count():
@@ -54,8 +54,8 @@ def test_draws_outside_of_the_prior_do_not_count():
     log_weights = torch.zeros(1000, 1)
     log_weights[500:] = -torch.inf
     report = report_agreement(log_weights, None)
-    assert float(report.flow_to_energy) == pytest.approx(0.0, abs=1e-5)
-    assert float(report.flow_to_energy_se) == pytest.approx(0.0, abs=1e-5)
+    assert float(report.kl_flow_energy) == pytest.approx(0.0, abs=1e-5)
+    assert float(report.kl_flow_energy_se) == pytest.approx(0.0, abs=1e-5)
     assert float(report.log_z) == pytest.approx(-math.log(2), abs=1e-5)
 
 
@@ -99,7 +99,7 @@ def test_it_is_printed_a_line_for_each_observation():
     head, first, second = str(report).splitlines()
     assert "Pareto k" in head
     assert "prefer the corrected posterior" in first
-    assert f"{float(report.flow_to_energy[1]):.3f} ±" in second
+    assert f"{float(report.kl_flow_energy[1]):.3f} ±" in second
     no_simulations = report_agreement(torch.zeros(200, 1), None)
     assert " -  flow and energy agree" in str(no_simulations)
 

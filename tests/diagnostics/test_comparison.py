@@ -238,7 +238,7 @@ def test_trained_posteriors(trained, fresh):
         told = column.startswith("coverage")
         assert np.isfinite(cell(result, column, "rejection")) == told
     for name, known in {"JNPE": True, "energy": True, "NPE": False}.items():
-        for column in ("pareto_k", "ess", "flow_to_energy"):
+        for column in ("pareto_k", "ess", "kl_flow_energy"):
             assert np.isfinite(cell(result, column, name)) == known
 
 

@@ -155,7 +155,7 @@ def test_flow_and_energy_tell_weights_and_agreement(flow, energy):
         attrs = each["sample_stats"].attrs
         assert 0 < attrs["ess"] <= 1
         assert attrs["verdict"]
-        for number in ("flow_to_energy", "pareto_k", "log_z", "x_p_value"):
+        for number in ("kl_flow_energy", "pareto_k", "log_z", "x_p_value"):
             assert isinstance(attrs[number], float)
         assert (
             each.attrs["method"] == type({"flow": flow, "energy": energy}[name]).__name__

@@ -17,8 +17,8 @@ from torch.distributions import (
 
 from sbi_jeffreys.models.energy import (
     ConditionalEnergy,
+    LogRatioEnsemble,
     LogRatioNet,
-    Members,
     base_density,
 )
 from sbi_jeffreys.preprocessing.support import support_of
@@ -102,7 +102,7 @@ def test_the_energy_is_the_average_of_its_members():
     prior = PRIORS["box"]
     theta, x = prior.sample((60,)), torch.randn(60, 3)
     energy = make_energy(prior, theta, x)
-    energy.net = Members(LogRatioNet(2, 3, hidden_features=16) for _ in range(3))
+    energy.net = LogRatioEnsemble(LogRatioNet(2, 3, hidden_features=16) for _ in range(3))
     for parameter in energy.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
     points = theta.view(3, 20, 2)

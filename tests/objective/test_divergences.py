@@ -36,13 +36,13 @@ def test_terms_are_exact_where_the_energy_is_the_flow_up_to_a_constant():
     energy = QuadraticEnergy(a, 0.3, c=1.7)
     terms = divergences(flow, energy, theta, x, num_particles=3)
     nll = -flow.log_prob(theta, x)
-    torch.testing.assert_close(terms.flow_to_data, nll)
-    torch.testing.assert_close(terms.flow_to_energy, torch.zeros_like(nll))
-    torch.testing.assert_close(terms.energy_to_data, nll)
+    torch.testing.assert_close(terms.kl_data_flow, nll)
+    torch.testing.assert_close(terms.kl_flow_energy, torch.zeros_like(nll))
+    torch.testing.assert_close(terms.kl_data_energy, nll)
     z = energy.log_z(2).exp()
     generalized = divergences(flow, energy, theta, x, 3, "generalized")
     expected = -energy(theta, x) + z - 1
-    torch.testing.assert_close(generalized.energy_to_data, expected)
+    torch.testing.assert_close(generalized.kl_data_energy, expected)
 
 
 @pytest.mark.parametrize("normalizer", ["importance", "generalized"])
@@ -56,16 +56,16 @@ def test_values_and_gradients_match_the_analytic_ones(normalizer):
     terms = divergences(flow, energy, theta, x, 500, normalizer)
 
     kl = kl_flow_energy(flow, energy, 1)
-    error = terms.flow_to_energy.std().item() / math.sqrt(400)
-    assert terms.flow_to_energy.mean().item() == pytest.approx(kl.item(), abs=5 * error)
+    error = terms.kl_flow_energy.std().item() / math.sqrt(400)
+    assert terms.kl_flow_energy.mean().item() == pytest.approx(kl.item(), abs=5 * error)
     nll = (-energy(theta, x)).mean() + energy.log_z(1)
-    d3 = terms.energy_to_data.mean().item()
-    log_z_error = (terms.energy_to_data + energy(theta, x)).std().item() / math.sqrt(400)
+    d3 = terms.kl_data_energy.mean().item()
+    log_z_error = (terms.kl_data_energy + energy(theta, x)).std().item() / math.sqrt(400)
     assert d3 == pytest.approx(nll.item(), abs=5 * log_z_error + 1e-3)
 
     for estimate, exact, models in (
-        (terms.flow_to_energy, kl, (flow, energy)),
-        (terms.energy_to_data, nll, (energy,)),
+        (terms.kl_flow_energy, kl, (flow, energy)),
+        (terms.kl_data_energy, nll, (energy,)),
     ):
         for model in models:
             for name, parameter in model.named_parameters():
@@ -108,14 +108,14 @@ def test_each_member_fits_the_data_and_the_flow_their_average(normalizer):
         return divergences(flow, energy, theta, x, 5, normalizer)
 
     together, alone, other, average = map(terms, (both, first, second, mean))
-    expected = (alone.energy_to_data + other.energy_to_data) / 2
-    torch.testing.assert_close(together.energy_to_data, expected)
-    torch.testing.assert_close(together.flow_to_data, average.flow_to_data)
+    expected = (alone.kl_data_energy + other.kl_data_energy) / 2
+    torch.testing.assert_close(together.kl_data_energy, expected)
+    torch.testing.assert_close(together.kl_data_flow, average.kl_data_flow)
     average_of_values = terms(lambda input, condition: both(input, condition).mean(0))
-    torch.testing.assert_close(together.flow_to_energy, average_of_values.flow_to_energy)
+    torch.testing.assert_close(together.kl_flow_energy, average_of_values.kl_flow_energy)
     # The average of the quadratics is another, up to a constant that differs with x.
     if normalizer == "importance":
-        torch.testing.assert_close(together.flow_to_energy, average.flow_to_energy)
+        torch.testing.assert_close(together.kl_flow_energy, average.kl_flow_energy)
     # One energy may come with or without the axis of members.
     single = terms(lambda input, condition: first(input, condition).unsqueeze(0))
     for got, want in zip(single, alone, strict=True):
@@ -144,7 +144,7 @@ def test_the_flow_gets_the_path_gradient_and_none_of_the_weights():
     flow, energy = GaussianFlow(0.1, 0.2), QuadraticEnergy(2.0, 0.3)
     torch.manual_seed(0)
     got = torch.autograd.grad(
-        divergences(flow, energy, theta, x).flow_to_energy.mean(),
+        divergences(flow, energy, theta, x).kl_flow_energy.mean(),
         list(flow.parameters()),
     )
     torch.manual_seed(0)
@@ -167,13 +167,13 @@ def test_a_constant_or_function_of_x_added_to_f(normalizer):
     for f in (energy, Shifted()):
         torch.manual_seed(0)
         results.append(divergences(flow, f, theta, x, 8, normalizer))
-    same = torch.allclose(results[0].energy_to_data, results[1].energy_to_data)
+    same = torch.allclose(results[0].kl_data_energy, results[1].kl_data_energy)
     assert same == (normalizer != "generalized")
     draws, log_p = flow.sample_and_log_prob((50,), x)
     plain = agreement(log_p, energy(draws, x))
     shifted = agreement(log_p, Shifted()(draws, x))
     torch.testing.assert_close(plain.ess, shifted.ess)
-    torch.testing.assert_close(plain.flow_to_energy, shifted.flow_to_energy)
+    torch.testing.assert_close(plain.kl_flow_energy, shifted.kl_flow_energy)
 
 
 def test_monte_carlo_error_of_log_z_falls_with_the_root_of_k():
@@ -229,7 +229,7 @@ def test_agreement_against_the_exact_divergence():
     draws, log_p = flow.sample_and_log_prob((2000,), x)
     result = agreement(log_p, energy(draws, x))
     for got, want in (
-        (result.flow_to_energy, kl_flow_energy(flow, energy, 2)),
+        (result.kl_flow_energy, kl_flow_energy(flow, energy, 2)),
         (result.log_z, energy.log_z(2)),
     ):
         error = got.std().item() / math.sqrt(len(got))

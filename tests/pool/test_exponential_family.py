@@ -81,7 +81,7 @@ def test_by_hand():
     eta = s @ model.natural.weight.T + model.natural.bias
     terms = (1 + (theta @ model.hidden.weight.T + model.hidden.bias).exp()).log()
     psi = (theta @ model.root.T).pow(2).sum(-1) + terms @ model.root_output.pow(2)
-    want = torch.einsum("sbd,bd->sb", theta, eta) - psi - model.log_normalizer(eta)
+    want = torch.einsum("sbd,bd->sb", theta, eta) - psi - model.evidence(eta)
     torch.testing.assert_close(model(theta, s), want)
 
 

@@ -11,7 +11,7 @@ from torch.distributions import MultivariateNormal
 from torch.utils.data.dataloader import default_collate
 
 from sbi_jeffreys import JNPE
-from sbi_jeffreys.data.arrays import Stacked
+from sbi_jeffreys.data.arrays import ConcatenatedRows
 from sbi_jeffreys.data.batches import SlicedBatches
 from sbi_jeffreys.models.energy import ConditionalEnergy, base_density
 from sbi_jeffreys.models.pair import ModelPair
@@ -24,7 +24,7 @@ from sbi_jeffreys.pool.opinion_pool import (
     Pool,
     Weights,
     _best_weights,
-    pooled,
+    fit_pool,
 )
 from sbi_jeffreys.preprocessing.support import support_of
 from sbi_jeffreys.training.loop import JeffreysTraining
@@ -68,7 +68,7 @@ LOC, SCALE = TRAINING[0].mean(0), TRAINING[0].std(0)
 def pool_of(models, training, validation):
     theta, x = (torch.cat(both) for both in zip(training, validation, strict=True))
     rows = torch.arange(len(theta)).split([len(training[0]), len(validation[0])])
-    return pooled(models, theta, x, *rows)
+    return fit_pool(models, theta, x, *rows)
 
 
 def pair(factor):
@@ -216,14 +216,14 @@ def test_a_few_simulations_are_gathered_at_a_time_and_no_more_than_needed(monkey
     monkeypatch.setattr(pool, "MAX_NUMBERS", 2 * 1000)
     gathered = []
 
-    class Watched(Stacked):
+    class Watched(ConcatenatedRows):
         def __getitem__(self, indices):
             gathered.append(len(indices))
             return super().__getitem__(indices)
 
     theta, x = simulations(3000)
     rows = torch.arange(3000).split([2000, 1000])
-    pooled(pair(0.5), theta, Watched([x]), *rows)
+    fit_pool(pair(0.5), theta, Watched([x]), *rows)
     assert max(gathered) <= pool.CHUNK
     assert sum(gathered) == 1000 + 100 + 1
 
@@ -357,7 +357,7 @@ def test_what_following_gained_is_kept_by_a_call_that_does_not_pool(monkeypatch)
     (loss,) = trainer.summary["followed_validation_loss"]
     followed = deepcopy(flow.state_dict())
     monkeypatch.setattr(
-        "sbi_jeffreys.trainer.pooled",
+        "sbi_jeffreys.trainer.fit_pool",
         lambda pair, *_: (pair.energy, Weights(0.0, 0.0, 0.0)),
     )
     with pytest.warns(UserWarning, match="max_num_epochs"):
@@ -389,7 +389,7 @@ def test_following_does_not_change_how_training_goes_on():
 def follow(trainer, energy, **options):
     batches = [
         SlicedBatches(
-            *(Stacked([values]) for values in trainer.get_simulations()[:2]),
+            *(ConcatenatedRows([values]) for values in trainer.get_simulations()[:2]),
             rows,
             100,
             False,

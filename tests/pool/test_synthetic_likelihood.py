@@ -106,7 +106,7 @@ def test_log_ratio_is_that_of_the_mixture(monkeypatch):
     got = model(points, some)
     for k in range(5):
         each = model.members(points[k].expand(5, -1, -1), s.expand(5, -1, -1))
-        want = each.exp().mean(0).log() - model.log_normalizer(s)
+        want = each.exp().mean(0).log() - model.evidence(s)
         torch.testing.assert_close(got[k], want)
 
 

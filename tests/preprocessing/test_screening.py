@@ -168,7 +168,7 @@ def test_training_screens_unless_there_is_an_embedding_net(monkeypatch):
     plain networks, and which the flow follows. Of 1,000 test pairs, a difference has a
     standard error of 0.02 or so."""
     alone = Weights(0.0, 0.0, 0.0)
-    monkeypatch.setattr(trainer_module, "pooled", lambda pair, *_: (pair.energy, alone))
+    monkeypatch.setattr(trainer_module, "fit_pool", lambda pair, *_: (pair.energy, alone))
     screened, plain = train(), train(nn.Flatten())
     (screening,) = [m for m in screened[0].energy.modules() if type(m) is Screening]
     assert screening.scale.tolist() == pytest.approx([1.0] * 2 + [UNRELATED_SCALE] * 40)

@@ -8,7 +8,7 @@ from sbi.utils import BoxUniform
 
 from sbi_jeffreys.posteriors.potential import EnergyPotential
 from sbi_jeffreys.posteriors.sbi_samplers import FlowProposal
-from sbi_jeffreys.sampling.smc import spread, temper
+from sbi_jeffreys.sampling.smc import resample_and_move, temper
 from tests.closed_forms import ConjugateGaussian
 
 TASK = ConjugateGaussian(dim=2)
@@ -26,7 +26,7 @@ def spread_out(potential, particles):
         return potential(theta[:, 0], track_gradients=False).unsqueeze(1)
 
     support, num = potential.energy.support, len(particles.theta)
-    return spread(log_density, support, particles, num)[:, 0]
+    return resample_and_move(log_density, support, particles, num)[:, 0]
 
 
 @pytest.mark.parametrize("n", [1, 2, 8, 40])

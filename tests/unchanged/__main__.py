@@ -18,7 +18,7 @@ import os
 import subprocess
 import sys
 import venv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +59,16 @@ def earlier_environment(revision: str, folder: Path) -> Path:
     return python
 
 
-def record(python: Path | str, output: Path) -> dict[str, Any]:
-    """Return what the trainings give with an interpreter's version."""
-    subprocess.run([python, RECORD, output], cwd=output.parent, check=True)
-    return torch.load(output, weights_only=True)
+def record(pythons: Sequence[Path | str], folder: Path) -> list[dict[str, Any]]:
+    """Return what the trainings give with each interpreter's version, side by side."""
+    outputs = [folder / f"{i}.pt" for i in range(len(pythons))]
+    runs = [
+        subprocess.Popen([python, RECORD, output], cwd=folder)
+        for python, output in zip(pythons, outputs, strict=True)
+    ]
+    if any([run.wait() for run in runs]):
+        raise RuntimeError("A version could not be recorded: see above.")
+    return [dict(flat(torch.load(output, weights_only=True))) for output in outputs]
 
 
 def flat(results: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
@@ -95,27 +101,23 @@ def main() -> int:
     folder = arguments.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     python = earlier_environment(arguments.revision, folder)
-    before = dict(flat(record(python, folder / "before.pt")))
-    now = dict(flat(record(sys.executable, folder / "now.pt")))
+    before, now = record([python, sys.executable], folder)
     failed = sorted(before.keys() ^ now.keys())
     for name in failed:
         print(f"only {'before' if name in before else 'now'}: {name}")
-    for name in before.keys() & now.keys():
+    for name in (name for name in before if name in now):
         largest = difference(before[name], now[name])
-        free = any(text in name for text in arguments.free)
-        if largest > arguments.tolerance and not free:
+        is_free = any(text in name for text in arguments.free)
+        note = "differs" if largest else "equal"
+        if largest > arguments.tolerance and not is_free:
             failed.append(name)
-    for name in before:
-        if name not in now:
-            continue
-        largest = difference(before[name], now[name])
-        note = "differs" if name in failed else "" if largest else "equal"
-        if name.endswith("nll") and largest:
+            note = "FAILS"
+        if name.endswith(": nll") and largest:
             gain = before[name] - now[name]
             error = gain.std() / len(gain) ** 0.5
             note += f" paired gain {gain.mean():.4f} ± {error:.4f} nats"
         print(f"{name:60} {largest:10.3g}  {note}")
-    print(f"{len(before)} groups of numbers, {len(failed)} of them differ")
+    print(f"{len(before)} groups of numbers, {len(failed)} fail")
     return bool(failed)
 
 
