@@ -1,14 +1,15 @@
 """Densities without conditions: shapes, exact cases, bounds, resuming, errors."""
 
 import math
+import sys
 
 import pytest
 import torch
 from sbi.utils import BoxUniform
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from sbi_jeffreys import JeffreysDensityEstimator, trainer
-from sbi_jeffreys.pool.opinion_pool import Weights
+from sbi_jeffreys import JeffreysDensityEstimator
+from sbi_jeffreys.pool.opinion_pool import fit_pool
 
 QUICK = {"max_num_epochs": 3, "training_batch_size": 20}
 
@@ -50,10 +51,12 @@ def test_it_is_the_pair_of_jnpe_without_a_condition():
 
 
 def test_no_model_of_a_simulator_is_fitted(monkeypatch):
-    monkeypatch.delattr(trainer, "fit_pool")
+    for module in list(sys.modules.values()):
+        if getattr(module, "fit_pool", None) is fit_pool:
+            monkeypatch.delattr(module, "fit_pool")
     estimator = make().fit(torch.randn(60, 2), **QUICK)
-    names = [f"{model}_weight" for model in Weights._fields]
-    assert [estimator.summary[name] for name in names] == [[0.0]] * 3
+    for model in ("linear_model", "exponential_family", "synthetic_likelihood"):
+        assert estimator.summary[f"{model}_weight"] == [0.0]
 
 
 def test_fits_a_mixture_better_than_a_gaussian():
