@@ -4,8 +4,6 @@ One thread a test process: networks this small gain nothing from more, and test 
 that run side by side lose a lot.
 """
 
-import pickle
-
 import pytest
 import torch
 
@@ -36,10 +34,3 @@ def trained():
         trainer = make_trainer()
         quick(trainer, max_num_epochs=3)
     return trainer
-
-
-@pytest.fixture
-def trained_copy(trained):
-    """The same, for tests that append simulations or go on training."""
-    with pytest.warns(UserWarning, match="pickled"):
-        return pickle.loads(pickle.dumps(trained))

@@ -21,6 +21,11 @@ MODULES = sorted(set(PACKAGE.rglob("*.py")) - {PACKAGE / "_sbi.py"})
 NOT_PRIVATE = {"_sbi", "_arviz", "_asdict", "_fields", "_make", "_replace"}
 """Modules of this package, and what named tuples offer."""
 
+OF_TORCH = {"_foreach_add_", "_foreach_lerp_", "_foreach_mul_", "_foreach_sub"} | {
+    "_validate_args"
+}
+"""The loops over parameters that torch's own optimisers use, and a flag of its priors."""
+
 OF_SELF = r"\b(?:self|cls|super\(\))\.(_[a-z]\w*)|\bdef (_[a-z]\w*)"
 
 
@@ -45,7 +50,7 @@ def private_names(path):
         else:
             continue
         for name in names:
-            if re.match("_[^_]", name) and name not in NOT_PRIVATE:
+            if re.match("_[^_]", name) and name not in NOT_PRIVATE | OF_TORCH:
                 yield f"{path.relative_to(PACKAGE)}:{node.lineno}: {name}"
 
 

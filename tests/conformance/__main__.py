@@ -17,7 +17,8 @@ import tarfile
 from pathlib import Path
 
 SBI_VERSION = "0.27.0"
-CACHE = Path(__file__).parents[2] / ".conformance"
+HERE = Path(__file__).parent
+CACHE = HERE.parents[1] / ".conformance"
 FAST_TIER = (
     "posterior_nn_test",
     "posterior_parameters_test",
@@ -58,7 +59,7 @@ def main() -> int:
     arguments, pytest_arguments = parser.parse_known_args()
     folder = fetch_tests()
     if arguments.full:
-        files = [str(folder / "tests")]
+        files = ["--other-trainers", str(folder / "tests")]
     else:
         files = [str(folder / "tests" / f"{name}.py") for name in FAST_TIER]
     command = [sys.executable, "-m", "pytest", "-p", "jnpe_as_npe"]
@@ -66,7 +67,10 @@ def main() -> int:
     return subprocess.run(
         [*command, *pytest_arguments, *files],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(map(str, (HERE, HERE.parents[1]))),
+        },
     ).returncode
 
 

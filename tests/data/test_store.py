@@ -87,9 +87,9 @@ def test_simulations_of_another_shape_than_before_are_refused():
         trainer.append_simulations(BOX.sample((10,)), torch.randn(10, 3))
 
 
-def test_truncated_proposals_train_and_others_are_refused(trained_copy):
-    trainer = trained_copy
-    flow = quick(trainer, max_num_epochs=4, resume_training=True)
+def test_truncated_proposals_train_and_others_are_refused():
+    trainer = make_trainer()
+    flow = quick(trainer)
     posterior = trainer.build_posterior().set_default_x(torch.zeros(1, 2))
     with pytest.raises(NotImplementedError, match="RestrictedPrior"):
         trainer.append_simulations(BOX.sample((10,)), torch.zeros(10, 2), posterior)
