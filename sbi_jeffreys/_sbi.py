@@ -21,26 +21,21 @@ __all__ = ["SbiTrainer", "TrainConfig", "restricts"]
 
 TOUCHED: dict[type, tuple[str, ...]] = {
     NPE_C: (
+        "_best_val_loss",
         "_build_posterior_parameters",
         "_create_posterior",
         "_describe_round",
-        "_summarize",
-    ),
-}
-"""Private methods that are called or overridden, by the class that has them."""
-
-TOUCHED_ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    "NPE_C": (
-        "_prior",
         "_device",
         "_neural_net",
+        "_prior",
         "_show_progress_bars",
+        "_summarize",
         "_summary",
         "_tracker",
     ),
-    "RestrictedPrior": ("_prior",),
+    RestrictedPrior: ("_prior",),
 }
-"""Private attributes of instances, by the name of the class that has them."""
+"""Private methods and attributes, by the class that has them."""
 
 LOGGED_BY_SBI = ("training_loss", "validation_loss", "epoch_durations_sec")
 

@@ -126,9 +126,9 @@ class Fit:
                 )
         elif self.networks is not None and not (goes_on or config.retrain_from_scratch):
             raise ValueError(
-                "This JNPE was trained before. Set `resume_training=True` to continue, "
-                "`force_first_round_loss=True` to go on from its weights with all "
-                "simulations, or `retrain_from_scratch=True` to start anew."
+                "This JNPE has already been trained. Set `resume_training=True` to "
+                "continue, `force_first_round_loss=True` to go on from its weights with "
+                "all simulations, or `retrain_from_scratch=True` to start anew."
             )
 
     def run(
