@@ -206,7 +206,7 @@ class SbiTrainer(NPE_C):
             history: One list for each quantity, with one entry for each epoch.
             first_epoch: The epoch of the history at which this training began.
         """
-        self.epoch = results["epochs_trained"]
+        self.epoch = int(results["epochs_trained"])
         self._best_val_loss = results["best_validation_loss"]
         for name, value in results.items():
             self._summary.setdefault(name, []).append(value)
