@@ -14,7 +14,7 @@ from sbi_jeffreys.models.energy import ConditionalEnergy
 from sbi_jeffreys.models.flow import Shape
 from sbi_jeffreys.models.pair import ModelPair
 from sbi_jeffreys.objective.divergences import Agreement, agreement
-from sbi_jeffreys.pool.opinion_pool import Weights
+from sbi_jeffreys.pool.registry import POOL_MODELS
 from sbi_jeffreys.trainer import JNPE, FlowBuilder
 
 BLOCK_SIZE = 10_000
@@ -206,5 +206,5 @@ class JeffreysDensityEstimator(PairDensity):
 class UnconditionalJNPE(JNPE):
     """`JNPE` without the pool: where x tells nothing there is no simulator to model."""
 
-    def _pooled(self, pair: ModelPair) -> tuple[ConditionalEnergy, Weights]:
-        return pair.energy, Weights(0.0, 0.0, 0.0)
+    def _pooled(self, pair: ModelPair) -> tuple[ConditionalEnergy, dict[str, float]]:
+        return pair.energy, dict.fromkeys(POOL_MODELS, 0.0)

@@ -44,7 +44,8 @@ from sbi_jeffreys.models.flow import (
 from sbi_jeffreys.models.pair import ModelPair
 from sbi_jeffreys.objective.divergences import NORMALIZERS, Normalizer
 from sbi_jeffreys.objective.multipliers import FixedMultipliers, ResilientMultipliers
-from sbi_jeffreys.pool.opinion_pool import Weights, fit_pool, with_own_embedding
+from sbi_jeffreys.pool.opinion_pool import fit_pool, with_own_embedding
+from sbi_jeffreys.pool.registry import POOL_MODELS
 from sbi_jeffreys.posteriors.builder import BothPosteriors
 from sbi_jeffreys.preprocessing.support import support_of
 from sbi_jeffreys.training.loop import TERMS, JeffreysTraining
@@ -406,12 +407,14 @@ class JNPE(BothPosteriors):
             self._neural_net = self._energy = self._training = None
             raise
         self.epoch, self._best_val_loss = state.epoch, state.best_loss
-        weights, followed = Weights(), state.best_loss
+        weights, followed = dict.fromkeys(POOL_MODELS, 0.0), state.best_loss
         self._energy = state.pair.energy
         # Otherwise simulations, or their losses, are not those of earlier calls.
         if isinstance(training, SlicedBatches) and not self._has_kernel:
             self._energy, weights = self._pooled(state.pair)
-            if not any(weights):  # no energy to follow, but maybe an earlier gain
+            if not any(
+                weights.values()
+            ):  # no energy to follow, but maybe an earlier gain
                 self._energy = with_own_embedding(self._energy)
             stalled = state.epochs_since_best >= train_config.stop_after_epochs
             most = min(state.epoch, train_config.max_num_epochs - state.epoch)
@@ -419,7 +422,7 @@ class JNPE(BothPosteriors):
                 self._energy,
                 training,
                 validation,
-                max_num_epochs=most if stalled and any(weights) else 0,
+                max_num_epochs=most if stalled and any(weights.values()) else 0,
                 stop_after_epochs=max(1, train_config.stop_after_epochs // 4),
                 clip_max_norm=train_config.clip_max_norm,
                 show_progress=self._show_progress_bars,
@@ -433,7 +436,7 @@ class JNPE(BothPosteriors):
         self._summary["epochs_trained"].append(state.epoch)
         self._summary["best_validation_loss"].append(self._best_val_loss)
         self._summary.setdefault("followed_validation_loss", []).append(followed)
-        for model, weight in weights._asdict().items():
+        for model, weight in weights.items():
             self._summary.setdefault(f"{model}_weight", []).append(weight)
         for name, values in state.history.items():
             self._summary.setdefault(name, []).extend(values[first_epoch:])
@@ -444,7 +447,7 @@ class JNPE(BothPosteriors):
             print(self._describe_round(self._round, self._summary))
         return self._neural_net
 
-    def _pooled(self, pair: ModelPair) -> tuple[ConditionalEnergy, Weights]:
+    def _pooled(self, pair: ModelPair) -> tuple[ConditionalEnergy, dict[str, float]]:
         """Return the pooled energy, or that of the pair, if simulations have weights."""
         simulations = (
             ConcatenatedRows(self._theta_roundwise),
@@ -458,7 +461,7 @@ class JNPE(BothPosteriors):
                 f"with simpler models: {error!r}.",
                 stacklevel=2,
             )
-            return pair.energy, Weights()
+            return pair.energy, dict.fromkeys(POOL_MODELS, 0.0)
 
     def _new_training(self, train_config: TrainConfig) -> JeffreysTraining:
         assert self._trained_energy is not None

@@ -8,7 +8,7 @@ from sbi.utils import BoxUniform
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from sbi_jeffreys import JeffreysDensityEstimator, trainer
-from sbi_jeffreys.pool.opinion_pool import Weights
+from sbi_jeffreys.pool.registry import POOL_MODELS
 
 QUICK = {"max_num_epochs": 3, "training_batch_size": 20}
 
@@ -52,7 +52,7 @@ def test_it_is_the_pair_of_jnpe_without_a_condition():
 def test_no_model_of_a_simulator_is_fitted(monkeypatch):
     monkeypatch.delattr(trainer, "fit_pool")
     estimator = make().fit(torch.randn(60, 2), **QUICK)
-    names = [f"{model}_weight" for model in Weights._fields]
+    names = [f"{model}_weight" for model in POOL_MODELS]
     assert [estimator.summary[name] for name in names] == [[0.0]] * 3
 
 

@@ -18,12 +18,12 @@ import torch
 from expected_differences import EXPECTED_DIFFERENCES
 
 import sbi_jeffreys
-from sbi_jeffreys.pool import synthetic_likelihood
+from sbi_jeffreys.pool.synthetic_likelihood import ensemble
 
 torch.set_num_threads(1)  # for test processes that run side by side
 
 MAX_NUM_EPOCHS = 40
-synthetic_likelihood.MAX_STEPS = MAX_STEPS = 100
+ensemble.MAX_STEPS = MAX_STEPS = 100
 
 
 class JNPE(sbi_jeffreys.JNPE):

@@ -16,7 +16,8 @@ from torch.distributions import (
     MultivariateNormal,
 )
 
-from sbi_jeffreys.preprocessing.support import Support, location_and_scale, support_of
+from sbi_jeffreys.preprocessing.scaling import location_and_scale
+from sbi_jeffreys.preprocessing.support import Support, support_of
 
 one = torch.ones(1)
 PRIORS = {
