@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch.distributions import MultivariateNormal
 from torch.nn.functional import softplus
 
+from sbi_jeffreys.pool.candidates import Candidates
 from sbi_jeffreys.pool.exponential_family import ExponentialFamily
 
 pytestmark = pytest.mark.full_fits
@@ -35,7 +36,7 @@ def fit(theta, x, num_draws=16, seed=0):
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         draws = torch.cat([theta[None], PRIOR.sample((num_draws, len(theta)))])
-        return ExponentialFamily.fit(draws, x, torch.zeros(draws.shape[:2]))
+        return ExponentialFamily.fit(Candidates(draws, x, torch.zeros(draws.shape[:2])))
 
 
 def error(num, seed):
@@ -106,9 +107,8 @@ def test_any_proposal_gives_the_same_model():
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         draws = torch.cat([theta[None], wide.sample((16, 1000))])
-        weighed = ExponentialFamily.fit(
-            draws, x, PRIOR.log_prob(draws) - wide.log_prob(draws)
-        )
+        log_weights = PRIOR.log_prob(draws) - wide.log_prob(draws)
+        weighed = ExponentialFamily.fit(Candidates(draws, x, log_weights))
     fresh, x_fresh = spikes(300, 1)
     points = torch.stack([fresh, torch.zeros_like(fresh)])
     one, other = (m(points, x_fresh) for m in (fit(theta, x), weighed))
