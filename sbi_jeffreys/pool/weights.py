@@ -45,7 +45,9 @@ def best_weights(
 ) -> list[float]:
     """Return the weights of the models, one each, with a sum of at most one.
 
-    A model that gives values that are not finite, where the networks' are, has no weight.
+    A model has no weight if some of its log-ratios are not finite where those of the
+    networks are. All weights are zero if the networks' energy is not finite at true
+    parameters.
 
     Args:
         net: The log-ratio network or networks.
@@ -71,7 +73,7 @@ def _visible_weights(log_weights: np.ndarray, gains: np.ndarray) -> np.ndarray:
         gains: What each model adds to them with a weight of one, `(models, 1 + K, N)`.
     """
     none = np.zeros(len(gains))
-    if not np.isfinite(_losses(none, log_weights, gains)).all():
+    if not (np.isfinite(log_weights[0]).all() and (log_weights < np.inf).all()):
         return none
     weights, part = none, np.ones(len(gains), dtype=bool)
     while part.any():
