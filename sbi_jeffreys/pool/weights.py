@@ -16,14 +16,14 @@ would reward an energy that has its mass where the flow has none.
 
 The mean loss is convex in w, as a log-sum-exp of linear functions minus a linear one. It
 is minimised over $w_m \ge 0, \sum_m w_m \le 1$ by sequential least squares programming.
-Two rules then keep the pool small and honest:
+Two rules follow:
 
-- A model with a weight below `MIN_WEIGHT` is left out, the smallest first, and the
-  weights of the others are minimised again. Each model that stays is fitted to all
-  simulations afterwards, and a model with less weight is not worth that.
-- All weights are zero unless their mean gain over $w = 0$ is larger than one standard
-  error. One means: as unlikely by chance as one standard error of a Gaussian, by
-  Student's distribution with N - 1 degrees of freedom.
+- Small weights become zero. If the smallest weight is below `MIN_WEIGHT`, its model is
+  left out and the loss is minimised over the others, until no weight is small. Each model
+  with a weight is fitted again to all simulations, and a small weight is not worth that.
+- All weights are zero unless their mean gain over $w = 0$ exceeds c standard errors. By
+  Student's distribution with N - 1 degrees of freedom, c has the tail probability that
+  one standard error of a Gaussian has.
 """
 
 from collections.abc import Sequence

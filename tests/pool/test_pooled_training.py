@@ -12,6 +12,7 @@ from torch.utils.data.dataloader import default_collate
 from sbi_jeffreys import JNPE
 from sbi_jeffreys.data.arrays import ConcatenatedRows
 from sbi_jeffreys.data.batches import SlicedBatches
+from sbi_jeffreys.pool import exponential_family
 from sbi_jeffreys.pool.linear_model import LinearModel
 from sbi_jeffreys.pool.opinion_pool import Pool
 from sbi_jeffreys.pool.registry import POOL_MODELS
@@ -217,25 +218,41 @@ def test_an_energy_that_is_followed_stays_as_it_is():
         assert torch.equal(value, before[name])
 
 
-def test_a_worse_energy_is_not_followed(trainer):
-    with pytest.warns(UserWarning, match="max_num_epochs"):
-        flow = trainer.train(max_num_epochs=10)
+@pytest.fixture(scope="module")
+def pickled():
+    """A trainer after ten epochs, and a pool that is fitted in a few steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(errors, "ERROR_MODELS", (errors.CORRELATED,))
+        patch.setattr(ensemble, "MAX_STEPS", 20)
+        patch.setattr(exponential_family, "MAX_ITERATIONS", 20)
+        trainer = make_trainer()
+        with pytest.warns(UserWarning, match="max_num_epochs"):
+            trainer.train(max_num_epochs=10)
+    return pickle.dumps(trainer)
+
+
+@pytest.fixture
+def trained(pickled):
+    return pickle.loads(pickled)
+
+
+def test_a_worse_energy_is_not_followed(trained):
+    flow = trained._neural_net
     before = deepcopy(flow.state_dict())
-    wrong = deepcopy(trainer.energy)
+    wrong = deepcopy(trained.energy)
     wrong.loc += 1.0
-    assert follow(trainer, wrong) == trainer._training.best_loss
+    assert follow(trained, wrong) == trained._training.best_loss
     for name, value in flow.state_dict().items():
         assert torch.equal(value, before[name])
 
 
-def test_an_energy_that_is_not_finite_is_not_followed(trainer):
-    with pytest.warns(UserWarning, match="max_num_epochs"):
-        flow = trainer.train(max_num_epochs=3)
+def test_an_energy_that_is_not_finite_is_not_followed(trained):
+    flow = trained._neural_net
     before = deepcopy(flow.state_dict())
-    broken = deepcopy(trainer.energy)
+    broken = deepcopy(trained.energy)
     broken.scale *= torch.nan
     with pytest.warns(UserWarning, match="The flow stays as it was"):
-        assert follow(trainer, broken) == trainer._training.best_loss
+        assert follow(trained, broken) == trained._training.best_loss
     assert not flow.training
     assert all(parameter.grad is None for parameter in flow.parameters())
     for name, value in flow.state_dict().items():
