@@ -28,7 +28,7 @@ def fit(theta, x):
 
 
 def log_likelihood_ratio(theta, x, noise=0.5):
-    """Exact, of each x against θ = 0, shape `(sample, batch)`."""
+    """Return the exact log-ratio against θ = 0, shape `(sample, batch)`."""
     errors = x - 1.0 - theta @ SLOPES.T
     return ((x - 1.0).square() - errors.square()).sum(-1) / (2 * noise**2)
 
@@ -43,7 +43,7 @@ def error(num, seed):
 
 
 def test_converges_to_the_likelihood_at_the_parametric_rate():
-    """Four times the simulations, half the error: over 20 seeds, within 25 %."""
+    """Four times the simulations halve the error, within 25 % over 20 seeds."""
     few, many = (np.mean([error(num, seed) for seed in range(20)]) for num in (400, 1600))
     assert few / many == pytest.approx(2.0, rel=0.25)
 
@@ -57,7 +57,7 @@ def test_without_a_dependence_it_says_nothing():
 
 
 def test_many_features_are_shrunk():
-    """200 features of noise beside three of use, 400 simulations: little is lost."""
+    """With 200 features of noise, three useful ones and 400 simulations, little is lost."""
     theta, x = linear_simulations(400)
     noise = torch.randn(400, 200, generator=torch.Generator().manual_seed(1)).double()
     model = fit(theta, torch.cat([x, noise], 1))
@@ -93,7 +93,8 @@ def with_and_without_few(slopes, noise, seed, monkeypatch):
 
 
 def test_few_coefficients_where_the_simulator_has_few(monkeypatch):
-    """One coefficient a parameter: less than 0.6 of the divergence, five trials."""
+    """With one coefficient for each parameter, the divergence falls below 0.6 of that of
+    the ridge regression, over five trials."""
     pairs = [
         with_and_without_few(torch.eye(8).double(), 1.0, seed, monkeypatch)
         for seed in range(5)
@@ -108,7 +109,7 @@ def test_few_coefficients_where_the_simulator_has_few(monkeypatch):
 
 
 def test_all_coefficients_where_it_has_many(monkeypatch):
-    """Every entry of x depends on every parameter: as without the sparse regression."""
+    """Every entry of x depends on every parameter, and the ridge regression is kept."""
     slopes = torch.randn(8, 8, generator=torch.Generator().manual_seed(0)).double()
     (model, few), (dense, kl) = with_and_without_few(slopes, 0.5, 0, monkeypatch)
     assert few == kl
@@ -134,7 +135,7 @@ def test_its_value_is_that_of_the_mixtures():
 
 
 def test_it_is_normalised():
-    """Z(x), the mean of e^r over the prior: 1 within 5 %, mean over 200 x."""
+    """Z(x), the mean of e^r over the prior, is 1 within 5 %, on average over 200 x."""
     model = fit(*linear_simulations(2000))
     _, x = linear_simulations(200, seed=5)
     prior = linear_simulations(20_000, seed=6)[0].unsqueeze(1)

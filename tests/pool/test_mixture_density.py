@@ -8,7 +8,7 @@ from sbi_jeffreys.pool.mixture_density import best_mixture
 
 
 def test_heavy_tailed_errors_get_components():
-    """Of the errors of gaussian_mixture, whose variances are 1 and 0.01, half each."""
+    """Half of the errors have a variance of 1, and half of them 0.01."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(2000, 2, generator=generator).double()
     narrow = torch.rand(2000, 1, generator=generator) < 0.5

@@ -24,7 +24,7 @@ NONE = dict.fromkeys(POOL_MODELS, 0.0)
 
 
 class Ratio(nn.Module):
-    """What a network would return that has learnt `factor` times the log-ratio."""
+    """A network that has learnt `factor` times the log-ratio."""
 
     def __init__(self, factor: float) -> None:
         super().__init__()
@@ -197,7 +197,7 @@ class Toy:
 
 
 def test_a_fourth_model_needs_one_line(monkeypatch):
-    """Of 40 simulations the other models can't learn the log-ratio that it knows."""
+    """It knows the log-ratio, which the other models can't learn from 40 simulations."""
     monkeypatch.setitem(POOL_MODELS, "toy", Toy)
     theta, x = TRAINING
     energy, weights = pool_of(pair(0.0), (theta[:40], x[:40]), VALIDATION)

@@ -145,7 +145,8 @@ def test_the_flow_follows_the_pool_once_training_stalls_and_keeps_what_it_gained
 
 @pytest.mark.slow
 def test_what_following_gained_is_kept_by_a_call_that_does_not_pool(monkeypatch):
-    """And the energy's embedding, which the flow has changed, is the networks' own."""
+    """The flow has changed the embedding that it shared with the energy's networks. The
+    energy that is kept has the embedding of its own networks."""
     trainer = make_trainer(dim=6, embedding_net=nn.Linear(6, 6))
     flow = trainer.train(stop_after_epochs=40)
     (loss,) = trainer.summary["followed_validation_loss"]
@@ -203,7 +204,7 @@ def follow(trainer, energy, **options):
 
 
 def test_an_energy_that_is_followed_stays_as_it_is():
-    """Without dropout, and with the statistics that its parts were fitted with."""
+    """It has no dropout, and its batch norm keeps the statistics of its training."""
     trainer = make_trainer(embedding_net=nn.Sequential(nn.BatchNorm1d(2), nn.Dropout()))
     with pytest.warns(UserWarning, match="max_num_epochs"):
         trainer.train(max_num_epochs=3)

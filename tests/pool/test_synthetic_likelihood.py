@@ -40,7 +40,7 @@ def curved(num, seed, noise=torch.randn_like):
 
 
 def fit(theta, x, num_draws=32, seed=0):
-    """Draws of the prior serve as well as any for c, and the rest needs none."""
+    """Fit with draws of the prior. They are used for c only, and serve there."""
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         draws = torch.cat([theta[None], PRIOR.sample((num_draws, len(theta)))])
@@ -89,7 +89,7 @@ def test_density_by_hand(error_model):
 
 
 def components(errors, m):
-    """Yield the share, the center and the root of the precision of each."""
+    """Yield the share, the center and the root of the precision of each component."""
     if errors.components is None:
         yield 1.0, torch.zeros(4).double(), torch.eye(4).double()
         return
@@ -125,8 +125,8 @@ def error(num, seed):
 
 @pytest.mark.slow
 def test_more_simulations_bring_it_nearer_to_the_likelihood(monkeypatch):
-    """At the parametric rate four times as many would take the error to half of it, but
-    that of a dropout that stays is not only of this kind: two thirds."""
+    """Four times as many simulations would halve the error at the parametric rate. Part of
+    the error is due to dropout, which stays, so it falls to two thirds."""
     monkeypatch.setattr(KINDS, (CORRELATED,))
     few, many = (np.mean([error(num, seed) for seed in (0, 1)]) for num in (250, 1000))
     assert many < 0.75 * few
@@ -134,7 +134,7 @@ def test_more_simulations_bring_it_nearer_to_the_likelihood(monkeypatch):
 
 
 def test_z_is_about_one(monkeypatch):
-    """Only about: log Z varies by 3 nats or more here, and is not quadratic in s."""
+    """Only about one: log Z varies by more than 3 nats here, and is not quadratic in s."""
     monkeypatch.setattr(KINDS, (CORRELATED,))
     model = fit(*curved(500, 0), num_draws=128)
     draws = PRIOR.sample((1000, 1))
@@ -144,8 +144,9 @@ def test_z_is_about_one(monkeypatch):
 
 
 def test_tails_are_those_of_the_errors(monkeypatch):
-    """Networks that fit the mean of 200 simulations roughly leave errors of somewhat more
-    than three degrees of freedom where there are three; where a Gaussian's, of more."""
+    """Errors have three degrees of freedom or, if Gaussian, infinitely many. Networks fit
+    the mean of 200 simulations only roughly, so errors with three are fitted with
+    somewhat more."""
     monkeypatch.setattr(KINDS, (CORRELATED,))
 
     def freedom(noise):
@@ -198,9 +199,10 @@ def test_features_are_taken_one_by_one_unless_they_depend_on_one_another(monkeyp
 
 @pytest.mark.slow
 def test_errors_whose_sizes_depend_on_the_parameters_are_told_apart(monkeypatch):
-    """Four independent errors; where x is rotated, its entries mix them. The mean test
-    log-likelihood then loses 0.31 to 0.48 nats (five other seeds), with a standard error
-    below 0.04: at least 0.15."""
+    """Four errors are independent, and a rotation of x mixes them.
+
+    With five other seeds, the rotation lowered the mean test log-likelihood by 0.31 to
+    0.48 nats, with a standard error below 0.04. At least 0.15 is wanted."""
     monkeypatch.setattr(KINDS, (CORRELATED,))
 
     def simulations(num, seed):
@@ -263,7 +265,7 @@ def test_curves_with_fewer_errors_than_components_can_be_fitted(scale, monkeypat
 
 
 def nats_lost(model, theta, x, exact):
-    """Return the mean of exact log-likelihoods less those of the model."""
+    """Return the mean of exact log-likelihoods minus those of the model."""
     s = model.summaries(x)
     each = model.networks(theta.expand(5, -1, -1), s.expand(5, -1, -1))
     volume = torch.linalg.slogdet(model.projection)[1]
@@ -279,14 +281,17 @@ def both_ways(theta):
     return torch.cat([mean(theta), mean(theta.flip(-1))], 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("curve", "noise", "error_model", "most"),
     [(decay, 0.1, UNCORRELATED, 1.2), (both_ways, 0.02, SMALL, 2.0)],
 )
 def test_independent_errors_have_a_diagonal(curve, noise, error_model, most, monkeypatch):
-    """Of 400 simulations: nats lost of the test log-likelihood. With two seeds 0.60 and
-    0.78 of the first curve, 1.09 and 1.02 of the second; if U is not diagonal by
-    construction, 1.85 and 1.90, 4.07 and 3.96."""
+    """Nats of the test log-likelihood that are lost with 400 simulations.
+
+    With two seeds, the first curve lost 0.60 and 0.78, and the second 1.09 and 1.02. With
+    a U that is not diagonal by construction, the losses were 1.85 and 1.90 for the first
+    curve, and 4.07 and 3.96 for the second."""
 
     def simulations(num, seed):
         torch.manual_seed(seed)
@@ -306,7 +311,8 @@ def test_independent_errors_have_a_diagonal(curve, noise, error_model, most, mon
 
 
 def test_errors_that_were_chosen_are_not_chosen_again(monkeypatch):
-    """Also where those of few entries are wanted for more; and no kind is tried twice."""
+    """A mixture that was chosen is taken over for more entries than one is tried with. No
+    kind is tried twice."""
     monkeypatch.setattr(ensemble, "MAX_STEPS", 5)
     theta, x = curved(100, 0)
     draws, log_weights = theta.expand(3, -1, -1), torch.zeros(3, 100)
@@ -336,16 +342,18 @@ def test_steps_are_those_of_counts_and_not_of_rounding():
     torch.manual_seed(0)
     counts = Poisson(5.0).sample((200, 1))
     columns = [0.1 * counts - 3, torch.randn(200, 1), torch.ones(200, 1), counts.sqrt()]
-    columns.append(torch.linspace(0, 1, 200)[:, None])  # of which none repeats
+    columns.append(torch.linspace(0, 1, 200)[:, None])  # no value repeats
     features = torch.cat(columns, 1)
     noise = dequantized(features) - features
     assert noise[:, 1:].count_nonzero() == 0
     assert 0.045 < float(noise[:, 0].abs().max()) < 0.05001
 
 
+@pytest.mark.slow
 def test_counts_are_no_spikes(monkeypatch):
-    """Nats lost of the log probability of counts, many of them zero: 0.1 to 0.25 with two
-    seeds. Without noise the density at zero is above any probability: 2.3 "gained"."""
+    """Many counts are zero. With two seeds, the log probability of counts lost 0.1 to 0.25
+    nats. Without noise the density at zero is above any probability, and the model seems
+    to gain 2.3 nats."""
     monkeypatch.setattr(KINDS, (MIXTURE,))
 
     def simulations(num, seed):
@@ -362,8 +370,9 @@ def test_counts_are_no_spikes(monkeypatch):
     assert lost() < -1.0
 
 
+@pytest.mark.slow
 def test_errors_on_a_thin_circle_are_a_mixture(monkeypatch):
-    """From which a Gaussian of their covariance is 1.2 nats away, and the model 0.12."""
+    """A Gaussian with their covariance is 1.2 nats away from them, and the model 0.12."""
     monkeypatch.setattr(KINDS, (CORRELATED, MIXTURE))
     thin = NOISE / 10
 

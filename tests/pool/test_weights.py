@@ -18,7 +18,7 @@ class Product(nn.Module):
 
 
 class Entry(nn.Module):
-    """Some times an entry of the parameters, whatever x."""
+    """A multiple of an entry of the parameters, whatever x is."""
 
     def __init__(self, entry, factor=0.5):
         super().__init__()
@@ -33,9 +33,8 @@ NOTHING = Entry(0, factor=0.0)
 
 @pytest.mark.parametrize(("smaller", "weight"), [(0.1, 0.0), (3.0, 1.0)])
 def test_a_gain_is_visible_by_students_distribution(smaller, weight):
-    """Of two pairs, one gains 0.69 nats, and the other 0.05 or 0.64: a mean of 1.15
-    standard errors, or of 27. With two pairs, it takes 1.84 of them to be as sure as with
-    one if the error were known."""
+    """One of two pairs gains 0.69 nats, and the other 0.05 or 0.64. The mean gain is then
+    1.15 or 27 standard errors. With two pairs, 1.84 standard errors are needed."""
     theta = torch.tensor([1.0, 0.0])[:, None, None].expand(2, 2, 1)
     held_out = Candidates(theta, torch.tensor([[20.0], [smaller]]), torch.zeros(2, 2))
     weights = best_weights(NOTHING, [Product(), NOTHING, NOTHING], held_out)
