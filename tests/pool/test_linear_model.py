@@ -57,7 +57,7 @@ def test_without_a_dependence_it_says_nothing():
 
 
 def test_many_features_are_shrunk():
-    """With 200 features of noise, three useful ones and 400 simulations, little is lost."""
+    """With 200 features of noise beside three useful ones, 400 simulations are enough."""
     theta, x = linear_simulations(400)
     noise = torch.randn(400, 200, generator=torch.Generator().manual_seed(1)).double()
     model = fit(theta, torch.cat([x, noise], 1))

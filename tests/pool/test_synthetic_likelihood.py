@@ -125,8 +125,8 @@ def error(num, seed):
 
 @pytest.mark.slow
 def test_more_simulations_bring_it_nearer_to_the_likelihood(monkeypatch):
-    """Four times as many simulations would halve the error at the parametric rate. Part of
-    the error is due to dropout, which stays, so it falls to two thirds."""
+    """Four times as many simulations would halve the error at the parametric rate. Part
+    of the error is due to dropout, which stays, so it falls to two thirds."""
     monkeypatch.setattr(KINDS, (CORRELATED,))
     few, many = (np.mean([error(num, seed) for seed in (0, 1)]) for num in (250, 1000))
     assert many < 0.75 * few
@@ -134,7 +134,7 @@ def test_more_simulations_bring_it_nearer_to_the_likelihood(monkeypatch):
 
 
 def test_z_is_about_one(monkeypatch):
-    """Only about one: log Z varies by more than 3 nats here, and is not quadratic in s."""
+    """log Z varies by 3 nats or more here, and is not quadratic in s."""
     monkeypatch.setattr(KINDS, (CORRELATED,))
     model = fit(*curved(500, 0), num_draws=128)
     draws = PRIOR.sample((1000, 1))
@@ -351,9 +351,9 @@ def test_steps_are_those_of_counts_and_not_of_rounding():
 
 @pytest.mark.slow
 def test_counts_are_no_spikes(monkeypatch):
-    """Many counts are zero. With two seeds, the log probability of counts lost 0.1 to 0.25
-    nats. Without noise the density at zero is above any probability, and the model seems
-    to gain 2.3 nats."""
+    """Many counts are zero. With two seeds, the log probability of counts lost 0.1 to
+    0.25 nats. Without noise the density at zero is above any probability, and the model
+    seems to gain 2.3 nats."""
     monkeypatch.setattr(KINDS, (MIXTURE,))
 
     def simulations(num, seed):
