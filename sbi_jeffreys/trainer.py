@@ -412,9 +412,7 @@ class JNPE(BothPosteriors):
         # Otherwise simulations, or their losses, are not those of earlier calls.
         if isinstance(training, SlicedBatches) and not self._has_kernel:
             self._energy, weights = self._pooled(state.pair)
-            if not any(
-                weights.values()
-            ):  # no energy to follow, but maybe an earlier gain
+            if not any(weights.values()):  # nothing to follow; maybe an earlier gain
                 self._energy = with_own_embedding(self._energy)
             stalled = state.epochs_since_best >= train_config.stop_after_epochs
             most = min(state.epoch, train_config.max_num_epochs - state.epoch)

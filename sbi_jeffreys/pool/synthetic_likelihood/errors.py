@@ -23,11 +23,11 @@ class ErrorModel(NamedTuple):
     Attributes:
         num_components: Components of the mixture.
         is_diagonal: Whether U is diagonal whatever the parameters. It then has d
-            functions to learn, instead of d (d + 1) / 2. dropout: Fraction of activations
-            dropped in each block while training. weight_decay: Weight decay of the
-            networks' layers. In each step, weights shrink by this times the learning
-            rate, divided by the number of simulations. learning_rate: Learning rate of
-            AdamW.
+            functions to learn, instead of d (d + 1) / 2.
+        dropout: Fraction of activations dropped in each block while training.
+        weight_decay: Weight decay of the networks' layers. In each step, weights shrink
+            by this times the learning rate, divided by the number of simulations.
+        learning_rate: Learning rate of AdamW.
     """
 
     num_components: int = 1
