@@ -89,7 +89,8 @@ class Candidates(NamedTuple):
         """Return these and others for all N + M simulations.
 
         Args:
-            more: Others, of which as many draws are kept as there are here.
+            more: Others, with at least as many draws for each. The rest of their draws
+                is dropped.
         """
         rows = len(self.theta)
         return type(self)(
