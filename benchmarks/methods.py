@@ -21,6 +21,7 @@ from benchmarks.contenders import on_device
 from benchmarks.held_out import energy_nll, flow_nll
 from sbi_jeffreys.models.flow import standardizing_embedding
 from sbi_jeffreys.models.pair import ModelPair
+from sbi_jeffreys.pool.candidates import Candidates
 from sbi_jeffreys.pool.linear_model import LinearModel
 from sbi_jeffreys.pool.opinion_pool import Pool
 from sbi_jeffreys.posteriors.energy_posterior import EnergyPosterior
@@ -326,7 +327,8 @@ def taken_apart(pair: ModelPair, theta: Tensor, x: Tensor) -> tuple[ModelPair, M
         networks.energy.net = pair.energy.net.net
     with torch.no_grad():
         features = pair.energy.embedding_net(x).flatten(1)
-    linear.energy.net = LinearModel.fit(pair.energy.standardize(theta), features)
+    pairs = Candidates.without_draws(pair.energy.standardize(theta), features)
+    linear.energy.net = LinearModel.fit(pairs)
     return networks, linear
 
 

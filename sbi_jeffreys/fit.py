@@ -23,7 +23,8 @@ from sbi_jeffreys.models.building import PairBuilder
 from sbi_jeffreys.models.energy import ConditionalEnergy
 from sbi_jeffreys.models.pair import ModelPair
 from sbi_jeffreys.options import JeffreysOptions
-from sbi_jeffreys.pool.opinion_pool import Weights, fit_pool, with_own_embedding
+from sbi_jeffreys.pool.opinion_pool import fit_pool, with_own_embedding
+from sbi_jeffreys.pool.registry import POOL_MODELS
 from sbi_jeffreys.training.loop import JeffreysTraining
 
 
@@ -186,7 +187,7 @@ class Fit:
                 training, batches, held_out, config, any(weights.values())
             )
         else:
-            results |= {f"{name}_weight": 0.0 for name in Weights._fields}
+            results |= {f"{name}_weight": 0.0 for name in POOL_MODELS}
         return Report(results, training.history, first_epoch, has_converged)
 
     def _batches(
@@ -231,7 +232,7 @@ class Fit:
 
     def _pool(self, pair: ModelPair) -> dict[str, float]:
         """Pool the energy; return the weights of the simpler models, by name."""
-        none = dict.fromkeys(Weights._fields, 0.0)
+        none = dict.fromkeys(POOL_MODELS, 0.0)
         if not self.pools:
             return none
         assert self.rows is not None
@@ -239,7 +240,7 @@ class Fit:
         x = ConcatenatedRows(self.simulations.x)
         try:
             self.energy, weights = fit_pool(pair, theta, x, *self.rows)
-            return weights._asdict()
+            return weights
         except (KeyboardInterrupt, RuntimeError, ValueError) as error:
             warnings.warn(
                 "The energy is that of its networks alone, for it could not be pooled "

@@ -8,7 +8,8 @@ from torch.distributions import MultivariateNormal, Normal
 
 from sbi_jeffreys import Conditional, ConditionalEnergy, ConditionalFlow
 from sbi_jeffreys.models.pair import ModelPair
-from sbi_jeffreys.preprocessing.support import location_and_scale, support_of
+from sbi_jeffreys.preprocessing.scaling import location_and_scale
+from sbi_jeffreys.preprocessing.support import support_of
 
 
 class GaussianFlow(nn.Module):

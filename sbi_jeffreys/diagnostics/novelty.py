@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from sbi_jeffreys.preprocessing.support import location_and_scale
+from sbi_jeffreys.preprocessing.scaling import location_and_scale
 
 MAX_SIMULATIONS = 2_000
 """How many simulations are kept to compare with."""

@@ -13,7 +13,8 @@ from torch.nn.functional import silu
 from typing_extensions import Self
 
 from sbi_jeffreys.models.networks import ContextNet, zero_init
-from sbi_jeffreys.preprocessing.support import Support, location_and_scale
+from sbi_jeffreys.preprocessing.scaling import location_and_scale
+from sbi_jeffreys.preprocessing.support import Support
 
 
 class LogRatioNet(nn.Module):

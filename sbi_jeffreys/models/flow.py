@@ -18,8 +18,9 @@ from sbi_jeffreys.models.transforms import (
     SplineCoupling,
 )
 from sbi_jeffreys.preprocessing.log_scale import LogScale
+from sbi_jeffreys.preprocessing.scaling import location_and_scale
 from sbi_jeffreys.preprocessing.screening import Screening, related_to
-from sbi_jeffreys.preprocessing.support import Support, location_and_scale
+from sbi_jeffreys.preprocessing.support import Support
 from sbi_jeffreys.preprocessing.training_range import TrainingRange
 
 Shape = torch.Size | tuple[int, ...]
