@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sbi_jeffreys._arviz import pareto_smoothed
+from sbi_jeffreys.sampling.psis import pareto_smoothed
 
 MAX_PARETO_K = 0.7
 """Above it importance sampling needs more draws than anyone has (Vehtari et al.)."""

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sbi_jeffreys._arviz import pareto_smoothed
 from sbi_jeffreys.posteriors.potential import EnergyPotential
 from sbi_jeffreys.posteriors.sbi_samplers import FlowProposal
 from sbi_jeffreys.preprocessing.support import Support
 from sbi_jeffreys.sampling.importance import effective_sample_size, resample
+from sbi_jeffreys.sampling.psis import pareto_smoothed
 
 MIN_PARTICLES = 1_000
 """Particles that are tempered, however few samples are asked for."""
