@@ -1,4 +1,4 @@
-"""The energy as a posterior: what sbi promises of one, and that its samples are right."""
+"""The energy as a posterior: sbi's interface, and whether its samples are right."""
 
 import math
 import pickle
@@ -60,9 +60,10 @@ def test_shapes_are_those_of_sbi(shape):
 
 @pytest.mark.parametrize(("width", "shift"), [(1.0, 0.0), (1.5, 0.5), (0.8, 0.3)])
 def test_the_flow_is_corrected(width, shift):
-    """100 observations, 1,000 samples each: a mean has a standard error of 0.0045 at most
-    (effective pools of 2,000), a standard deviation 0.003: within five. Besides, at most
-    1 % of the probability is displaced, by about two standard deviations."""
+    """100 observations with 1,000 samples each, chosen from 2,000 effective draws. The
+    standard error of a mean is at most 0.0045, that of a standard deviation 0.003, and
+    five of them are allowed. Besides, up to 1 % of the probability is displaced, by about
+    two standard deviations."""
     torch.manual_seed(0)
     posterior = make_posterior(width, shift)
     with warnings.catch_warnings():
@@ -76,10 +77,10 @@ def test_the_flow_is_corrected(width, shift):
 
 
 def test_samples_of_a_flow_far_too_wide_are_moved_apart():
-    """Of 16,000 draws of a flow 20 times too wide, 80 or so are in the posterior. Chosen
-    as often as their weights say, they are 690 different samples of 5,000, and spread
-    0.13 too little (four seeds). Moved, they are to be as good as half as many that are
-    independent: standard errors of 0.02 and 0.014, within five."""
+    """About 80 of 16,000 draws of a flow 20 times too wide are in the posterior. Chosen
+    in proportion to their weights, 690 of 5,000 samples would differ, and their spread
+    would be 0.13 too small (four seeds). Moved samples should be as good as half as many
+    independent ones: standard errors of 0.02 and 0.014, within five of them."""
     torch.manual_seed(0)
     posterior = make_posterior(width=20.0, shift=0.0)
     with warnings.catch_warnings():
@@ -93,9 +94,9 @@ def test_samples_of_a_flow_far_too_wide_are_moved_apart():
 
 @pytest.mark.parametrize(("width", "shift"), [(20.0, 0.0), (1.0, 4.0)])
 def test_samples_fill_all_dimensions_however_few_draws_have_weight(width, shift):
-    """In ten dimensions a draw or two, of all, would be chosen again and again. 1,000
-    samples, as good as a quarter as many: standard errors of 0.064 and 0.045, of ten
-    means and deviations, within four: a false failure in 800 seeds."""
+    """In ten dimensions one or two draws would be chosen again and again. 1,000 samples
+    should be as good as 250 independent ones: standard errors of 0.064 and 0.045. Ten
+    means and deviations within four of them fail by chance for one seed in 800."""
     torch.manual_seed(0)
     task, x = ConjugateGaussian(dim=10), torch.zeros(1, 10)
     posterior = EnergyPosterior(task.pair(width, shift), task.prior)
@@ -333,9 +334,9 @@ MCMC = {"warmup_steps": 30, "num_chains": 20}
 @pytest.mark.parametrize("n", [1, 5])
 def test_sbis_samplers_sample_the_energy(parameters, n):
     """Means within 0.3 and spreads within 0.25 posterior standard deviations: five errors
-    of 400 samples, of which a fourth is effective. NUTS adapts its step in its warm-up:
-    after 30 steps a chain in three hardly moves, after 100 none of twelve (seeds 0 to 5),
-    of which the worst mean was 0.13 and the worst spread 0.09."""
+    of 400 samples, if a fourth of them is effective. NUTS adapts its step in its warm-up.
+    After 30 steps one chain in three hardly moves. After 100 steps all of twelve moved:
+    for seeds 0 to 5 the worst mean was 0.13 off, and the worst spread 0.09."""
     torch.manual_seed(0)
     posterior = sampled_by_sbi(TASK.pair(1.5), TASK.prior, parameters, "cpu")
     posterior.set_default_x(X[:n])
@@ -352,7 +353,7 @@ def test_sbis_samplers_sample_the_energy(parameters, n):
 
 
 def test_chains_of_each_observation_start_from_its_own_flow():
-    """Without a warm-up, where they start is where they are."""
+    """Without a warm-up, chains are still where they started."""
     torch.manual_seed(0)
     x = torch.tensor([[-8.0, -8.0], [8.0, 8.0]])
     parameters = MCMCPosteriorParameters(

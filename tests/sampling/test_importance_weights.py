@@ -29,7 +29,7 @@ def test_equal_weights_are_perfect():
 @pytest.mark.parametrize("dim", [1, 3])
 @pytest.mark.parametrize("variance", [0.8, 1.0, 1.5])
 def test_log_z_and_ess_are_those_of_gaussians(variance, dim):
-    """log Z of 200 estimates within 4 standard errors of their mean: a false failure in
+    """The mean of 200 estimates of log Z is within 4 standard errors: a false failure in
     16,000. ESS / N tends to (E w)² / E w² = (√(2 v − 1) / v)^D."""
     num = 4000
     theta, log_w = gaussian_weights(num, 200, variance, dim, log_z=-1.3)
@@ -38,7 +38,7 @@ def test_log_z_and_ess_are_those_of_gaussians(variance, dim):
     assert abs(error.mean()) <= 4 * error.std() / math.sqrt(200) + 1e-9
     expected = (math.sqrt(2 * variance - 1) / variance) ** dim
     assert float(weights.ess.mean()) / num == pytest.approx(expected, abs=0.02)
-    if variance != 1:  # what it says of its own error is right
+    if variance != 1:  # the standard error is right
         ratio = float(error.std() / weights.log_z_se.mean())
         assert 0.8 < ratio < 1.25  # five standard errors of a standard deviation of 200
 
