@@ -7,17 +7,18 @@ that are used; a test looks for each of them in the installed version.
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
+import torch
 from sbi.inference import NPE_C
+from sbi.inference.posteriors import MCMCPosterior
 from sbi.inference.posteriors.base_posterior import NeuralPosterior
 from sbi.inference.posteriors.posterior_parameters import PosteriorParameters
-from sbi.inference.trainers._contracts import TrainConfig
+from sbi.inference.trainers._contracts import TrainConfig as TrainConfig
 from sbi.neural_nets.estimators.base import ConditionalDensityEstimator
 from sbi.sbi_types import Tracker
 from sbi.utils import RestrictedPrior
 from sbi.utils.sbiutils import ImproperEmpirical
+from torch import Tensor
 from torch.distributions import Distribution
-
-__all__ = ["SbiTrainer", "TrainConfig", "restricts"]
 
 TOUCHED: dict[type, tuple[str, ...]] = {
     NPE_C: (
@@ -33,6 +34,8 @@ TOUCHED: dict[type, tuple[str, ...]] = {
         "_summary",
         "_tracker",
     ),
+    NeuralPosterior: ("_device", "_x_else_default_x"),
+    MCMCPosterior: ("_build_mcmc_init_fn",),
     RestrictedPrior: ("_prior",),
 }
 """Private methods and attributes, by the class that has them."""
@@ -247,3 +250,43 @@ class SbiTrainer(NPE_C):
 def restricts(proposal: Any, prior: Any) -> bool:
     """Return whether a proposal is a `RestrictedPrior` made from this very prior."""
     return isinstance(proposal, RestrictedPrior) and proposal._prior is prior
+
+
+def device_of(posterior: NeuralPosterior) -> torch.device | str:
+    """Return the device on which a posterior of any kind takes its inputs."""
+    return posterior._device
+
+
+def x_or_default(posterior: NeuralPosterior, x: Tensor | None) -> Tensor:
+    """Return x, or the posterior's default x if x is None.
+
+    Raises:
+        ValueError: If x is None and there is no default.
+    """
+    return posterior._x_else_default_x(x)
+
+
+class MCMCPosteriorWithInit(MCMCPosterior):
+    """sbi's `MCMCPosterior`, which may choose where its chains start from."""
+
+    def initial_proposal(self, proposal: Any, potential: Any) -> Any:
+        """Return the density from which chains start.
+
+        Args:
+            proposal: The proposal of the posterior.
+            potential: The potential of the chains, with its observation.
+        """
+        return proposal
+
+    def _build_mcmc_init_fn(
+        self,
+        proposal: Any,
+        potential_fn: Any,
+        transform: Any,
+        init_strategy: str,
+        **kwargs: Any,
+    ) -> Any:
+        start = self.initial_proposal(proposal, potential_fn)
+        return super()._build_mcmc_init_fn(
+            start, potential_fn, transform, init_strategy, **kwargs
+        )

@@ -1,4 +1,4 @@
-"""Posteriors without rejection, beside sbi's own on the same flow."""
+"""The flow's posterior, which needs no rejection, against sbi's for the same flow."""
 
 import pickle
 from math import ceil
@@ -62,8 +62,11 @@ def test_shapes_and_samples_are_those_of_sbi(shape):
     assert not got.requires_grad
 
 
-@pytest.mark.parametrize("size", [1, 7, 40, 100, 10_000])
-@pytest.mark.parametrize("num", [1, 30, 101])
+@pytest.mark.parametrize(
+    ("size", "num"),
+    [(size, num) for size in (7, 40, 100, 10_000) for num in (1, 30, 101)]
+    + [(1, 1), (1, 30)],
+)
 def test_no_draw_is_larger_than_asked_for(monkeypatch, size, num):
     posterior, _ = make_posteriors()
     flow = posterior.posterior_estimator
