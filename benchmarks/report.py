@@ -17,6 +17,11 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join(f"|{'|'.join(f' {cell} ' for cell in line)}|" for line in lines)
 
 
+def section(title: str, note: str, body: str) -> str:
+    """Return a section in Markdown: its title, what was measured, and a table."""
+    return f"## {title}\n\n{note}\n\n{body}"
+
+
 def spread(values: pd.Series, digits: int) -> str:
     """Return the mean and, of several values, ± their standard deviation, in words."""
     deviation = f" ± {values.std():.{digits}f}" if len(values) > 1 else ""

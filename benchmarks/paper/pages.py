@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from matplotlib.figure import Figure
 
-from benchmarks import cells
+from benchmarks.accuracy import cells
 from benchmarks.paper import (
     duality,
     latent_images,

@@ -3,11 +3,11 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from benchmarks.cells import Cell, cells
-from benchmarks.published import BARS
-from benchmarks.references import NUM_OBSERVATIONS
+from benchmarks.accuracy.cells import Cell, cells
+from benchmarks.accuracy.published import BARS
+from benchmarks.accuracy.standings import with_any_folds
 from benchmarks.report import spread, table
-from benchmarks.standings import with_any_folds
+from benchmarks.tasks.references import NUM_OBSERVATIONS
 from sbi_jeffreys.plots.style import color_of, panels
 
 METHODS = {

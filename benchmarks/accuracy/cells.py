@@ -25,17 +25,18 @@ from scipy.stats import uniform, wasserstein_distance
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from benchmarks.c2st import (
+from benchmarks.accuracy.c2st import (
     c2st_mlp,
     c2st_mlp_fold,
     c2st_random_forest,
     c2st_random_forest_fold,
 )
-from benchmarks.held_out import NUM_TEST_PAIRS, TEST_SEED
-from benchmarks.methods import METHODS, NO_VALUE, TRAININGS, Fit
-from benchmarks.references import NUM_SAMPLES, reference
+from benchmarks.accuracy.held_out import NUM_TEST_PAIRS, TEST_SEED
+from benchmarks.methods.registry import METHODS, TRAININGS
+from benchmarks.methods.training import NO_VALUE, Fit
 from benchmarks.report import measured_with
-from benchmarks.tasks import TASKS
+from benchmarks.tasks.references import NUM_SAMPLES, reference
+from benchmarks.tasks.sbibm import TASKS
 from sbi_jeffreys import __version__
 from sbi_jeffreys.diagnostics import calibrate
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torchdiffeq import odeint
 
 TOLERANCE = 1e-7
 CHUNK = 1000
@@ -23,8 +24,6 @@ def solve(slope: Callable[[Tensor, Tensor], Tensor], start: Tensor, t: Tensor) -
         start: States at the first time, in double precision.
         t: Increasing times.
     """
-    from torchdiffeq import odeint
-
     return odeint(slope, start, t, rtol=TOLERANCE, atol=TOLERANCE)
 
 

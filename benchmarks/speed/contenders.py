@@ -7,7 +7,6 @@ the machine slows down both: a ratio is taken within a round.
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, count, islice
@@ -19,12 +18,12 @@ from sbi.inference import NPE
 from sbi.inference.trainers._contracts import LossArgsNPE, TrainConfig
 from sbi.neural_nets import posterior_nn
 from sbi.neural_nets.estimators.base import ConditionalDensityEstimator
-from sbi.utils.user_input_checks_utils import move_distribution_to_device
 from torch.distributions import Distribution
 from torch.optim import Adam
 from torch.utils.data import DataLoader
 
-from benchmarks.tasks import Task, gaussian_linear_uniform
+from benchmarks.tasks.sbibm import gaussian_linear_uniform
+from benchmarks.tasks.task import Task, on_device
 from sbi_jeffreys.data.batches import Batch, batches_from
 from sbi_jeffreys.models.flow import build_spline_flow
 from sbi_jeffreys.trainer import JNPE
@@ -99,11 +98,6 @@ class Case:
         return trainer.append_simulations(
             *self.task.simulate(self.num_simulations, self.seed)
         )
-
-
-def on_device(prior: Distribution, device: str) -> Distribution:
-    """Return a copy of the prior there."""
-    return move_distribution_to_device(deepcopy(prior), device)
 
 
 class Steps(ABC):
@@ -239,6 +233,10 @@ class Comparison(NamedTuple):
         """Show the ratio and its range."""
         return f"{self.ratio:.2f} ({self.low:.2f} to {self.high:.2f})"
 
+    def in_ms(self) -> list[str]:
+        """Return NPE's and JNPE's milliseconds and the ratio, as cells of a table."""
+        return [milliseconds(self.npe), milliseconds(self.jnpe), str(self)]
+
 
 def compare(
     npe: Callable[[], float], jnpe: Callable[[], float], rounds: int
@@ -267,3 +265,8 @@ def clock(device: str) -> float:
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
+
+
+def milliseconds(time: float) -> str:
+    """Return a time in seconds as milliseconds, for a table."""
+    return f"{1e3 * time:.2f}"

@@ -11,8 +11,8 @@ from PIL import Image
 from torch.distributions import MultivariateNormal as Gaussian
 from torch.distributions import kl_divergence
 
-from benchmarks.__main__ import main
-from benchmarks.cells import COLUMNS, Cell
+from benchmarks.accuracy.cells import COLUMNS, Cell
+from benchmarks.commands import main
 from benchmarks.paper import (
     latent_images,
     long_training,

@@ -1,6 +1,6 @@
 """Where the time of JNPE's step goes, and what its matrix products alone would need."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from statistics import median
 from typing import Any, NamedTuple
@@ -11,7 +11,9 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.contenders import JNPESteps, seconds
+from benchmarks.report import section, table
+from benchmarks.speed.contenders import Case, JNPESteps, milliseconds, seconds
+from benchmarks.speed.effort import Effort
 from sbi_jeffreys.data.batches import Batch
 from sbi_jeffreys.models.conditional import Conditional
 from sbi_jeffreys.objective.divergences import jeffreys_divergences
@@ -57,6 +59,40 @@ class Breakdown(NamedTuple):
     def floor(self) -> float:
         """Share of the step that its matrix products alone would need."""
         return self.products / self.step
+
+
+def breakdown(cases: Iterable[Case], effort: Effort) -> str:
+    """Break a step of JNPE down into its parts."""
+    cases = list(cases)
+    parts = [
+        break_down(JNPESteps(case), effort.rounds, effort.num_steps) for case in cases
+    ]
+    rows: dict[str, Callable[[Breakdown], Any]] = {
+        "step, ms": lambda b: milliseconds(b.step),
+        "data: fetching a batch": lambda b: milliseconds(b.data),
+        "flow, forward direction": lambda b: milliseconds(b.forward),
+        "flow, inverse direction": lambda b: milliseconds(b.inverse),
+        "energy and objective": lambda b: milliseconds(b.energy),
+        "optimiser": lambda b: milliseconds(b.optimizer),
+        "overhead: step − sum": lambda b: milliseconds(b.overhead),
+        "matrix products alone": lambda b: milliseconds(b.products),
+        "their number": lambda b: b.num_products,
+        "their GFLOP": lambda b: f"{b.flops / 1e9:.2f}",
+        "**floor / step**": lambda b: f"**{b.floor:.2f}**",
+    }
+    names = [f"{case.num_simulations:,} simulations" for case in cases]
+    return section(
+        "Where JNPE's step goes",
+        "In ms, medians over rounds in which each part runs alone, forwards and "
+        "backwards. What both directions of the flow share is counted in the first; the "
+        "inverse direction is both less the first. The floor is the time of the step's "
+        "matrix products (mm, addmm, bmm) with their own operands, recorded from one "
+        "step and run one after the other; triangular solves are not counted in it.",
+        table(
+            ["", *names],
+            [[row, *(cell(part) for part in parts)] for row, cell in rows.items()],
+        ),
+    )
 
 
 def break_down(steps: JNPESteps, rounds: int, num_steps: int) -> Breakdown:

@@ -5,8 +5,6 @@ slcp_distractors, and all reference posteriors (see `references`).
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -21,33 +19,9 @@ from torch.distributions import (
     Normal,
 )
 
-from benchmarks.populations import lotka_volterra, sir
-from benchmarks.sbibm_files import sbibm_file
-
-
-@dataclass(frozen=True)
-class Task:
-    """A prior and a simulator.
-
-    Attributes:
-        name: As in sbibm.
-        prior: Over `(D,)`.
-        simulator: From parameters `(N, D)` to simulations `(N, ...)`.
-        exact_posterior: Draws from the posterior given one x, `(1, ...)`: from x and a
-            number N to `(N, D)`. None where sbibm has reference samples instead.
-    """
-
-    name: str
-    prior: Distribution
-    simulator: Callable[[Tensor], Tensor]
-    exact_posterior: Callable[[Tensor, int], Tensor] | None = None
-
-    def simulate(self, num_simulations: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Return parameters and simulations, without touching torch's global state."""
-        with torch.random.fork_rng([]):
-            torch.manual_seed(seed)
-            theta = self.prior.sample(torch.Size((num_simulations,)))
-            return theta, self.simulator(theta)
+from benchmarks.tasks.populations import lotka_volterra, sir
+from benchmarks.tasks.sbibm_files import sbibm_file
+from benchmarks.tasks.task import Task
 
 
 def _box(bound: float, dim: int) -> BoxUniform:

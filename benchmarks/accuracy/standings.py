@@ -9,9 +9,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from benchmarks.cells import FINER, NUM_CALIBRATION_PAIRS
-from benchmarks.methods import METHODS
-from benchmarks.published import (
+from benchmarks.accuracy.cells import FINER, NUM_CALIBRATION_PAIRS
+from benchmarks.accuracy.published import (
     BARS,
     Published,
     best_amortized,
@@ -19,8 +18,9 @@ from benchmarks.published import (
     plain_npe,
     published,
 )
+from benchmarks.methods.registry import METHODS
 from benchmarks.report import spread, table
-from benchmarks.tasks import TASKS
+from benchmarks.tasks.sbibm import TASKS
 from sbi_jeffreys.plots.style import GREY, PALETTE, panels
 
 C2ST_NAMES = {

@@ -6,8 +6,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from benchmarks.sbibm_files import sbibm_file
-from benchmarks.tasks import Task
+from benchmarks.tasks.sbibm_files import sbibm_file
+from benchmarks.tasks.task import Task
 
 NUM_OBSERVATIONS = 10
 NUM_SAMPLES = 10_000

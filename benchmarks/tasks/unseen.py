@@ -14,7 +14,7 @@ from sbi.utils import BoxUniform
 from torch import Tensor
 from torch.distributions import Poisson
 
-from benchmarks.tasks import Task
+from benchmarks.tasks.task import Task
 
 
 def _intervals(*bounds: tuple[float, float]) -> BoxUniform:

@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy.stats import kstest, norm
 
-from benchmarks.held_out import log_mass_inside
-from benchmarks.tasks import TASKS
-from benchmarks.unseen import (
+from benchmarks.accuracy.held_out import log_mass_inside
+from benchmarks.tasks.sbibm import TASKS
+from benchmarks.tasks.unseen import (
     CUSTOMERS,
     G_AND_K_DRAWS,
     OU_INTERVAL,

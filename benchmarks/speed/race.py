@@ -10,10 +10,10 @@ import torch
 from sbi.inference import NPE
 from torch import Tensor
 
-from benchmarks.contenders import clock, on_device
-from benchmarks.held_out import NUM_TEST_PAIRS, TEST_SEED, flow_nll
+from benchmarks.accuracy.held_out import NUM_TEST_PAIRS, TEST_SEED, flow_nll
 from benchmarks.report import table
-from benchmarks.tasks import Task
+from benchmarks.speed.contenders import clock
+from benchmarks.tasks.task import Task, on_device
 from sbi_jeffreys.trainer import JNPE
 from sbi_jeffreys.training.loop import JeffreysTraining
 

@@ -1,4 +1,4 @@
-"""The benchmark command, on small networks; what it measures is not asserted."""
+"""The parts of the command `speed`, on small networks. No time is asserted."""
 
 import math
 from dataclasses import asdict, replace
@@ -7,16 +7,17 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import accuracy, contenders, speed
-from benchmarks.__main__ import main
-from benchmarks.breakdown import Record, break_down
-from benchmarks.contenders import Case, JNPESteps, NPESteps
+from benchmarks.commands import main
 from benchmarks.report import table
-from benchmarks.tasks import TASKS, gaussian_linear_uniform
+from benchmarks.speed import breakdown, contenders, growth, memory, race, sampling, steps
+from benchmarks.speed.breakdown import Record, break_down
+from benchmarks.speed.contenders import Case, JNPESteps, NPESteps
+from benchmarks.speed.effort import Effort
+from benchmarks.tasks.sbibm import TASKS
 from sbi_jeffreys.trainer import JNPE
 
 CASE = Case(100, dim=2, batch_size=30, num_particles=2, hidden_features=8)
-EFFORT = speed.Effort(
+EFFORT = Effort(
     rounds=1,
     num_steps=1,
     num_epochs=1,
@@ -40,55 +41,10 @@ def rows_of(section):
     return [rows[0], *rows[2:]]
 
 
-def moments_agree(values, mean, variance, fourth_moment):
-    """Within 5 standard errors, which fails by chance less than once in 10^5 entries."""
-    num = len(values)
-    error = math.sqrt(variance / num)
-    error_of_variance = math.sqrt((fourth_moment - variance**2) / num)
-    return bool(
-        ((values.mean(0) - mean).abs() < 5 * error).all()
-        and ((values.var(0) - variance).abs() < 5 * error_of_variance).all()
-    )
-
-
-def test_gaussian_linear_is_as_in_sbibm():
-    theta, x = TASKS["gaussian_linear"].simulate(20_000, seed=0)
-    assert theta.shape == x.shape == (20_000, 10)
-    assert moments_agree(theta, 0.0, 0.1, 3 * 0.1**2)
-    assert moments_agree(x - theta, 0.0, 0.1, 3 * 0.1**2)
-    assert moments_agree(x, 0.0, 0.2, 3 * 0.2**2)
-
-
-def test_gaussian_mixture_is_as_in_sbibm():
-    theta, x = TASKS["gaussian_mixture"].simulate(20_000, seed=0)
-    assert theta.shape == x.shape == (20_000, 2)
-    assert moments_agree(theta, 0.0, 100 / 3, 10**4 / 5)
-    variance = (1 + 0.01) / 2
-    assert moments_agree(x - theta, 0.0, variance, 3 * (1 + 0.01**2) / 2)
-    # Both entries are drawn with the same scale, and one is enough to tell which: with
-    # the narrow one, |x − θ| > 0.5 has a probability of 6 · 10^-7.
-    broad = (x - theta).abs() > 0.5
-    share = broad.double().mean(0)
-    expected = 0.5 * math.erfc(0.5 / math.sqrt(2))
-    error = math.sqrt(expected * (1 - expected) / len(x))
-    assert ((share - expected).abs() < 5 * error).all()
-    both = float(broad.all(-1).double().mean())
-    expected = 0.5 * math.erfc(0.5 / math.sqrt(2)) ** 2
-    assert abs(both - expected) < 5 * math.sqrt(expected * (1 - expected) / len(x))
-
-
-@pytest.mark.parametrize("dim", [2, 10])
-def test_gaussian_linear_uniform_has_any_number_of_parameters(dim):
-    theta, x = gaussian_linear_uniform(dim).simulate(20_000, seed=0)
-    assert theta.shape == x.shape == (20_000, dim)
-    assert moments_agree(theta, 0.0, 1 / 3, 1 / 5)
-    assert moments_agree(x - theta, 0.0, 0.1, 3 * 0.1**2)
-
-
 @pytest.mark.parametrize("kind", [NPESteps, JNPESteps])
 def test_steps_go_on_from_epoch_to_epoch(kind, monkeypatch):
     """An epoch has 3 batches; the constructor has taken 5 steps."""
-    steps, num_epochs = kind(CASE), []
+    stepper, num_epochs = kind(CASE), []
     epoch = kind.epoch
 
     def counted(self, number):
@@ -96,11 +52,11 @@ def test_steps_go_on_from_epoch_to_epoch(kind, monkeypatch):
         return epoch(self, number)
 
     monkeypatch.setattr(kind, "epoch", counted)
-    trained = steps.trainer._neural_net if kind is NPESteps else steps.training.pair
+    trained = stepper.trainer._neural_net if kind is NPESteps else stepper.training.pair
     before = [p.clone() for p in trained.parameters()]
-    steps.run(1)
+    stepper.run(1)
     assert num_epochs == []
-    steps.run(4)
+    stepper.run(4)
     assert num_epochs == [2, 3]
     after = zip(before, trained.parameters(), strict=True)
     assert any(not torch.equal(a, b) for a, b in after)
@@ -121,7 +77,7 @@ def test_ratios_are_taken_within_a_round():
 
 
 def test_steps_and_epochs():
-    header, *rows = rows_of(speed.steps_and_epochs([CASE], EFFORT))
+    header, *rows = rows_of(steps.steps_and_epochs([CASE], EFFORT))
     assert header[4:] == ["per", "NPE, ms", "JNPE, ms", "ratio"]
     assert [row[:5] for row in rows] == [
         ["100", "2", "30", "2", "step"],
@@ -131,7 +87,7 @@ def test_steps_and_epochs():
 
 
 def test_breakdown():
-    header, *rows = rows_of(speed.breakdown([CASE], EFFORT))
+    header, *rows = rows_of(breakdown.breakdown([CASE], EFFORT))
     assert header == ["", "100 simulations"]
     assert [row[0] for row in rows][:2] == ["step, ms", "data: fetching a batch"]
     assert rows[-1][0] == "**floor / step**"
@@ -157,7 +113,7 @@ def test_overhead_and_floor_follow_from_the_parts():
 
 @pytest.mark.filterwarnings("ignore:.*samples")
 def test_sampling():
-    header, *rows = rows_of(speed.sampling(CASE, EFFORT))
+    header, *rows = rows_of(sampling.sampling(CASE, EFFORT))
     assert header == ["request", "NPE, 1/s", "JNPE, 1/s", "ratio of times"]
     assert len(rows) == 2 + 2 + 3
     assert [row[0] for row in rows[4:]] == ["NPE", "JNPE, flow", "JNPE, corrected"]
@@ -179,9 +135,9 @@ def test_three_posteriors_are_sampled_in_turn(monkeypatch):
         npe = (4.0, 8.0, 2.0)[(len(calls) - 1) // 3]
         return {"npe": npe, "flow": npe / 2, "corrected": 3 * npe}[calls[-1][0]]
 
-    monkeypatch.setattr(speed, "seconds", fake_seconds)
+    monkeypatch.setattr(sampling, "seconds", fake_seconds)
     posteriors = [Posterior(name) for name in ("npe", "flow", "corrected")]
-    section = speed._corrected_sampling(posteriors, CASE, replace(EFFORT, rounds=3))
+    section = sampling._corrected_sampling(posteriors, CASE, replace(EFFORT, rounds=3))
     assert calls == [("npe", (3,), 2), ("flow", (3,), 2), ("corrected", (3,), 2)] * 3
     header, *rows = rows_of(section)
     assert header == ["posterior", "1/s", "ratio of times", "goal"]
@@ -206,20 +162,20 @@ def test_the_peak_is_that_of_training(monkeypatch):
         return train(self, **options)
 
     monkeypatch.setattr(JNPE, "train", train_with_ballast)
-    assert speed.peak_growth("jnpe", asdict(CASE), 1) > 60 * 2**20
+    assert memory.peak_growth("jnpe", asdict(CASE), 1) > 60 * 2**20
 
 
 @pytest.mark.slow
 def test_memory():
-    header, row = rows_of(speed.memory([CASE]))
+    header, row = rows_of(memory.memory([CASE]))
     assert header == ["simulations", "NPE, MiB", "JNPE, MiB"]
     assert all(float(cell) > 0 for cell in row)
 
 
 def test_scaling():
     scales = {"num_simulations": (60,), "dim": (3,), "num_particles": (1,)}
-    header, *rows = rows_of(speed.scaling(CASE, EFFORT, {**scales, "batch_size": (40,)}))
-    assert header == list(speed.GROWTH_COLUMNS)
+    header, *rows = rows_of(growth.growth(CASE, EFFORT, {**scales, "batch_size": (40,)}))
+    assert header == list(growth.GROWTH_COLUMNS)
     assert [row[0] for row in rows] == [
         "num_simulations = 60",
         "dim = 3",
@@ -230,11 +186,11 @@ def test_scaling():
 
 @pytest.mark.filterwarnings("ignore:.*max_num_epochs")
 def test_accuracy():
-    (race,) = accuracy.race([TASKS["two_moons"]], 100, [0], "cpu", max_num_epochs=2)
-    assert race.jnpe.epochs == 2
-    assert list(race.npe) == list(race.seconds_to) == ["maf", "nsf"]
-    header, row = rows_of(accuracy.report([race], 100))
-    assert header == list(accuracy.COLUMNS)
+    (result,) = race.race([TASKS["two_moons"]], 100, [0], "cpu", max_num_epochs=2)
+    assert result.jnpe.epochs == 2
+    assert list(result.npe) == list(result.seconds_to) == ["maf", "nsf"]
+    header, row = rows_of(race.report([result], 100))
+    assert header == list(race.COLUMNS)
     assert row[:2] == ["two_moons", "0"]
 
 
@@ -242,18 +198,18 @@ def test_accuracy():
 def test_the_first_epoch_that_is_as_accurate_counts(monkeypatch):
     """NPE ends at 2 nats; JNPE has 3, then 2, and 1.9 of the weights kept."""
     nlls = iter([2.0, 0.0, 3.0, 2.0, 1.9])
-    monkeypatch.setattr(accuracy, "flow_nll", lambda *args: next(nlls))
+    monkeypatch.setattr(race, "flow_nll", lambda *args: next(nlls))
     times = iter(range(0, 1000, 10))
-    monkeypatch.setattr(accuracy, "clock", lambda device: float(next(times)))
-    (race,) = accuracy.race([TASKS["two_moons"]], 100, [0], "cpu", max_num_epochs=2)
+    monkeypatch.setattr(race, "clock", lambda device: float(next(times)))
+    (result,) = race.race([TASKS["two_moons"]], 100, [0], "cpu", max_num_epochs=2)
     # The clock is read at the start, before and after each test, and at the end.
-    assert race.seconds_to == {"maf": 20.0, "nsf": math.inf}
-    assert race.jnpe == accuracy.Trained(1.9, 30.0, 2)
+    assert result.seconds_to == {"maf": 20.0, "nsf": math.inf}
+    assert result.jnpe == race.Trained(1.9, 30.0, 2)
 
 
 def test_the_command_writes_each_part_that_it_is_asked_for(monkeypatch, tmp_path):
-    monkeypatch.setattr(speed, "breakdown", lambda cases, effort: f"{effort.rounds}")
-    monkeypatch.setattr(speed, "memory", lambda cases: str(len(cases)))
+    monkeypatch.setattr(breakdown, "breakdown", lambda cases, effort: f"{effort.rounds}")
+    monkeypatch.setattr(memory, "memory", lambda cases: str(len(cases)))
     output = tmp_path / "new" / "speed.md"
     options = ["--rounds", "7", "--seeds", "4", "--output", str(output)]
     main(["speed", "--parts", "breakdown", "memory", *options])

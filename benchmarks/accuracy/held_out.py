@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from benchmarks.report import measured_with, table
-from benchmarks.tasks import Task
+from benchmarks.tasks.task import Task
 from sbi_jeffreys.models.energy import LogRatioNet
 from sbi_jeffreys.trainer import JNPE
 

@@ -8,7 +8,7 @@ import torch
 from scipy.integrate import solve_ivp
 from scipy.stats import chi2, kstest, truncnorm
 
-from benchmarks.populations import (
+from benchmarks.tasks.populations import (
     PREDATION_NOISE,
     PREDATION_TIMES,
     SIR_POPULATION,
@@ -17,9 +17,14 @@ from benchmarks.populations import (
     infected,
     prey_and_predators,
 )
-from benchmarks.references import NUM_OBSERVATIONS, NUM_SAMPLES, reference
-from benchmarks.sbibm_files import sbibm_file
-from benchmarks.tasks import FOLDED_SCALE, TASKS, glm_design
+from benchmarks.tasks.references import NUM_OBSERVATIONS, NUM_SAMPLES, reference
+from benchmarks.tasks.sbibm import (
+    FOLDED_SCALE,
+    TASKS,
+    gaussian_linear_uniform,
+    glm_design,
+)
+from benchmarks.tasks.sbibm_files import sbibm_file
 
 has_sbibm = find_spec("sbibm") is not None
 needs_sbibm = pytest.mark.skipif(not has_sbibm, reason="sbibm is not installed")
@@ -37,6 +42,51 @@ def test_simulations_are_finite_reproducible_and_inside_of_the_prior(name):
     assert x.isfinite().all()
     assert theta.dtype == x.dtype == torch.float32
     assert task.prior.log_prob(theta).isfinite().all()
+
+
+def moments_agree(values, mean, variance, fourth_moment):
+    """Within 5 standard errors, which fails by chance less than once in 10^5 entries."""
+    num = len(values)
+    error = math.sqrt(variance / num)
+    error_of_variance = math.sqrt((fourth_moment - variance**2) / num)
+    return bool(
+        ((values.mean(0) - mean).abs() < 5 * error).all()
+        and ((values.var(0) - variance).abs() < 5 * error_of_variance).all()
+    )
+
+
+def test_gaussian_linear_is_as_in_sbibm():
+    theta, x = TASKS["gaussian_linear"].simulate(20_000, seed=0)
+    assert theta.shape == x.shape == (20_000, 10)
+    assert moments_agree(theta, 0.0, 0.1, 3 * 0.1**2)
+    assert moments_agree(x - theta, 0.0, 0.1, 3 * 0.1**2)
+    assert moments_agree(x, 0.0, 0.2, 3 * 0.2**2)
+
+
+def test_gaussian_mixture_is_as_in_sbibm():
+    theta, x = TASKS["gaussian_mixture"].simulate(20_000, seed=0)
+    assert theta.shape == x.shape == (20_000, 2)
+    assert moments_agree(theta, 0.0, 100 / 3, 10**4 / 5)
+    variance = (1 + 0.01) / 2
+    assert moments_agree(x - theta, 0.0, variance, 3 * (1 + 0.01**2) / 2)
+    # Both entries are drawn with the same scale, and one is enough to tell which: with
+    # the narrow one, |x − θ| > 0.5 has a probability of 6 · 10^-7.
+    broad = (x - theta).abs() > 0.5
+    share = broad.double().mean(0)
+    expected = 0.5 * math.erfc(0.5 / math.sqrt(2))
+    error = math.sqrt(expected * (1 - expected) / len(x))
+    assert ((share - expected).abs() < 5 * error).all()
+    both = float(broad.all(-1).double().mean())
+    expected = 0.5 * math.erfc(0.5 / math.sqrt(2)) ** 2
+    assert abs(both - expected) < 5 * math.sqrt(expected * (1 - expected) / len(x))
+
+
+@pytest.mark.parametrize("dim", [2, 10])
+def test_gaussian_linear_uniform_has_any_number_of_parameters(dim):
+    theta, x = gaussian_linear_uniform(dim).simulate(20_000, seed=0)
+    assert theta.shape == x.shape == (20_000, dim)
+    assert moments_agree(theta, 0.0, 1 / 3, 1 / 5)
+    assert moments_agree(x - theta, 0.0, 0.1, 3 * 0.1**2)
 
 
 def test_epidemic_agrees_with_scipy():
