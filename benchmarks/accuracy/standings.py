@@ -50,14 +50,15 @@ QUANTITIES = {
     ),
 }
 NOTE = (
-    "C2ST: 0.5 is perfect, 1 useless. Mean over observations, then over seeds, ± the "
-    "standard deviation over seeds, if there are several; in brackets the numbers of "
-    "seeds and of observations, and the standard deviation over observations. Where "
-    "numbers differ, methods were not given the same work. Classifiers are tested on all "
-    "of five folds, or on one, which adds a standard error of at most 0.008 to a cell. "
-    "The test pairs of NLL, SBC and TARP are those by which JNPE's defaults were chosen, "
-    "on other simulations (see `ablations.md`). These three are of sbi's flows as they "
-    "are: what leaves the prior, which is rejected from the samples for C2ST, is not."
+    "C2ST: 0.5 is perfect, 1 useless. A cell has the mean over observations, then over "
+    "seeds, ± the standard deviation over seeds if there are several. In brackets are "
+    "the numbers of seeds and of observations, and the standard deviation over "
+    "observations. Where these numbers differ, methods were not given the same work. "
+    "Classifiers are tested on all of five folds or on one. One fold adds a standard "
+    "error of at most 0.008 to a cell.\n\n"
+    "NLL, SBC and TARP are measured on the test pairs by which JNPE's defaults were "
+    "chosen, on other simulations (see `ablations.md`). They are of sbi's flows without "
+    "rejection. For C2ST, samples outside of the prior are rejected."
 )
 
 
