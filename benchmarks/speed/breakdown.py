@@ -1,4 +1,4 @@
-"""Where the time of JNPE's step goes, and what its matrix products alone would need."""
+"""The time of each part of JNPE's step, and of its matrix products alone."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -28,15 +28,15 @@ class Breakdown(NamedTuple):
     """Seconds of a step, and of its parts when they run alone.
 
     Attributes:
-        step: All of it, with the batch.
+        step: The whole step, with fetching the batch.
         data: Fetching the batch.
         forward: The flow's log density of the parameters, and its gradient.
         inverse: The flow's draws with their log densities, and their gradient.
-        energy: At parameters and draws, with slope, terms of the objective, gradient.
+        energy: The energy at parameters and draws, the objective, and their gradient.
         optimizer: Clipping, Adam, moving average, multipliers.
         products: The step's matrix products, one after the other.
-        num_products: How many they are.
-        flops: Floating-point operations in them.
+        num_products: Number of matrix products.
+        flops: Floating-point operations in the matrix products.
     """
 
     step: float
@@ -51,13 +51,13 @@ class Breakdown(NamedTuple):
 
     @property
     def overhead(self) -> float:
-        """What the parts do not account for; they run alone, so it may be negative."""
+        """Seconds that the parts do not account for. May be negative: parts run alone."""
         parts = self.data + self.forward + self.inverse + self.energy + self.optimizer
         return self.step - parts
 
     @property
     def floor(self) -> float:
-        """Share of the step that its matrix products alone would need."""
+        """Time of the matrix products alone, as a share of the step."""
         return self.products / self.step
 
 
@@ -83,11 +83,12 @@ def breakdown(cases: Iterable[Case], effort: Effort) -> str:
     names = [f"{case.num_simulations:,} simulations" for case in cases]
     return section(
         "Where JNPE's step goes",
-        "In ms, medians over rounds in which each part runs alone, forwards and "
-        "backwards. What both directions of the flow share is counted in the first; the "
-        "inverse direction is both less the first. The floor is the time of the step's "
-        "matrix products (mm, addmm, bmm) with their own operands, recorded from one "
-        "step and run one after the other; triangular solves are not counted in it.",
+        "Times in ms, medians over rounds. Each part runs alone, forwards and backwards. "
+        "Work that both directions of the flow share counts for the forward direction. "
+        "The inverse direction is the time of both less that of the forward direction. "
+        "The floor is the time of the step's matrix products (mm, addmm, bmm). They are "
+        "recorded from one step and run one after the other with their own operands. "
+        "Triangular solves are not counted in it.",
         table(
             ["", *names],
             [[row, *(cell(part) for part in parts)] for row, cell in rows.items()],
@@ -96,7 +97,7 @@ def breakdown(cases: Iterable[Case], effort: Effort) -> str:
 
 
 def break_down(steps: JNPESteps, rounds: int, num_steps: int) -> Breakdown:
-    """Time the parts in turn, `num_steps` of each in a round; return medians.
+    """Time the parts in turn, `num_steps` of each in a round, and return medians.
 
     On CUDA each part is captured and replayed, as the step is.
     """
@@ -140,7 +141,7 @@ def _repeat(function: Callable[[], Any], times: int) -> None:
 
 
 def _flow(training: JeffreysTraining, batch: Batch, with_draws: bool) -> None:
-    """Descend on the flow's terms; x is embedded once for both directions."""
+    """Descend on the flow's terms. x is embedded once for both directions."""
     options = training.pair.options
     flow = training.pair.flow.given(batch.x)
     value = -flow.log_prob(batch.theta.unsqueeze(0)).mean()
@@ -152,7 +153,7 @@ def _flow(training: JeffreysTraining, batch: Batch, with_draws: bool) -> None:
 
 
 def _energy(training: JeffreysTraining, batch: Batch) -> Callable[[], None]:
-    """Return what descends on the objective, with draws that are there already."""
+    """Return a function that descends on the objective, with draws made in advance."""
     options = training.pair.options
     flow, energy = training.pair.given(batch.x, training.pair.energy.members)
     with torch.no_grad():
@@ -172,7 +173,7 @@ def _energy(training: JeffreysTraining, batch: Batch) -> Callable[[], None]:
 
 
 class _Drawn(Conditional):
-    """A flow that has been evaluated and sampled; gradients end there."""
+    """A flow that was evaluated and sampled in advance. Gradients end there."""
 
     def __init__(self, log_prob: Tensor, draws: Tensor, log_prob_draws: Tensor) -> None:
         self.at_data = log_prob.requires_grad_()
@@ -186,7 +187,7 @@ class _Drawn(Conditional):
 
 
 def _optimizer(training: JeffreysTraining) -> Callable[[], None]:
-    """Return what follows on a backward pass, with gradients that stay small."""
+    """Return a function that does what follows a backward pass, with small gradients."""
     step = training.step
     divergences = torch.ones(3, device=training.device)
     gradients = [torch.full_like(p, 1e-6) for p in training.pair.parameters()]
@@ -216,7 +217,7 @@ def _run(products: list[Call]) -> None:
 
 
 class Record(TorchDispatchMode):
-    """Notes the matrix products that are run, forwards and backwards."""
+    """Records the matrix products that run, forwards and backwards."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """sbi's NPE and JNPE side by side: the same data, batches, device and size of flow.
 
-Both are stepped by their own code. They are timed in turn, A B A B, for other work on
-the machine slows down both: a ratio is taken within a round.
+Both are stepped by their own code. They are timed in turn, A B A B, because other work on
+the machine slows down both. A ratio is taken within a round.
 """
 
 import time
@@ -35,16 +35,16 @@ NUM_TRANSFORMS, NUM_BINS = 5, 10
 
 @dataclass(frozen=True)
 class Case:
-    """What both are trained on, and how. The task is gaussian_linear_uniform.
+    """Data and settings of both trainers. The task is gaussian_linear_uniform.
 
     Attributes:
-        num_simulations: For training and validation together.
+        num_simulations: Simulations for training and validation together.
         dim: Number of parameters, and of entries of x.
-        batch_size: Of training.
-        num_particles: Draws K for each x, of JNPE.
+        batch_size: Size of training batches.
+        num_particles: JNPE's draws K for each x.
         hidden_features: Width of the networks of both flows.
-        device: Of data and networks.
-        seed: Of simulations and networks.
+        device: Device of data and networks.
+        seed: Seed of simulations and networks.
     """
 
     num_simulations: int = 2000
@@ -66,7 +66,7 @@ class Case:
         return on_device(self.task.prior, self.device)
 
     def npe(self, kind: type[NPE] = NPE) -> NPE:
-        """Return sbi's trainer, of a neural spline flow, with simulations."""
+        """Return sbi's trainer of a neural spline flow, with simulations."""
         flow = posterior_nn(
             "nsf",
             hidden_features=self.hidden_features,
@@ -101,7 +101,7 @@ class Case:
 
 
 class Steps(ABC):
-    """A trainer that stands still between steps; epochs follow one another."""
+    """A trainer that takes as many steps as it is asked for, epoch after epoch."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -109,23 +109,23 @@ class Steps(ABC):
         self.run(NUM_EAGER_STEPS + 2)
 
     def run(self, num: int) -> None:
-        """Take `num` steps, fetching their batches."""
+        """Fetch `num` batches and take their steps."""
         self._take(islice(self.batches, num), num)
 
     def seconds(self, num: int) -> float:
-        """Return the time of a step, the mean of `num`."""
+        """Return the mean time of `num` steps."""
         return seconds(lambda: self.run(num), self.device) / num
 
     @abstractmethod
     def epoch(self, number: int) -> Iterator[Any]:
-        """Draw an order; return the batches of the epoch of this number."""
+        """Draw an order and return the batches of the epoch of this number."""
 
     @abstractmethod
     def _take(self, batches: Iterable[Any], num: int) -> None: ...
 
 
 class NPESteps(Steps):
-    """sbi's own epoch of training, for as many batches as are asked for."""
+    """sbi's own training epoch, cut to as many batches as are asked for."""
 
     def __init__(self, case: Case) -> None:
         self.trainer = case.npe(_PausedNPE)
@@ -136,7 +136,7 @@ class NPESteps(Steps):
         super().__init__(case.device)
 
     def epoch(self, number: int) -> Iterator[Any]:
-        """Draw an order; return an epoch's batches, gathered row by row."""
+        """Draw an order and return an epoch's batches, gathered row by row."""
         return iter(self.loader)
 
     def _take(self, batches: Iterable[Any], num: int) -> None:
@@ -145,10 +145,10 @@ class NPESteps(Steps):
 
 
 class JNPESteps(Steps):
-    """The steps of `JeffreysTraining`; on CUDA, replayed as a graph.
+    """The steps of `JeffreysTraining`, on CUDA replayed as a graph.
 
     Attributes:
-        training: Of which they are the steps.
+        training: The training whose steps they are.
     """
 
     def __init__(self, case: Case) -> None:
@@ -166,7 +166,7 @@ class JNPESteps(Steps):
         super().__init__(case.device)
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """Draw an order, by the number; return an epoch's batches, sliced."""
+        """Draw the order of this number and return an epoch's batches, sliced."""
         return self.data.shuffled(number)
 
     def _take(self, batches: Iterable[Batch], num: int) -> None:
@@ -175,7 +175,7 @@ class JNPESteps(Steps):
 
 
 class _Paused:
-    """Keeps what a training loop is given, instead of running it."""
+    """Keeps the arguments of the training loop instead of running it."""
 
     _neural_net: ConditionalDensityEstimator
     loop: tuple[DataLoader[Any], TrainConfig, LossArgsNPE]
@@ -200,7 +200,7 @@ class _PausedJNPE(_Paused, JNPE):  # type: ignore[misc]
 
 
 class _SomeBatches:
-    """What sbi's epoch asks of a data loader."""
+    """The parts of a data loader that sbi's epoch uses."""
 
     def __init__(self, batches: Iterable[Any], num: int, batch_size: int) -> None:
         self.batches, self.num, self.batch_size = batches, num, batch_size
@@ -213,14 +213,14 @@ class _SomeBatches:
 
 
 class Comparison(NamedTuple):
-    """Medians over rounds; the ratio, JNPE to NPE, is that within a round.
+    """Medians over rounds. Ratios, JNPE to NPE, are taken within a round.
 
     Attributes:
-        npe: Of sbi's NPE.
-        jnpe: Of JNPE.
+        npe: Median time of sbi's NPE, in seconds.
+        jnpe: Median time of JNPE, in seconds.
         ratio: Median of the ratios.
-        low: The lowest.
-        high: The highest.
+        low: Lowest ratio.
+        high: Highest ratio.
     """
 
     npe: float
@@ -254,14 +254,14 @@ def compare(
 
 
 def seconds(function: Callable[[], Any], device: str) -> float:
-    """Return how long a call takes, with all that it started on the device."""
+    """Return the seconds that a call takes, with the work it starts on the device."""
     start = clock(device)
     function()
     return clock(device) - start
 
 
 def clock(device: str) -> float:
-    """Return the time in seconds, when the device has done all that it was given."""
+    """Wait until the device has finished its work, and return the time in seconds."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -11,15 +11,15 @@ class Effort:
     """How much to measure.
 
     Attributes:
-        rounds: Of NPE and JNPE in turn.
-        num_steps: Of each in a round.
-        num_epochs: Of each in a round, after those of warm-up.
-        num_training_epochs: Before posteriors are sampled.
-        num_samples: Drawn for one observation.
-        num_observations: For each of which a hundredth as many are drawn.
-        num_corrected_samples: Drawn of NPE, flow and corrected posterior in turn, for
-            each of `num_corrected_observations`.
-        num_corrected_observations: See there.
+        rounds: Rounds, in which NPE and JNPE take turns.
+        num_steps: Steps of each in a round.
+        num_epochs: Epochs of each in a round, after those of warm-up.
+        num_training_epochs: Epochs of training before posteriors are sampled.
+        num_samples: Samples drawn for one observation.
+        num_observations: Observations for each of which `num_samples / 100` are drawn.
+        num_corrected_samples: Samples of NPE, flow and corrected posterior for each
+            observation.
+        num_corrected_observations: Observations for `num_corrected_samples`.
     """
 
     rounds: int = 3
@@ -34,7 +34,7 @@ class Effort:
 
 @contextmanager
 def max_num_epochs_expected() -> Iterator[None]:
-    """Say nothing of trainings that reach it."""
+    """Silence the warning of trainings that reach `max_num_epochs`."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*max_num_epochs")
         yield

@@ -60,16 +60,17 @@ def growth(
             )
     return section(
         "Growth",
-        f"From {base.num_simulations:,} simulations, D = {base.dim}, K = "
-        f"{base.num_particles}, batches of {base.batch_size}, one quantity at a time "
-        f"(large batches: of {NUM_SIMULATIONS_FOR_BATCHES:,} simulations). Steps as "
-        "above; to begin an epoch is to draw its order and fetch one batch.",
+        f"One quantity at a time is changed from {base.num_simulations:,} simulations, "
+        f"D = {base.dim}, K = {base.num_particles} and batches of {base.batch_size}. "
+        f"Batch sizes are changed with {NUM_SIMULATIONS_FOR_BATCHES:,} simulations. "
+        "Steps are measured as above. To begin an epoch is to draw its order and fetch one "
+        "batch.",
         table(GROWTH_COLUMNS, lines),
     )
 
 
 def _begin_epoch(steps: Steps, effort: Effort) -> float:
-    """Return the median time until an epoch has its first batch, in seconds."""
+    """Return the median time in seconds until an epoch has its first batch."""
     return median(
         seconds(lambda: next(steps.epoch(0)), steps.device) for _ in range(effort.rounds)
     )

@@ -15,7 +15,7 @@ from benchmarks.speed.effort import max_num_epochs_expected
 
 
 def memory(cases: Iterable[Case]) -> str:
-    """Compare the memory that training takes, each in a process of its own."""
+    """Compare the memory of trainings, each in a process of its own."""
     lines = []
     for case in cases:
         growth = []
@@ -27,9 +27,10 @@ def memory(cases: Iterable[Case]) -> str:
         lines.append([case.num_simulations, *(f"{g / 2**20:.0f}" for g in growth)])
     return section(
         "Memory",
-        "Growth of the peak during two epochs of training, in MiB, each in a process of "
-        "its own: of the resident set (Linux), or on CUDA of the memory allocated there. "
-        "Simulations were there before, but what a trainer copies of them counts.",
+        "Growth of the peak memory during two epochs of training, in MiB. Each training "
+        "runs in a process of its own. Memory is the resident set (Linux), or on CUDA "
+        "the memory allocated there. Simulations are in memory before, but a trainer's "
+        "copies of them count.",
         table(["simulations", "NPE, MiB", "JNPE, MiB"], lines),
     )
 
@@ -37,7 +38,7 @@ def memory(cases: Iterable[Case]) -> str:
 def peak_growth(
     method: Literal["npe", "jnpe"], case: dict[str, Any], threads: int
 ) -> int:
-    """Train for two epochs in this process; return the growth of the peak, in bytes."""
+    """Train for two epochs in this process and return the peak's growth, in bytes."""
     torch.set_num_threads(threads)
     setting = Case(**case)
     trainer = getattr(setting, method)()
@@ -46,7 +47,7 @@ def peak_growth(
         torch.cuda.reset_peak_memory_stats(setting.device)
         before = torch.cuda.memory_allocated(setting.device)
     else:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         before = _resident("VmRSS")
     with max_num_epochs_expected():
         trainer.train(max_num_epochs=2, training_batch_size=setting.batch_size)

@@ -27,18 +27,21 @@ COLUMNS = (
     *(f"whole training, ratio to {name}'s" for name in NPE_FLOWS),
 )
 NOTE = """\
-NPE ("maf" is sbi's default) and JNPE with default options, each to its own stop; test NLL
-in nats (lower is better) of {pairs} fresh pairs, given {simulations} simulations. "JNPE
-to NPE's NLL": the time of training at which the moving average of JNPE's flow, tested
-after every epoch with the clock stopped, first had the test NLL that NPE ends with, and
-its ratio to the time of NPE's whole training. NPE's NLL is that of its flow, with what
-leaks from the prior. NPE does not run beside JNPE here, but before it; ratios are as
-noisy as the machine."""
+NPE ("maf" is sbi's default) and JNPE train with default options until they stop by
+themselves, on {simulations} simulations. NLL is the test NLL in nats of {pairs} fresh
+pairs. Lower is better.
+
+"JNPE to NPE's NLL" is the training time until JNPE's flow first had the test NLL that NPE
+ends with, and its ratio to the time of NPE's whole training. The moving average of JNPE's
+flow is tested after every epoch, with the clock stopped.
+
+NPE's NLL is that of its flow, with what leaks from the prior. NPE runs before JNPE here,
+not beside it, so ratios are as noisy as the machine."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training gave: test NLL in nats of the weights kept, seconds, epochs."""
+    """Result of a training: test NLL in nats of the weights kept, seconds, epochs."""
 
     nll: float
     seconds: float
@@ -54,12 +57,12 @@ class Race:
     """NPE with each of its flows, and JNPE, on the same simulations.
 
     Attributes:
-        task: Its name.
-        seed: Of simulations and networks.
-        npe: By the name of the flow.
-        jnpe: Trained with default options.
-        seconds_to: Until JNPE's averaged flow first had the test NLL of each NPE;
-            infinite if it never had.
+        task: Name of the task.
+        seed: Seed of simulations and networks.
+        npe: Results of NPE, by the name of the flow.
+        jnpe: Result of JNPE with default options.
+        seconds_to: Seconds until JNPE's averaged flow first had the test NLL of each
+            NPE, infinite if it never had.
     """
 
     task: str
@@ -76,14 +79,14 @@ def race(
     device: str,
     max_num_epochs: int = 2**31 - 1,
 ) -> Iterator[Race]:
-    """Train NPE, then JNPE, each with its default options and to its own stop.
+    """Train NPE, then JNPE, each with default options until it stops by itself.
 
     Args:
-        tasks: What to train on.
-        num_simulations: For training and validation together.
-        seeds: Of simulations and networks.
-        device: Of data and networks.
-        max_num_epochs: Bound on the length of each training.
+        tasks: Tasks to train on.
+        num_simulations: Simulations for training and validation together.
+        seeds: Seeds of simulations and networks.
+        device: Device of data and networks.
+        max_num_epochs: Most epochs of each training.
     """
     for task in tasks:
         prior = on_device(task.prior, device)
@@ -122,8 +125,8 @@ class Tests:
     """Test NLLs of the averaged flow, and the time that they took.
 
     Attributes:
-        nlls: After each epoch, when the clock showed what (less that time), and NLL.
-        seconds: That they took.
+        nlls: Time of the clock after each epoch, less the time of tests, and test NLL.
+        seconds: Time that the tests took.
     """
 
     def __init__(self) -> None:

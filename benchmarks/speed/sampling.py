@@ -10,6 +10,17 @@ from benchmarks.report import section, table
 from benchmarks.speed.contenders import Case, Comparison, compare, seconds
 from benchmarks.speed.effort import Effort, max_num_epochs_expected
 
+NOTE = """\
+Samples a second, and the ratio of times, JNPE's to NPE's, after {epochs} epochs on
+{simulations} simulations with D = {dim}. For one observation, NPE rejects samples outside
+of the prior. For many observations rejection is switched off, because it may not end: for
+some observations almost no sample is accepted. JNPE's samples are all inside."""
+NOTE_ON_CORRECTED = """\
+`sample_batched(({num},), x)`, {observations} observations. The three posteriors take
+turns (NPE, flow, corrected, NPE, ...). The corrected posterior is
+`trainer.build_posterior(sample_with="energy")`. Ratios of times are taken within a
+round: median (lowest to highest)."""
+
 
 def sampling(case: Case, effort: Effort) -> str:
     """Compare the rates at which posteriors are sampled."""
@@ -47,11 +58,11 @@ def sampling(case: Case, effort: Effort) -> str:
         lines.append([name, *rates, result])
     return section(
         "Sampling the posterior",
-        "Samples a second, and the ratio of times, JNPE's to NPE's, after "
-        f"{effort.num_training_epochs} epochs on {case.num_simulations:,} simulations "
-        f"with D = {case.dim}. For one observation, NPE rejects what falls outside of "
-        "the prior; for many it is told not to, for then it may not end: of some "
-        "observations next to no sample is accepted. JNPE's samples are all inside.",
+        NOTE.format(
+            epochs=effort.num_training_epochs,
+            simulations=f"{case.num_simulations:,}",
+            dim=case.dim,
+        ),
         "\n\n".join(
             [
                 table(["request", "NPE, 1/s", "JNPE, 1/s", "ratio of times"], lines),
@@ -87,10 +98,7 @@ def _corrected_sampling(posteriors: list[Any], case: Case, effort: Effort) -> st
     )
     return "\n\n".join(
         [
-            f"`sample_batched(({num},), x)`, {len(x)} observations, of the three in turn "
-            "(NPE, flow, corrected, NPE, ...). The last is "
-            '`trainer.build_posterior(sample_with="energy")`. Ratios of times within a '
-            "round, as median (lowest to highest).",
+            NOTE_ON_CORRECTED.format(num=num, observations=len(x)),
             table(
                 ["posterior", "1/s", "ratio of times", "goal"],
                 [

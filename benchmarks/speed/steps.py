@@ -44,12 +44,12 @@ def steps_and_epochs(cases: Iterable[Case], effort: Effort) -> str:
         lines.append([*shape, "epoch", *epoch.in_ms()])
     return section(
         "Steps and epochs",
-        'Medians over rounds of NPE ("nsf") and JNPE in turn; the ratio is that within a '
-        "round, as median (lowest to highest). A step fetches its batch. An epoch is "
-        "what `epoch_durations_sec` reports, validation included, after "
-        f"{NUM_WARM_UP_EPOCHS} epochs of warm-up. It leaves out what is done between "
-        "epochs: sbi's copy of better weights, JNPE's checkpoint. JNPE has the C library "
-        "keep freed memory for the process, and so for NPE's steps here.",
+        'NPE ("nsf") and JNPE take turns. Times are medians over rounds. Ratios are '
+        "taken within a round: median (lowest to highest). A step fetches its batch. An epoch "
+        "is what `epoch_durations_sec` reports, with validation, after "
+        f"{NUM_WARM_UP_EPOCHS} epochs of warm-up. It does not count work between epochs: "
+        "sbi's copy of better weights and JNPE's checkpoint. JNPE makes the C library "
+        "keep freed memory for the process, so NPE's steps benefit from this here.",
         table(columns, lines),
     )
 
