@@ -32,7 +32,7 @@ PARTS = ("step", "breakdown", "sampling", "memory", "scaling", "accuracy")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parse the arguments, and run a command; `run`, if none is named."""
+    """Parse the arguments and run the command that they name, by default `run`."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in HELP):
         arguments = ["run", *arguments]
@@ -54,8 +54,10 @@ def main(arguments: list[str] | None = None) -> None:
         "--experiments", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS)
     )
     paper.add_argument("--seeds", nargs="+", type=int, help="each has its default")
-    paper.add_argument("--num-samples", type=int, help="likewise; points or simulations")
-    paper.add_argument("--epochs", type=int, help="likewise")
+    paper.add_argument(
+        "--num-samples", type=int, help="points or simulations; each has its default"
+    )
+    paper.add_argument("--epochs", type=int, help="each has its default")
     paper.add_argument(
         "--celeba",
         type=Path,
@@ -71,7 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
         help="test negative log-likelihood on fresh pairs, beside sbi's NPE",
     )
     nll.add_argument(
-        "--stretch", type=int, default=1, help="train this many times as long afterwards"
+        "--stretch", type=int, default=1, help="go on to this many times the epochs"
     )
     nll.add_argument("--without-npe", action="store_true")
     nll.add_argument(
@@ -87,8 +89,8 @@ def main(arguments: list[str] | None = None) -> None:
     speed_parser = commands.add_parser(
         "speed",
         parents=[_trainings(TASKS, PLAIN_TASKS, [0])],
-        help="time and memory beside sbi's NPE; tasks, numbers of simulations and seeds "
-        "but the first are those of the part accuracy",
+        help="time and memory beside sbi's NPE; the part accuracy alone uses tasks, the "
+        "number of simulations and all seeds",
     )
     speed_parser.add_argument(
         "--parts",
@@ -127,10 +129,10 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         choices=cells.CLASSIFIERS,
         default=["rf"],
-        help="sbi's random forest, sbibm's network; or one of the five folds of either",
+        help="sbi's random forest or sbibm's network, on all five folds or on one",
     )
     parser.add_argument("--jobs", type=int, default=1, help="processes of one thread")
-    parser.add_argument("--device", default="cpu", help="that JNPE trains on")
+    parser.add_argument("--device", default="cpu", help="device that JNPE trains on")
     parser.add_argument(
         "--output", type=Path, default=CELLS.parent, help="folder of cells and trainings"
     )
@@ -141,7 +143,7 @@ def run_cells(arguments: argparse.Namespace) -> None:
     """Compute the cells that are missing, then write the report beside them.
 
     Raises:
-        SystemExit: If a cell failed, after the others are done.
+        SystemExit: If a cell failed. The others are finished first.
     """
     wanted = cells.cells(
         arguments.tasks,
@@ -168,7 +170,7 @@ def write_standings(arguments: argparse.Namespace) -> None:
     """Write tables and figures of finished cells.
 
     Raises:
-        SystemExit: If there are none.
+        SystemExit: If no cell is finished.
     """
     finished = cells.read(arguments.cells)
     if finished.empty:
@@ -178,7 +180,7 @@ def write_standings(arguments: argparse.Namespace) -> None:
 
 
 def write_pages(arguments: argparse.Namespace) -> None:
-    """Train what is missing of the paper's experiments, and write a page of each."""
+    """Train what is missing of the paper's experiments, and write a page for each."""
     torch.set_num_threads(1)  # as in each training
     for name in arguments.experiments:
         experiment = EXPERIMENTS[name]
@@ -221,10 +223,10 @@ def measure_nll(arguments: argparse.Namespace) -> None:
 
 
 def measure_speed(arguments: argparse.Namespace) -> None:
-    """Measure part by part, and write the sections that there are."""
+    """Measure part by part, and write the finished sections after each."""
     torch.set_num_threads(arguments.threads)
-    if torch.device(arguments.device).type == "cuda":  # graphs want another than the
-        torch.cuda.set_device(arguments.device)  # default stream
+    if torch.device(arguments.device).type == "cuda":  # CUDA graphs
+        torch.cuda.set_device(arguments.device)  # need a stream of their own
         torch.cuda.set_stream(torch.cuda.Stream())
     base = Case(device=arguments.device, seed=arguments.seeds[0])
     cases = [base, Case(10_000, device=base.device, seed=base.seed)]
@@ -249,7 +251,7 @@ def measure_speed(arguments: argparse.Namespace) -> None:
 
 
 def _races(arguments: argparse.Namespace) -> Iterator[str]:
-    """Yield the section on accuracy, a line longer each time."""
+    """Yield the section on accuracy again after each training, with one more line."""
     finished = []
     for each in race.race(
         [TASKS[name] for name in arguments.tasks],

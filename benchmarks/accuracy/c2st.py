@@ -1,11 +1,11 @@
-r"""Classifier two-sample tests: how well samples are told from those of the reference.
+r"""Classifier two-sample tests: how well a classifier separates samples and reference.
 
-The accuracy of a classifier in five-fold cross-validation: 0.5 is perfect, 1 useless
-(Lopez-Paz & Oquab, arXiv:1610.06545). It depends on the classifier. The random forest is
-sbi's. The network is that of Lueckmann et al. (2021), scikit-learn's `MLPClassifier` with
-two hidden layers of 10 D units; here the networks of all folds train at once. One fold
-alone has the same expectation for a fifth of the work, with a standard error of at most
-0.008 from the 4,000 samples it is tested on.
+The score is the accuracy of a classifier in five-fold cross-validation: 0.5 is perfect, 1
+useless (Lopez-Paz & Oquab, arXiv:1610.06545). It depends on the classifier. The random
+forest is sbi's. The network is that of Lueckmann et al. (2021), scikit-learn's
+`MLPClassifier` with two hidden layers of 10 D units. Here the networks of all folds train
+at once. One fold alone has the same expectation for a fifth of the work. Its standard
+error is at most 0.008, from the 4,000 samples it is tested on.
 """
 
 import math
@@ -29,9 +29,9 @@ def c2st_random_forest(reference: Tensor, samples: Tensor, seed: int = 1) -> flo
     """Return the accuracy of a random forest, sbi's default.
 
     Args:
-        reference: Shape `(N, D)`; z-scores both.
-        samples: Shape `(N, D)`.
-        seed: Of the forest and the folds.
+        reference: Reference samples, shape `(N, D)`. Both are z-scored by them.
+        samples: Samples to compare, shape `(N, D)`.
+        seed: Seed of the forest and the folds.
     """
     return float(c2st(reference, samples, seed=seed, classifier="rf"))
 
@@ -40,9 +40,9 @@ def c2st_random_forest_fold(reference: Tensor, samples: Tensor, seed: int = 1) -
     """Return the accuracy of the same forest on the first of the five folds.
 
     Args:
-        reference: Shape `(N, D)`; z-scores both.
-        samples: Shape `(N, D)`.
-        seed: Of the forest and the folds.
+        reference: Reference samples, shape `(N, D)`. Both are z-scored by them.
+        samples: Samples to compare, shape `(N, D)`.
+        seed: Seed of the forest and the folds.
     """
     rows, labels = _standardized(reference, samples)
     train, test = next(KFold(NUM_FOLDS, shuffle=True, random_state=seed).split(rows))
@@ -57,9 +57,9 @@ def c2st_mlp(reference: Tensor, samples: Tensor, seed: int = 1) -> float:
     not fallen by 1e-4 for more than ten epochs.
 
     Args:
-        reference: Shape `(N, D)`; z-scores both.
-        samples: Shape `(N, D)`.
-        seed: Of the networks and the folds.
+        reference: Reference samples, shape `(N, D)`. Both are z-scored by them.
+        samples: Samples to compare, shape `(N, D)`.
+        seed: Seed of the networks and the folds.
 
     Raises:
         ValueError: If a value is NaN or infinite.
@@ -72,9 +72,9 @@ def c2st_mlp_fold(reference: Tensor, samples: Tensor, seed: int = 1) -> float:
     """Return the accuracy of the same network on the first of the five folds.
 
     Args:
-        reference: Shape `(N, D)`; z-scores both.
-        samples: Shape `(N, D)`.
-        seed: Of the network and the folds.
+        reference: Reference samples, shape `(N, D)`. Both are z-scored by them.
+        samples: Samples to compare, shape `(N, D)`.
+        seed: Seed of the network and the folds.
 
     Raises:
         ValueError: If a value is NaN or infinite.

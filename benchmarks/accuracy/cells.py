@@ -1,8 +1,8 @@
 """A benchmark in cells, one for each task, method, budget, seed and observation.
 
-Each finished cell is a line of a CSV file, and each training a file beside it: a run that
-was interrupted continues, and nothing finished is computed again. A folder is for one
-version of the code: what another has finished there counts as finished.
+Each finished cell is a line of a CSV file, and each training is a file beside it. A run
+that was interrupted continues, and nothing finished is computed again. Use a folder for
+one version of the code: cells that another version finished there count as finished.
 """
 
 import csv
@@ -48,11 +48,11 @@ CLASSIFIERS = {
     "mlp_fold": c2st_mlp_fold,
 }
 FINER = {"rf_fold": "rf", "mlp_fold": "mlp"}
-"""The classifier whose value serves where that of one fold is asked for."""
+"""The classifier on all folds, whose value is used in place of one fold's."""
 
 
 class Cell(NamedTuple):
-    """What is measured: a method's posterior given one observation of a task."""
+    """One measurement: a method's posterior given one observation of a task."""
 
     task: str
     method: str
@@ -62,7 +62,7 @@ class Cell(NamedTuple):
 
 
 class Unit(NamedTuple):
-    """What is trained: it serves the cells of all observations, and of its methods."""
+    """One training. It serves the cells of all observations and of all its methods."""
 
     task: str
     training: str
@@ -74,7 +74,7 @@ class TrainedFit(NamedTuple):
     """A fit, and its calibration.
 
     Attributes:
-        fit: Posterior, test NLLs, and cost.
+        fit: Posterior, test NLLs and cost.
         sbc_error: Mean distance of parameters' ranks from a uniform distribution
             (Wasserstein-1, ranks scaled to [0, 1]), over fresh simulations.
         tarp_error: Mean distance of TARP's coverage from its level.
@@ -107,16 +107,16 @@ def cells(
     seeds: Iterable[int],
     observations: Iterable[int],
 ) -> list[Cell]:
-    """Return the cells of a grid, seed by seed: a run cut short has all tasks."""
+    """Return the cells of a grid, seed by seed, so that a run cut short has all tasks."""
     grid = product(seeds, budgets, tasks, methods, observations)
     return [Cell(task, method, num, seed, o) for seed, num, task, method, o in grid]
 
 
 def read(paths: Iterable[Path]) -> pd.DataFrame:
-    """Return finished cells, one a row; of a value measured twice, the last.
+    """Return finished cells, one a row. Of a value measured twice, the last is kept.
 
     Args:
-        paths: Of CSV files, which need not exist.
+        paths: Paths of CSV files, which need not exist.
     """
     files = [pd.read_csv(path) for path in paths if path.exists()]
     if not files:
@@ -128,7 +128,7 @@ def read(paths: Iterable[Path]) -> pd.DataFrame:
 def missing(
     wanted: Sequence[Cell], finished: pd.DataFrame, classifiers: Sequence[str]
 ) -> dict[Cell, list[str]]:
-    """Return the cells that are not finished, with the classifiers each lacks."""
+    """Return the unfinished cells, with the classifiers that each lacks."""
     key = list(Cell._fields)
     measured = {}
     for name in classifiers:
@@ -149,14 +149,14 @@ def run(
     jobs: int,
     device: str = "cpu",
 ) -> int:
-    """Compute what is missing of the cells, and return how many failed.
+    """Compute the cells that are missing, and return how many failed.
 
     Args:
-        wanted: The cells.
-        classifiers: Of `CLASSIFIERS`.
-        folder: Gets `cells.csv`, and trained posteriors.
-        jobs: Processes, of one thread each.
-        device: That JNPE trains on; all else is done on the CPU.
+        wanted: Cells to have in the end.
+        classifiers: Names from `CLASSIFIERS`.
+        folder: Folder for `cells.csv` and the trained posteriors.
+        jobs: Number of processes, with one thread each.
+        device: Device that JNPE trains on. Everything else is done on the CPU.
 
     Raises:
         ModuleNotFoundError: If a task needs sbibm, before any work is done.
@@ -190,11 +190,11 @@ def run(
 def _work(
     unit: Unit, todo: dict[Cell, list[str]], folder: Path, device: str
 ) -> tuple[Unit, int, list[str]]:
-    """Train, unless that was done, and finish cells; return their number, and errors."""
+    """Train if necessary, finish the cells, and return their number and errors."""
     torch.set_num_threads(1)
     errors = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # for example that many samples are rejected
+        warnings.simplefilter("ignore")  # such as those of rejected samples
         try:
             fits = _trained(unit, folder, device)
         except Exception:
@@ -235,7 +235,7 @@ def _trained(unit: Unit, folder: Path, device: str) -> dict[str, TrainedFit]:
 
 
 class _Unrejected:
-    """A posterior that is sampled without rejecting what leaves the prior.
+    """A posterior that is sampled without rejecting samples outside of the prior.
 
     Where a flow leaks much, sbi's rejection may not end.
     """
@@ -250,7 +250,7 @@ class _Unrejected:
 def _calibration_errors(
     posterior: Any, theta: Tensor, x: Tensor, training: Any
 ) -> tuple[float, float]:
-    """Return errors of SBC and of TARP; NaN where sampling many x takes too long."""
+    """Return errors of SBC and TARP, NaN where sampling for many x takes too long."""
     if training.batched_options is None:
         return NO_VALUE, NO_VALUE
     calibration = calibrate(
@@ -287,6 +287,6 @@ def _measure(trained: TrainedFit, cell: Cell, classifiers: list[str]) -> dict[st
 
 
 def _append(path: Path, row: dict[str, Any]) -> None:
-    """Add a line, in one piece, for other processes do the same."""
+    """Add a line in one write, because other processes append to the file, too."""
     with path.open("a", newline="") as file:
         csv.DictWriter(file, COLUMNS, restval="").writerow(row)

@@ -52,18 +52,24 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "JNPE, ranking": {"normalizer": "ranking"},
     "JNPE, maf": {"density_estimator": "maf"},
 }
-"""Options of `JNPE` that differ from the default, by the name of the method."""
+"""Options of `JNPE` that differ from the default, by the name of the variant."""
 
 
 class Row(NamedTuple):
-    """One line of the table; losses are test NLLs in nats, NaN where there is none.
+    """One line of the table. Losses are test NLLs in nats, NaN where there is none.
 
     Attributes:
-        flow: Of the weights kept, those of the best held-out epoch; of NPE within the
-            prior, as its posterior is.
-        energy: Likewise, with log Z estimated from draws of the flow.
-        flow_last: Of the last epoch after training `stretch` times as long.
-        energy_last: Likewise.
+        task: Name of the task.
+        method: Name of the method.
+        num_simulations: Simulations for training and validation together.
+        seed: Seed of simulations and training.
+        flow: Loss of the flow of the best held-out epoch. NPE's is that of its posterior,
+            within the prior.
+        energy: Loss of the energy of that epoch, with log Z from draws of the flow.
+        flow_last: Loss of the flow after training `stretch` times as long.
+        energy_last: Loss of the energy after training `stretch` times as long.
+        epochs: Epochs trained.
+        seconds: Time of training.
     """
 
     task: str
@@ -92,12 +98,12 @@ def log_mass_inside(
 ) -> float:
     """Return the mean over x of the log of the mass that does not leak from the prior.
 
-    It is estimated from draws; less than one in as many is taken for one. (sbi's
-    `leakage_correction` draws until some are inside, without end where none are.)
+    The mass is estimated from draws. If no draw is inside, one is counted. sbi's
+    `leakage_correction` draws until some are inside, which does not end if none are.
 
     Args:
-        flow: Of sbi's, which may leak.
-        prior: Over `(D,)`.
+        flow: A flow of sbi's, which may leak.
+        prior: Prior over `(D,)`.
         x: Simulations, shape `(N, ...)`.
     """
     flow.eval()
@@ -138,13 +144,13 @@ def measure(
     """Train on each task with each seed, and yield a row per method.
 
     Args:
-        tasks: What to train on.
+        tasks: Tasks to train on.
         num_simulations: Simulations for training and validation together.
-        seeds: Of simulations and of training.
-        stretch: Train JNPE on, to this many times its epochs, for the last columns; 1
-            leaves them out.
+        seeds: Seeds of simulations and of training.
+        stretch: For the last columns, JNPE goes on to this many times its epochs. 1
+            leaves these columns out.
         with_npe: Whether to train sbi's NPE, "maf" and "nsf", on the same simulations.
-        variants: Of `VARIANTS`.
+        variants: Names from `VARIANTS`.
     """
     for task in tasks:
         test = task.simulate(NUM_TEST_PAIRS, TEST_SEED)
@@ -189,7 +195,7 @@ def _measure_jnpe(
     last = float("nan"), float("nan")
     if stretch > 1:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # reaching `max_num_epochs` is the point
+            warnings.simplefilter("ignore")  # training is meant to reach `max_num_epochs`
             trainer.train(
                 resume_training=True,
                 stop_after_epochs=stretch * epochs,
@@ -201,7 +207,7 @@ def _measure_jnpe(
 
 
 def report(rows: Iterable[Row]) -> str:
-    """Return the table, in Markdown, with a line per task, method and size."""
+    """Return the table in Markdown, with a line per task, method and size."""
     groups: dict[tuple[str, str, int], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.task, row.method, row.num_simulations), []).append(row)

@@ -1,9 +1,9 @@
 """Published C2ST values on sbibm's tasks, with their sources.
 
-In `published_c2st.csv`; each line names its source and its classifier:
+They are in `published_c2st.csv`. Each line names its source and its classifier:
 
-- `lueckmann2021_main_paper`: Lueckmann et al. 2021, arXiv:2101.04653, its repository;
-  `gaussian_mixture_rerun_sbibm1.1` from there, too, after a task was mended.
+- `lueckmann2021_main_paper`: Lueckmann et al. 2021, arXiv:2101.04653, its repository.
+  `gaussian_mixture_rerun_sbibm1.1` is from there, too, after a task was corrected.
 - `npe-pfn repo summary.csv`, `npe-pfn2025_fig_sweep`: NPE-PFN, arXiv:2504.17660.
 - `simformer2024_...`: Simformer, arXiv:2404.09636.
 - `glaser2022_unle_...`: AUNLE and SUNLE, arXiv:2210.14756.
@@ -31,7 +31,7 @@ BARS = {
     "lotka_volterra": 0.985,
     "slcp_distractors": 0.970,
 }
-"""What JNPE is to reach with 1,000 simulations, by the random forest."""
+"""C2ST that JNPE is to reach with 1,000 simulations, by the random forest."""
 
 
 class Published(NamedTuple):
@@ -39,9 +39,9 @@ class Published(NamedTuple):
 
     Attributes:
         c2st: Accuracy of the classifier.
-        method: Whose.
-        classifier: In words.
-        source: As in the file.
+        method: Name of the method.
+        classifier: Name of the classifier.
+        source: Source, as in the file.
     """
 
     c2st: float
@@ -67,7 +67,7 @@ def best_flow(task: str, num_simulations: int) -> Published | None:
 
 
 def best_amortized(task: str, num_simulations: int) -> Published | None:
-    """Return the lowest value of a method that does not simulate anew for each x_o."""
+    """Return the lowest value of a method that does not simulate again for each x_o."""
     rows = published().query("method not in @SEQUENTIAL")
     return _best(rows, task, num_simulations)
 

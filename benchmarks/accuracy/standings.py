@@ -28,8 +28,8 @@ C2ST_NAMES = {
     "c2st_mlp": "C2ST by sbibm's network (z-scored MLP)",
 }
 BY_CHANCE = sqrt(pi / (32 * NUM_CALIBRATION_PAIRS))
-"""Errors of SBC and TARP to be expected of an exact posterior: the mean distance of the
-empirical distribution of N uniform variables from theirs is √(π / 32N)."""
+"""Errors of SBC and TARP that an exact posterior has by chance: the mean distance of the
+empirical distribution of N uniform variables from the uniform one is √(π / 32N)."""
 
 QUANTITIES = {
     "nll": ("Test NLL in nats, weights kept", 3),
@@ -63,10 +63,10 @@ NOTE = (
 
 
 def report(cells: pd.DataFrame) -> str:
-    """Return all tables of finished cells, in Markdown.
+    """Return all tables of finished cells in Markdown.
 
     Args:
-        cells: As `cells.read` returns them.
+        cells: Finished cells, as `cells.read` returns them.
     """
     cells = with_any_folds(cells)
     versions = "; ".join(sorted(set(cells.measured_with)))
@@ -84,7 +84,7 @@ def report(cells: pd.DataFrame) -> str:
 
 
 def with_any_folds(cells: pd.DataFrame) -> pd.DataFrame:
-    """Return cells whose classifiers were tested on all folds, or else on one."""
+    """Return cells with the accuracy on all folds, or on one where only it exists."""
     values = {
         f"c2st_{whole}": cells[f"c2st_{whole}"].fillna(cells[f"c2st_{fold}"])
         for fold, whole in FINER.items()
@@ -153,10 +153,10 @@ def _in_order(names: pd.Series, order: Iterable[str]) -> list[str]:
 
 
 def figures(cells: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
-    """Yield a name and a figure for each task: C2ST of each method, over the budgets.
+    """Yield a name and a figure for each task: C2ST of each method over the budgets.
 
-    Filled points are means over the observations, one for each seed, round of JNPE's
-    methods; crosses are published values.
+    Filled points are means over the observations, one for each seed. JNPE's methods have
+    circles. Crosses are published values.
     """
     cells = with_any_folds(cells)
     colors = dict(zip(_in_order(cells.method, METHODS), cycle(PALETTE), strict=False))

@@ -19,10 +19,11 @@ from sbi_jeffreys.trainer import JNPE
 
 
 class JNPETraining(Training):
-    """JNPE, of which one training gives the flow and three corrected posteriors.
+    """JNPE. One training gives the flow and three corrected posteriors.
 
-    They are corrected by the energy, as JNPE does; by its networks alone, without the
-    simpler models that they are pooled with; and by one of those alone, the linear model.
+    The first is corrected by the energy, as JNPE does it. The second is corrected by the
+    energy's networks alone, without the simpler models that they are pooled with. The
+    third is corrected by the linear model alone.
     """
 
     batched_options = {}  # noqa: RUF012
@@ -30,8 +31,9 @@ class JNPETraining(Training):
     def __init__(self, method: str, **options: Any) -> None:
         """
         Args:
-            method: Name; "_flow", "_corrected", "_networks", "_linear" are added.
-            options: Of `JNPE`; by default its own.
+            method: Start of the names, which end in "_flow", "_corrected", "_networks"
+                and "_linear".
+            options: Options of `JNPE`.
         """
         kinds = ("flow", "corrected", "networks", "linear")
         self.methods = tuple(f"{method}_{kind}" for kind in kinds)
@@ -86,8 +88,8 @@ def taken_apart(pair: ModelPair, theta: Tensor, x: Tensor) -> tuple[ModelPair, M
     """Return the pair with its energy's networks alone, and with the linear model alone.
 
     Args:
-        pair: Flow and energy, which may be pooled with simpler models.
-        theta: Parameters to fit a linear one to, shape `(N, D)`.
+        pair: Flow and energy. The energy may be pooled with simpler models.
+        theta: Parameters that the linear model is fitted to, shape `(N, D)`.
         x: Simulations, shape `(N, ...)`.
     """
     networks, linear = deepcopy(pair), deepcopy(pair)

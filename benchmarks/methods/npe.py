@@ -20,7 +20,7 @@ from sbi_jeffreys.trainer import FlowBuilder
 
 
 class LastEpochNPE(NPE):
-    """NPE that remembers the weights of its last epoch, which sbi throws away."""
+    """NPE that keeps the weights of its last epoch, which sbi discards."""
 
     def _converged(self, epoch: int, stop_after_epochs: int) -> bool:
         self.last_weights = deepcopy(self._neural_net.state_dict())
@@ -48,10 +48,10 @@ class NPETraining(Training):
     ) -> None:
         """
         Args:
-            method: Name.
-            flow: "maf", sbi's default, or another.
-            kind: The trainer.
-            size: Of the flow's networks, as in sbi's `posterior_nn`.
+            method: Name of the method.
+            flow: Name of the flow. sbi's default is "maf".
+            kind: Class of the trainer.
+            size: Size of the flow's networks, as in sbi's `posterior_nn`.
         """
         self.methods = (method,)
         self.flow, self.kind, self.size = flow, kind, size
@@ -84,33 +84,33 @@ class NPETraining(Training):
 
 
 class PreparedNPETraining(NPETraining):
-    """NPE with "nsf", but x is as JNPE's networks get it: `standardizing_embedding`."""
+    """NPE with "nsf" on x as JNPE prepares it for its networks."""
 
     def __init__(self, method: str) -> None:
         """
         Args:
-            method: Name.
+            method: Name of the method.
         """
         super().__init__(method, "nsf")
 
     def _builder(self, theta: Tensor, x: Tensor) -> FlowBuilder:
         prepare = standardizing_embedding(theta, x, None)
-        # sbi's `posterior_nn` takes no embedding without parameters. Of `build_nsf`, x
-        # is the parameters, and y what they are conditioned on.
+        # sbi's `posterior_nn` takes no embedding without parameters. `build_nsf` calls
+        # the parameters x, and the condition y.
         return partial(build_nsf, embedding_net=prepare, z_score_y="none")
 
 
 class EnsembleTraining(Training):
-    """Trainings of one kind, on the same simulations, with different seeds; averaged."""
+    """An average of trainings on the same simulations with different seeds."""
 
     batched_options = NPETraining.batched_options
 
     def __init__(self, method: str, member: NPETraining, num: int = 5) -> None:
         """
         Args:
-            method: Name.
-            member: What each member is trained by.
-            num: Of members.
+            method: Name of the method.
+            member: Training of each member.
+            num: Number of members.
         """
         self.methods = (method,)
         self.member, self.num = member, num
@@ -149,15 +149,15 @@ class EnsembleTraining(Training):
 class OtherTraining(Training):
     """Another trainer of sbi's, at default options, without test NLL and calibration.
 
-    Of FMPE each density and each sample takes an ODE to be solved; NLE's posterior is
-    not normalised, and sampled by MCMC.
+    FMPE solves an ODE for each density and each sample. NLE's posterior is not normalised
+    and is sampled by MCMC.
     """
 
     def __init__(self, method: str, kind: type[FMPE] | type[NLE]) -> None:
         """
         Args:
-            method: Name.
-            kind: The trainer.
+            method: Name of the method.
+            kind: Class of the trainer.
         """
         self.methods = (method,)
         self.kind = kind

@@ -10,16 +10,16 @@ NO_VALUE = float("nan")
 
 
 class Fit(NamedTuple):
-    """A posterior, with what is known of its training.
+    """A posterior, and figures of its training.
 
     Attributes:
-        posterior: One of sbi's kind.
-        nll: Test NLL in nats of the weights kept; NaN where densities are unnormalised,
-            or take an ODE to be solved each.
-        nll_last: Likewise of the weights after the last epoch; NaN where there are none,
-            as of a linear model, or of networks pooled with one.
-        epochs: Trained; of all networks together.
-        training_seconds: Of the processor, for all networks together.
+        posterior: A posterior with the interface of sbi's.
+        nll: Test NLL in nats of the weights kept. NaN where densities are unnormalised,
+            or where each density takes an ODE to be solved.
+        nll_last: Test NLL in nats of the weights after the last epoch. NaN where there
+            are none, as for a linear model or for networks pooled with one.
+        epochs: Epochs trained, of all networks together.
+        training_seconds: CPU seconds of training, of all networks together.
     """
 
     posterior: Any
@@ -33,10 +33,10 @@ class Training(ABC):
     """Fits its methods to simulations.
 
     Attributes:
-        methods: Names of what it fits.
-        batched_options: Of `sample_batched`, to draw for hundreds of x without rejecting
-            any sample; None where that takes too long.
-        device: That it trains on.
+        methods: Names of the methods that it fits.
+        batched_options: Options of `sample_batched` for drawing for hundreds of x without
+            rejecting samples. None where that takes too long.
+        device: Device that it trains on.
     """
 
     methods: tuple[str, ...]
@@ -55,13 +55,16 @@ class Training(ABC):
         """Return a fit for each of the methods.
 
         Args:
-            prior: Over `(D,)`.
+            prior: Prior over `(D,)`.
             theta: Parameters of simulations, shape `(N, D)`.
             x: Simulations, shape `(N, ...)`.
-            test: Fresh pairs, likewise.
-            seed: Of networks and batches.
+            test: Fresh pairs, of shapes `(M, D)` and `(M, ...)`.
+            seed: Seed of networks and batches.
         """
 
     def on(self, device: str) -> "Training":
-        """Return this training there, if it is one of JNPE; its posteriors are not."""
+        """Return this training on the device, if it can use one.
+
+        Its posteriors are on the CPU.
+        """
         return self

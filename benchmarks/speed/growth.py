@@ -63,8 +63,8 @@ def growth(
         f"One quantity at a time is changed from {base.num_simulations:,} simulations, "
         f"D = {base.dim}, K = {base.num_particles} and batches of {base.batch_size}. "
         f"Batch sizes are changed with {NUM_SIMULATIONS_FOR_BATCHES:,} simulations. "
-        "Steps are measured as above. To begin an epoch is to draw its order and fetch one "
-        "batch.",
+        "Steps are measured as above. To begin an epoch is to draw its order and fetch "
+        "one batch.",
         table(GROWTH_COLUMNS, lines),
     )
 

@@ -45,8 +45,8 @@ def steps_and_epochs(cases: Iterable[Case], effort: Effort) -> str:
     return section(
         "Steps and epochs",
         'NPE ("nsf") and JNPE take turns. Times are medians over rounds. Ratios are '
-        "taken within a round: median (lowest to highest). A step fetches its batch. An epoch "
-        "is what `epoch_durations_sec` reports, with validation, after "
+        "taken within a round: median (lowest to highest). A step fetches its batch. An "
+        "epoch is what `epoch_durations_sec` reports, with validation, after "
         f"{NUM_WARM_UP_EPOCHS} epochs of warm-up. It does not count work between epochs: "
         "sbi's copy of better weights and JNPE's checkpoint. JNPE makes the C library "
         "keep freed memory for the process, so NPE's steps benefit from this here.",

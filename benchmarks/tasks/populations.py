@@ -1,4 +1,4 @@
-"""sbibm's two simulators that solve differential equations, by torchdiffeq."""
+"""sbibm's two simulators that solve differential equations, with torchdiffeq."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ def solve(slope: Callable[[Tensor, Tensor], Tensor], start: Tensor, t: Tensor) -
     """Return the states at times t, `(len(t), N, ...)`, by Dormand and Prince's method.
 
     Args:
-        slope: dy/dt of time and states `(N, ...)`.
+        slope: dy/dt as a function of time and of states `(N, ...)`.
         start: States at the first time, in double precision.
         t: Increasing times.
     """
@@ -28,10 +28,10 @@ def solve(slope: Callable[[Tensor, Tensor], Tensor], start: Tensor, t: Tensor) -
 
 
 def infected(theta: Tensor) -> Tensor:
-    """Return the share of a population that is infected, on ten days, `(N, 10)`.
+    """Return the infected share of a population on ten days, `(N, 10)`.
 
     Args:
-        theta: Rates of contact and of recovery, per day, shape `(N, 2)`.
+        theta: Rates of contact and of recovery per day, shape `(N, 2)`.
     """
     contact, recovery = theta.double().unbind(-1)
 
@@ -57,7 +57,8 @@ def prey_and_predators(theta: Tensor) -> Tensor:
     """Return the two populations of Lotka and Volterra at ten times, `(N, 20)`.
 
     Args:
-        theta: Growth and loss of the prey, loss and growth of the predators, `(N, 4)`.
+        theta: Growth and loss of the prey, loss and growth of the predators, shape
+            `(N, 4)`.
     """
     growth, eaten, starving, feeding = theta.double().unbind(-1)
 

@@ -13,16 +13,16 @@ NUM_OBSERVATIONS = 10
 NUM_SAMPLES = 10_000
 OBSERVATION_SEED = 1_000_000
 VARIANTS = ("_distractors", "_raw")
-"""Endings of tasks that have the parameters and posteriors of another, but other x."""
+"""Endings of tasks that share parameters and posteriors with another but have other x."""
 
 
 class Reference(NamedTuple):
     """An observation, and its posterior.
 
     Attributes:
-        theta: The parameters that x_o was simulated with, shape `(1, D)`.
+        theta: Parameters that x_o was simulated with, shape `(1, D)`.
         x_o: The observation, shape `(1, ...)`.
-        samples: Of the posterior given x_o, shape `(10000, D)`.
+        samples: Samples of the posterior given x_o, shape `(10000, D)`.
     """
 
     theta: Tensor
@@ -31,18 +31,20 @@ class Reference(NamedTuple):
 
 
 def reference(task: Task, number: int) -> Reference:
-    """Return an observation: exact samples where the task has them, else sbibm's.
+    """Return an observation with exact samples where the task has them, else sbibm's.
 
     Args:
         task: One of `TASKS`.
-        number: Of the observation, 1 to 10, as in sbibm.
+        number: Number of the observation, 1 to 10, as in sbibm.
 
     Raises:
         ValueError: If there is no such observation.
-        ModuleNotFoundError: If sbibm is needed, and not installed.
+        ModuleNotFoundError: If sbibm is needed and not installed.
     """
     if not 1 <= number <= NUM_OBSERVATIONS:
-        raise ValueError(f"Expected an observation from 1 to 10, got {number}.")
+        raise ValueError(
+            f"Expected `number` of the observation to be from 1 to 10, got {number}."
+        )
     if task.exact_posterior is not None:
         theta, x_o = task.simulate(1, OBSERVATION_SEED + number)
         with torch.random.fork_rng([]):

@@ -1,7 +1,7 @@
-"""Simulators with known difficulty: ten of sbibm (Lueckmann et al. 2021), one of ours.
+"""Simulators of known difficulty: ten of sbibm (Lueckmann et al. 2021), one of ours.
 
-sbibm's simulators are written anew here, vectorised; its files give the parameters of
-slcp_distractors, and all reference posteriors (see `references`).
+sbibm's simulators are written again here, vectorised. Its files give the parameters of
+slcp_distractors and all reference posteriors (see `references`).
 """
 
 import math
@@ -55,7 +55,7 @@ def _two_moons(theta: Tensor) -> Tensor:
 
 
 def _slcp(theta: Tensor) -> Tensor:
-    """Four points from a Gaussian whose mean, scales and correlation are sought."""
+    """Four points of a Gaussian. Its mean, scales and correlation are the parameters."""
     mean = theta[:, None, :2]
     scale_1, scale_2 = (theta[:, None, 2:4].square()).unbind(-1)
     correlation = theta[:, None, 4].tanh()
@@ -123,10 +123,10 @@ def _folded_gaussian(theta: Tensor) -> Tensor:
 
 
 def _folded_posterior(x: Tensor, num: int) -> Tensor:
-    """Of |θ| a Gaussian cut at zero, by its quantile function; any sign as likely."""
+    """|θ| is Gaussian, cut at zero, drawn by its quantile function. Signs are fair."""
     precision = 1 + 1 / FOLDED_SCALE**2
     mean, sd = x.double() / FOLDED_SCALE**2 / precision, precision**-0.5
-    above = torch.special.ndtr(mean / sd)  # the mass above zero, which is kept
+    above = torch.special.ndtr(mean / sd)  # the mass that is kept
     size = torch.rand(num, x.shape[-1], dtype=torch.float64) * above
     theta = (mean - sd * torch.special.ndtri(size)).clamp(min=0)
     return (theta * (2 * torch.rand_like(theta).round() - 1)).float()

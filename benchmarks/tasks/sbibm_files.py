@@ -1,4 +1,4 @@
-"""The files of an installed sbibm: observations, and reference posteriors."""
+"""The files of an installed sbibm: observations and reference posteriors."""
 
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
@@ -7,14 +7,14 @@ from pathlib import Path
 def sbibm_file(*parts: str) -> Path:
     """Return the path of one of the files of a task of sbibm.
 
-    sbibm itself, which needs an old sbi, is not imported.
+    sbibm itself is not imported, because it needs an old sbi.
 
     Args:
-        parts: The task's folder, then what leads to the file from its `files`.
+        parts: The task's folder, then the path of the file inside its folder `files`.
 
     Raises:
         ModuleNotFoundError: If sbibm is not installed.
-        FileNotFoundError: If it has no such file.
+        FileNotFoundError: If sbibm has no such file.
     """
     task, *rest = parts
     name = Path("sbibm", "tasks", task, "files", *rest)
@@ -22,9 +22,10 @@ def sbibm_file(*parts: str) -> Path:
         installed = files("sbibm") or []
     except PackageNotFoundError:
         raise ModuleNotFoundError(
-            f"`{name}` is needed: `pip install --no-deps sbibm==1.1.0`."
+            f"sbibm's file `{name}` is needed. Install sbibm for its files: "
+            "`pip install --no-deps sbibm==1.1.0`."
         ) from None
     for file in installed:
         if Path(file) == name:
             return Path(str(file.locate()))
-    raise FileNotFoundError(f"Expected `{name}` among the files of sbibm.")
+    raise FileNotFoundError(f"Expected sbibm to have the file `{name}`, found none.")

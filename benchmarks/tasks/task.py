@@ -15,11 +15,11 @@ class Task:
     """A prior and a simulator.
 
     Attributes:
-        name: As in sbibm.
-        prior: Over `(D,)`.
-        simulator: From parameters `(N, D)` to simulations `(N, ...)`.
-        exact_posterior: Draws from the posterior given one x, `(1, ...)`: from x and a
-            number N to `(N, D)`. None where sbibm has reference samples instead.
+        name: Name of the task, as in sbibm.
+        prior: Prior over `(D,)`.
+        simulator: Function from parameters `(N, D)` to simulations `(N, ...)`.
+        exact_posterior: Function from one x `(1, ...)` and a number N to N draws of the
+            posterior given x, `(N, D)`. None where sbibm has reference samples instead.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Task:
     exact_posterior: Callable[[Tensor, int], Tensor] | None = None
 
     def simulate(self, num_simulations: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Return parameters and simulations, without touching torch's global state."""
+        """Return parameters and simulations, without changing torch's random state."""
         with torch.random.fork_rng([]):
             torch.manual_seed(seed)
             theta = self.prior.sample(torch.Size((num_simulations,)))

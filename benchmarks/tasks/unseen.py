@@ -1,10 +1,10 @@
 """Simulators after the literature, on which no choice of this package was made.
 
-sbibm's tasks were looked at while defaults were chosen, if mostly on other seeds. These
-were written when all was chosen. (`training_range` came after they were measured, because
-of ricker.) They have no reference posteriors: methods are compared by the negative
-log-likelihood of fresh pairs, whose mean differs from method to method by the difference
-of their KL from the truth.
+sbibm's tasks were looked at while defaults were chosen, mostly on other seeds. These
+tasks were written when all was chosen. `training_range` came after they were measured,
+because of ricker. They have no reference posteriors, so methods are compared by the negative
+log-likelihood of fresh pairs. Its mean differs between methods by the difference of their
+KL from the truth.
 """
 
 import math
@@ -25,7 +25,7 @@ G_AND_K_DRAWS = 1000
 
 
 def _g_and_k(theta: Tensor) -> Tensor:
-    """Octiles of draws from the g-and-k distribution, of known quantiles."""
+    """Octiles of draws from the g-and-k distribution, whose quantiles are known."""
     location, scale, skewness, kurtosis = theta.T.unsqueeze(-1)
     z = torch.randn(len(theta), G_AND_K_DRAWS)
     skewed = 1 + 0.8 * (skewness * z / 2).tanh()
@@ -37,9 +37,9 @@ CUSTOMERS = 50
 
 
 def _queue(theta: Tensor) -> Tensor:
-    """Quartiles, least and largest of the times between customers who leave a counter.
+    """Lowest, highest and quartiles of the times between customers who leave a counter.
 
-    Service takes from `shortest` to `shortest + spread`; customers come at a rate.
+    Service takes from `shortest` to `shortest + spread`. Customers come at a rate.
     """
     shortest, spread, rate = theta.T.unsqueeze(-1)
     service = shortest + spread * torch.rand(len(theta), CUSTOMERS)
@@ -58,7 +58,10 @@ RICKER_STEPS, RICKER_LAGS = 50, 6
 def _ricker(theta: Tensor) -> Tensor:
     """Mean, number of zeros and autocovariances of counts of a noisy population."""
     log_growth, noise, yield_ = theta.T
-    log_population, counts = torch.zeros(len(theta)), []  # it may all but vanish
+    log_population, counts = (
+        torch.zeros(len(theta)),
+        [],
+    )  # in logs, because it may be tiny
     for step in range(2 * RICKER_STEPS):
         shock = noise * torch.randn(len(theta))
         log_population = log_population + log_growth - log_population.exp() + shock
@@ -78,7 +81,7 @@ OU_STEPS, OU_INTERVAL = 25, 0.2
 
 
 def _ornstein_uhlenbeck(theta: Tensor) -> Tensor:
-    """A path that returns to a level, seen at equal intervals, from zero on."""
+    """A path that starts at zero and returns to a level, seen at equal intervals."""
     rate, level, noise = theta.T
     kept = (-rate * OU_INTERVAL).exp()
     spread = noise * (-(-2 * rate * OU_INTERVAL).expm1() / (2 * rate)).sqrt()
@@ -94,7 +97,7 @@ BACKGROUND, LEAST_SQUARED_DISTANCE, SENSOR_NOISE = 0.1, 1e-4, 0.5
 
 
 def _two_sources(theta: Tensor) -> Tensor:
-    """Log intensity that five sensors measure of two equal sources in the plane."""
+    """Log intensity of two equal sources in the plane, measured by five sensors."""
     sources = theta.reshape(-1, 2, 1, 2)
     squared = (sources - SENSORS).square().sum(-1) + LEAST_SQUARED_DISTANCE
     intensity = BACKGROUND + (1 / squared).sum(1)

@@ -228,7 +228,7 @@ def test_weights_are_ranked_by_the_last_epoch():
         ]
     )
     text = weights.report(rows)
-    assert "epoch: 1 / 2 / 0 than 'resilient'." in text
+    assert "| resilient | 1 | 2 | 0 |" in text
     assert "| 0.1 / 1 / 0.1 | 0.500 | 2.500 | 0.400 | 3.000 to 3.000 | no |" in text
     assert "| resilient | 1.000 | 1.500 | 0.300 | 1.000 to 1.000 | yes |" in text
 
