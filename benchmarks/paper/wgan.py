@@ -42,7 +42,7 @@ class WGAN:
             return self._generate(num) * self.sd + self.mean
 
     def epoch(self, batch_size: int) -> None:
-        """Train on all samples: the critic on each batch, the generator on every fifth."""
+        """Train on all samples: the critic on each batch, the generator on each fifth."""
         for number, batch in enumerate(self._batches(batch_size)):
             made = self._generate(len(batch)).detach()
             loss = self.critic(made).mean() - self.critic(batch).mean()

@@ -2,9 +2,9 @@
 
 sbibm's tasks were looked at while defaults were chosen, mostly on other seeds. These
 tasks were written when all was chosen. `training_range` came after they were measured,
-because of ricker. They have no reference posteriors, so methods are compared by the negative
-log-likelihood of fresh pairs. Its mean differs between methods by the difference of their
-KL from the truth.
+because of ricker. They have no reference posteriors, so methods are compared by the
+negative log-likelihood of fresh pairs. Its mean differs between methods by the difference
+of their KL from the truth.
 """
 
 import math
