@@ -225,8 +225,8 @@ def measure_nll(arguments: argparse.Namespace) -> None:
 def measure_speed(arguments: argparse.Namespace) -> None:
     """Measure part by part, and write the finished sections after each."""
     torch.set_num_threads(arguments.threads)
-    if torch.device(arguments.device).type == "cuda":  # CUDA graphs
-        torch.cuda.set_device(arguments.device)  # need a stream of their own
+    if torch.device(arguments.device).type == "cuda":  # graphs need a stream of their own
+        torch.cuda.set_device(arguments.device)
         torch.cuda.set_stream(torch.cuda.Stream())
     base = Case(device=arguments.device, seed=arguments.seeds[0])
     cases = [base, Case(10_000, device=base.device, seed=base.seed)]

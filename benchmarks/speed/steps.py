@@ -64,7 +64,7 @@ def compare_steps(npe: Steps, jnpe: Steps, effort: Effort) -> Comparison:
 
 
 def _epoch(new_trainer: Callable[[], Any], case: Case, effort: Effort) -> float:
-    """Train anew; return the median duration of an epoch, in seconds."""
+    """Train a new trainer and return the median seconds of an epoch."""
     trainer = new_trainer()
     with max_num_epochs_expected():
         trainer.train(

@@ -1,11 +1,21 @@
 """Each training gives posteriors for its methods."""
 
 import math
+from functools import partialmethod
 
 import pytest
+from sbi.inference import FMPE, NLE, NPE
 
 from benchmarks.methods.registry import METHODS, TRAININGS
 from benchmarks.tasks.sbibm import TASKS
+from sbi_jeffreys import JNPE
+
+
+@pytest.fixture
+def short_trainings(monkeypatch):
+    """Stop each training after three epochs."""
+    for kind in (NPE, FMPE, NLE, JNPE):
+        monkeypatch.setattr(kind, "train", partialmethod(kind.train, max_num_epochs=3))
 
 
 def test_each_method_comes_from_one_training():
@@ -13,21 +23,18 @@ def test_each_method_comes_from_one_training():
     assert len(names) == len(set(names)) == len(METHODS)
 
 
-CHEAP = ["npe_maf", "npe_nsf_regularized", "npe_nsf_prepared", "jnpe"]
+SLOW = ("nle",)  # sampled by MCMC
 
 
+@pytest.mark.filterwarnings("ignore:.*max_num_epochs")
 @pytest.mark.parametrize(
     "name",
     [
-        *CHEAP,
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in TRAININGS
-            if name not in CHEAP
-        ),
+        pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
+        for name in TRAININGS
     ],
 )
-def test_trainings_give_posteriors(name):
+def test_trainings_give_posteriors(name, short_trainings):
     task, training = TASKS["gaussian_mixture"], TRAININGS[name]
     test = task.simulate(50, seed=1)
     fits = training.fit(task.prior, *task.simulate(60, seed=0), test, seed=0)
