@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sbi.utils import BoxUniform
 from torch import nn
 
-from benchmarks.held_out import energy_nll, flow_nll
+from benchmarks.accuracy.held_out import energy_nll, flow_nll
 from sbi_jeffreys import JNPE
 from sbi_jeffreys import trainer as trainer_module
 from sbi_jeffreys.preprocessing.screening import (
