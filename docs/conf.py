@@ -58,7 +58,6 @@ nitpick_ignore_regex = [("py:.*", ".*")]  # most types belong to torch, numpy an
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # the outputs that the notebooks hold are shown
-suppress_warnings = ["mystnb.unknown_mime_type"]
 
 default_role = "code"
 autodoc_typehints = "description"
@@ -103,7 +102,7 @@ def to_rst(text: str) -> str:
             parts[i] = f":math:`{part[1:-1]}`"
         elif not part.startswith("`"):
             parts[i] = re.sub(r"(?<!\\)\|", r"\\|", part)
-    return re.sub(r"(?m)^(\s*Examples?):$", r"\1::", "".join(parts))
+    return re.sub(r"(?m)^(\s*Examples?):$", r"\1::\n", "".join(parts))
 
 
 def prepare_docstring(app, what, name, obj, options, lines) -> None:
