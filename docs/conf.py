@@ -1,5 +1,6 @@
-"""Configuration of the documentation; build it from the repository's root with
+"""Configure the documentation.
 
+Build it from the root of the repository:
     python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 Tutorials and benchmark results live elsewhere in the repository. They are copied into
@@ -10,8 +11,19 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
-import sbi_jeffreys
+import numpy.typing
+from sphinx.application import Sphinx
+
+
+class ArrayLike:
+    """Stands for numpy's, whose long definition would fill the signatures."""
+
+
+numpy.typing.ArrayLike = ArrayLike  # before the package is imported
+
+import sbi_jeffreys  # noqa: E402
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
@@ -87,7 +99,12 @@ html_theme_options = {
 }
 copybutton_exclude = ".linenos, .gp, .go"
 
-LITERAL = re.compile(r"(``.+?``|`[^`]+`|\$[^$]+\$)", re.DOTALL)
+LITERAL = re.compile(
+    r"(^(?: *)\.\. math::.*(?:\n(?: +.*| *))*"  # directives with what is indented below
+    r"|``[^`]+``|`[^`]+`"
+    r"|\$[^$]+\$)",
+    re.MULTILINE,
+)
 
 
 def to_rst(text: str) -> str:
@@ -100,16 +117,18 @@ def to_rst(text: str) -> str:
     for i, part in enumerate(parts):
         if part.startswith("$"):
             parts[i] = f":math:`{part[1:-1]}`"
-        elif not part.startswith("`"):
+        elif i % 2 == 0:
             parts[i] = re.sub(r"(?<!\\)\|", r"\\|", part)
     return re.sub(r"(?m)^(\s*Examples?):$", r"\1::\n", "".join(parts))
 
 
-def prepare_docstring(app, what, name, obj, options, lines) -> None:
+def prepare_docstring(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
     """Apply `to_rst` to a docstring, before napoleon reads it."""
     lines[:] = to_rst("\n".join(lines)).split("\n")
 
 
-def setup(app) -> None:
+def setup(app: Sphinx) -> None:
     """Register the hook."""
     app.connect("autodoc-process-docstring", prepare_docstring, priority=400)
