@@ -50,6 +50,10 @@ copy_tree(ROOT / "tutorials", DOCS / "tutorials", (".ipynb",))
 for path in (DOCS / "tutorials").glob("*.ipynb"):
     name_language(path)
 copy_tree(ROOT / "benchmarks" / "results", DOCS / "results", (".md", ".png"))
+for path in (DOCS / "results").rglob("*.md"):  # values stay on the line of their errors
+    path.write_text(
+        path.read_text().replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
+    )
 
 project = "sbi_jeffreys"
 author = "The sbi_jeffreys authors"
