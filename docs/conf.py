@@ -126,13 +126,29 @@ def to_rst(text: str) -> str:
     return re.sub(r"(?m)^(\s*Examples?):$", r"\1::\n", "".join(parts))
 
 
+COLON = "\ue000"
+
+
 def prepare_docstring(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
 ) -> None:
-    """Apply `to_rst` to a docstring, before napoleon reads it."""
+    """Apply `to_rst` to a docstring, before napoleon reads it.
+
+    Hide colons in the first line of a property, which napoleon takes for the end of a type.
+    """
     lines[:] = to_rst("\n".join(lines)).split("\n")
+    if what in ("attribute", "property"):
+        lines[0] = lines[0].replace(":", COLON)
+
+
+def finish_docstring(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
+    """Put the colons back, after napoleon."""
+    lines[:] = [line.replace(COLON, ":") for line in lines]
 
 
 def setup(app: Sphinx) -> None:
-    """Register the hook."""
+    """Register the hooks before and after napoleon's, which has the priority 500."""
     app.connect("autodoc-process-docstring", prepare_docstring, priority=400)
+    app.connect("autodoc-process-docstring", finish_docstring, priority=600)
