@@ -134,7 +134,7 @@ def prepare_docstring(
 ) -> None:
     """Apply `to_rst` to a docstring, before napoleon reads it.
 
-    Hide colons in the first line of a property, which napoleon takes for the end of a type.
+    Hide colons in the first line of a property: napoleon would take them for a type.
     """
     lines[:] = to_rst("\n".join(lines)).split("\n")
     if what in ("attribute", "property"):
