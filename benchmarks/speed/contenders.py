@@ -166,6 +166,7 @@ class JNPESteps(Steps):
         self.data = fit.simulations.batches(
             trainer.train_indices, case.batch_size, unit_weights, None
         )
+        assert fit.training is not None
         self.training = fit.training
         self.training.pair.train()
         self.step: PrimalDualStep | CapturedStep = self.training.step
