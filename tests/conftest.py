@@ -7,16 +7,21 @@ that run side by side lose a lot.
 import pytest
 import torch
 
-from sbi_jeffreys.pool import exponential_family, synthetic_likelihood
+from sbi_jeffreys.pool import exponential_family
 from tests.small_trainings import make_trainer, quick
+
+try:
+    from sbi_jeffreys.pool.synthetic_likelihood import ensemble
+except ImportError:  # until the pool's new layout is there
+    from sbi_jeffreys.pool import synthetic_likelihood as ensemble
 
 torch.set_num_threads(1)
 
 
 def fit_in_few_steps(monkeypatch):
     """After trainings of a second, fit the models of the pool in less than that."""
-    monkeypatch.setattr(exponential_family, "MAX_ITERATIONS", 20)
-    monkeypatch.setattr(synthetic_likelihood, "MAX_STEPS", 20)
+    monkeypatch.setattr(exponential_family, "MAX_ITERATIONS", 3)
+    monkeypatch.setattr(ensemble, "MAX_STEPS", 3)
 
 
 @pytest.fixture(autouse=True)

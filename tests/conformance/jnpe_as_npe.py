@@ -8,9 +8,6 @@ test does not say how long, and without pooling the energy with simpler models. 
 of WITH_POOL have the pool. sbi's slow tests measure accuracy: JNPE has the pool in them
 and trains for MANY_EPOCHS. The synthetic likelihood is fitted in MAX_STEPS.
 
-Of tests that are parametrised by the trainer, those of sbi's other trainers are left out;
-`--other-trainers`, which `--full` implies, runs them, too.
-
 sbi's conftest collects benchmark results by three functions and a fixture of
 `pytest_harvest`. There is a stand-in for it.
 """
@@ -23,23 +20,25 @@ import sbi.inference
 import sbi.inference.trainers.npe
 import torch
 from expected_differences import EXPECTED_DIFFERENCES
-from sbi.inference.trainers.base import NeuralInference
 
 import sbi_jeffreys
-from sbi_jeffreys.pool import opinion_pool, synthetic_likelihood
 from sbi_jeffreys.pool.opinion_pool import fit_pool
 
 try:
     from sbi_jeffreys.pool.registry import POOL_MODELS
+    from sbi_jeffreys.pool.synthetic_likelihood import ensemble
 
     NO_WEIGHTS = dict.fromkeys(POOL_MODELS, 0.0)
-except ImportError:
-    NO_WEIGHTS = opinion_pool.Weights()
+except ImportError:  # until the pool's new layout is there
+    from sbi_jeffreys.pool import synthetic_likelihood as ensemble
+    from sbi_jeffreys.pool.opinion_pool import Weights
+
+    NO_WEIGHTS = Weights()
 
 torch.set_num_threads(1)  # for test processes that run side by side
 
 FEW_EPOCHS, MANY_EPOCHS = 2, 40
-synthetic_likelihood.MAX_STEPS = MAX_STEPS = 100
+ensemble.MAX_STEPS = MAX_STEPS = 100
 
 WITH_POOL = (
     "linearGaussian_snpe_test.py::test_example_posterior[",
@@ -103,28 +102,9 @@ def pytest_runtest_setup(item):
         module.fit_pool = fit_pool if has_pool else without_pool
 
 
-def is_of_another_trainer(item):
-    """Return whether a test's parameters are trainers of sbi, and JNPE is not."""
-    values = item.callspec.params.values() if hasattr(item, "callspec") else ()
-    values = [vars(sbi.inference).get(v, v) if isinstance(v, str) else v for v in values]
-    trainers = [
-        v for v in values if isinstance(v, type) and issubclass(v, NeuralInference)
-    ]
-    return bool(trainers) and not any(issubclass(v, JNPE) for v in trainers)
-
-
-def pytest_addoption(parser):
-    """Add an option to run what has nothing to do with JNPE, too."""
-    parser.addoption("--other-trainers", action="store_true")
-
-
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(config, items):
+def pytest_collection_modifyitems(items):
     """Mark what is expected to differ; it must differ, or the run fails."""
-    if not config.getoption("--other-trainers"):
-        others = [item for item in items if is_of_another_trainer(item)]
-        config.hook.pytest_deselected(items=others)
-        items[:] = [item for item in items if not is_of_another_trainer(item)]
     for item in items:
         for prefix, reason in EXPECTED_DIFFERENCES.items():
             if name_of(item).startswith(prefix):
