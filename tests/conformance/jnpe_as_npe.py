@@ -26,6 +26,7 @@ from sbi_jeffreys.pool.opinion_pool import fit_pool
 
 try:
     from sbi_jeffreys.pool.registry import POOL_MODELS
+
     from sbi_jeffreys.pool.synthetic_likelihood import ensemble
 
     NO_WEIGHTS = dict.fromkeys(POOL_MODELS, 0.0)
