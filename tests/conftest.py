@@ -16,8 +16,8 @@ torch.set_num_threads(1)
 
 def fit_in_few_steps(monkeypatch):
     """After trainings of a second, fit the models of the pool in less than that."""
-    monkeypatch.setattr(exponential_family, "MAX_ITERATIONS", 20)
-    monkeypatch.setattr(ensemble, "MAX_STEPS", 20)
+    monkeypatch.setattr(exponential_family, "MAX_ITERATIONS", 3)
+    monkeypatch.setattr(ensemble, "MAX_STEPS", 3)
 
 
 @pytest.fixture(autouse=True)

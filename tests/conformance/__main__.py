@@ -59,7 +59,7 @@ def main() -> int:
     arguments, pytest_arguments = parser.parse_known_args()
     folder = fetch_tests()
     if arguments.full:
-        files = ["--other-trainers", str(folder / "tests")]
+        files = [str(folder / "tests")]
     else:
         files = [str(folder / "tests" / f"{name}.py") for name in FAST_TIER]
     command = [sys.executable, "-m", "pytest", "-p", "jnpe_as_npe"]

@@ -8,9 +8,6 @@ test does not say how long, and without pooling the energy with simpler models. 
 of WITH_POOL have the pool. sbi's slow tests measure accuracy: JNPE has the pool in them
 and trains for MANY_EPOCHS. The synthetic likelihood is fitted in MAX_STEPS.
 
-Of tests that are parametrised by the trainer, those of sbi's other trainers are left out;
-`--other-trainers`, which `--full` implies, runs them, too.
-
 sbi's conftest collects benchmark results by three functions and a fixture of
 `pytest_harvest`. There is a stand-in for it.
 """
@@ -23,7 +20,6 @@ import sbi.inference
 import sbi.inference.trainers.npe
 import torch
 from expected_differences import EXPECTED_DIFFERENCES
-from sbi.inference.trainers.base import NeuralInference
 
 import sbi_jeffreys
 from sbi_jeffreys import fit
@@ -91,28 +87,9 @@ def pytest_runtest_setup(item):
     fit.fit_pool = fit_pool if has_pool else without_pool
 
 
-def is_of_another_trainer(item):
-    """Return whether a test's parameters are trainers of sbi, and JNPE is not."""
-    values = item.callspec.params.values() if hasattr(item, "callspec") else ()
-    values = [vars(sbi.inference).get(v, v) if isinstance(v, str) else v for v in values]
-    trainers = [
-        v for v in values if isinstance(v, type) and issubclass(v, NeuralInference)
-    ]
-    return bool(trainers) and not any(issubclass(v, JNPE) for v in trainers)
-
-
-def pytest_addoption(parser):
-    """Add an option to run what has nothing to do with JNPE, too."""
-    parser.addoption("--other-trainers", action="store_true")
-
-
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(config, items):
+def pytest_collection_modifyitems(items):
     """Mark what is expected to differ; it must differ, or the run fails."""
-    if not config.getoption("--other-trainers"):
-        others = [item for item in items if is_of_another_trainer(item)]
-        config.hook.pytest_deselected(items=others)
-        items[:] = [item for item in items if not is_of_another_trainer(item)]
     for item in items:
         for prefix, reason in EXPECTED_DIFFERENCES.items():
             if name_of(item).startswith(prefix):
