@@ -42,12 +42,13 @@ from sbi_jeffreys.models.flow import (
     standardizing_embedding,
 )
 from sbi_jeffreys.models.pair import ModelPair
-from sbi_jeffreys.objective.divergences import NORMALIZERS, Normalizer
 from sbi_jeffreys.objective.multipliers import FixedMultipliers, ResilientMultipliers
+from sbi_jeffreys.objective.normalizers import NORMALIZERS, Normalizer
 from sbi_jeffreys.pool.opinion_pool import Weights, fit_pool, with_own_embedding
 from sbi_jeffreys.posteriors.builder import BothPosteriors
 from sbi_jeffreys.preprocessing.support import support_of
-from sbi_jeffreys.training.loop import TERMS, JeffreysTraining
+from sbi_jeffreys.training.history import TERMS
+from sbi_jeffreys.training.loop import JeffreysTraining
 from sbi_jeffreys.training.step import TrainingOptions
 
 FlowBuilder = Callable[[Tensor, Tensor], ConditionalDensityEstimator]
@@ -137,7 +138,7 @@ class JNPE(BothPosteriors):
                 less. With a single one training is faster.
             num_particles: Draws from the flow for each x of a batch.
             normalizer: Estimate of the energy model's normaliser: "generalized",
-                "importance" or "ranking" (see `objective.log_normalizer`).
+                "importance" or "ranking" (see `objective.normalizers`).
             weighting: "resilient" adapts the weights of the divergences; "fixed" is the
                 penalty problem.
             weights: The three weights, for "fixed": of the flow's fit to the data, of

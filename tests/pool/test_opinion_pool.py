@@ -331,7 +331,7 @@ def test_the_flow_follows_the_pool_once_training_stalls_and_keeps_what_it_gained
     assert nll == pytest.approx(followed_loss, abs=1e-5)
     assert followed_loss < best == min(trainer.summary["validation_loss"])
     assert len(trainer.summary["validation_loss"]) == trainer.epoch == state.epoch
-    kept = state._best_weights
+    kept = state.best_weights
     for name, value in trainer._trained_energy.state_dict().items():
         assert torch.equal(value, kept[f"energy.{name}"])
     assert any(
@@ -363,7 +363,7 @@ def test_what_following_gained_is_kept_by_a_call_that_does_not_pool(monkeypatch)
     with pytest.warns(UserWarning, match="max_num_epochs"):
         trainer.train(resume_training=True, max_num_epochs=trainer.epoch + 1)
     assert trainer.summary["followed_validation_loss"] == [loss, loss]
-    kept = trainer._training._best_weights
+    kept = trainer._training.best_weights
     assert trainer.energy.net is trainer._trained_energy.net
     for name, value in trainer.energy.state_dict().items():
         assert torch.equal(value, kept[f"energy.{name}"])

@@ -89,7 +89,7 @@ def test_a_step_leaves_its_results_where_they_were():
     step, batch = trained_step(PRIORS["box"])
 
     def addresses():
-        kept = [step.total, step.onset, step.count, step.multipliers.values]
+        kept = [step.total, step.first_bad_step, step.count, step.multipliers.values]
         kept += [*step.pair.parameters(), *step.average.module.parameters()]
         return [tensor.data_ptr() for tensor in kept]
 
