@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.tasks import Task, gaussian_linear_uniform
 from sbi_jeffreys.data.batches import Batch, batches_from
-from sbi_jeffreys.models.flow import build_spline_flow
+from sbi_jeffreys.models.spline_flow import build_spline_flow
 from sbi_jeffreys.trainer import JNPE
 from sbi_jeffreys.training.cuda_graph import NUM_EAGER_STEPS, CapturedStep
 from sbi_jeffreys.training.step import PrimalDualStep

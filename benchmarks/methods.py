@@ -19,11 +19,11 @@ from torch.distributions import Distribution
 
 from benchmarks.contenders import on_device
 from benchmarks.held_out import energy_nll, flow_nll
-from sbi_jeffreys.models.flow import standardizing_embedding
 from sbi_jeffreys.models.pair import ModelPair
 from sbi_jeffreys.pool.linear_model import LinearModel
 from sbi_jeffreys.pool.opinion_pool import Pool
 from sbi_jeffreys.posteriors.energy_posterior import EnergyPosterior
+from sbi_jeffreys.preprocessing.embedding import standardizing_embedding
 from sbi_jeffreys.trainer import JNPE, FlowBuilder
 
 NO_VALUE = float("nan")

@@ -29,23 +29,17 @@ from sbi_jeffreys.data.processes import (
     process_rank,
 )
 from sbi_jeffreys.models.conditional import condition_on
-from sbi_jeffreys.models.energy import (
-    ConditionalEnergy,
-    LogRatioEnsemble,
-    LogRatioNet,
-    base_density,
-    least_log_prior,
-)
-from sbi_jeffreys.models.flow import (
-    ConditionalFlow,
-    build_spline_flow,
-    standardizing_embedding,
-)
+from sbi_jeffreys.models.energy import ConditionalEnergy
+from sbi_jeffreys.models.flow import ConditionalFlow
+from sbi_jeffreys.models.log_ratio import LogRatioEnsemble, LogRatioNet
 from sbi_jeffreys.models.pair import ModelPair
+from sbi_jeffreys.models.prior_base import base_density, log_prior_floor
+from sbi_jeffreys.models.spline_flow import build_spline_flow
 from sbi_jeffreys.objective.multipliers import FixedMultipliers, ResilientMultipliers
 from sbi_jeffreys.objective.normalizers import NORMALIZERS, Normalizer
-from sbi_jeffreys.pool.opinion_pool import Weights, fit_pool, with_own_embedding
+from sbi_jeffreys.pool.opinion_pool import Weights, fit_pool
 from sbi_jeffreys.posteriors.builder import BothPosteriors
+from sbi_jeffreys.preprocessing.embedding import standardizing_embedding
 from sbi_jeffreys.preprocessing.support import support_of
 from sbi_jeffreys.training.history import TERMS
 from sbi_jeffreys.training.loop import JeffreysTraining
@@ -362,7 +356,7 @@ class JNPE(BothPosteriors):
             embedding_net,
             x[0].shape,
             prior,
-            least_log_prior(prior, base, inside),
+            log_prior_floor(prior, base, inside),
         )
         return flow
 
@@ -413,7 +407,7 @@ class JNPE(BothPosteriors):
         if isinstance(training, SlicedBatches) and not self._has_kernel:
             self._energy, weights = self._pooled(state.pair)
             if not any(weights):  # no energy to follow, but maybe an earlier gain
-                self._energy = with_own_embedding(self._energy)
+                self._energy = state.pair.energy_with_own_embedding()
             stalled = state.epochs_since_best >= train_config.stop_after_epochs
             most = min(state.epoch, train_config.max_num_epochs - state.epoch)
             followed = state.follow(

@@ -13,7 +13,6 @@ in one of six with ten; a test counts them.)
 """
 
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from itertools import product
 from typing import Any, NamedTuple, TypeAlias
 
@@ -169,14 +168,9 @@ def fit_pool(
         for fit, model, weight in zip(FITS, models, weights, strict=True)
         if weight > 0
     ]
-    pool = with_own_embedding(energy)
+    pool = pair.energy_with_own_embedding()
     pool.net = Pool(energy.net, *zip(*kept, strict=True))
     return pool, weights
-
-
-def with_own_embedding(energy: ConditionalEnergy) -> ConditionalEnergy:
-    """Return a copy with the same log-ratio network, but an embedding of its own."""
-    return deepcopy(energy, {id(energy.net): energy.net})
 
 
 def _fitted(

@@ -11,7 +11,6 @@ from sbi.inference.posteriors.posterior_parameters import (
     PosteriorParameters,
 )
 from sbi.neural_nets.estimators.base import ConditionalDensityEstimator
-from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_jeffreys.data.arrays import evenly_spaced
@@ -177,16 +176,10 @@ class BothPosteriors(UncopiedSimulations):
         That is, if it was trained with it, and both still have the same weights.
         """
         energy = deepcopy(self.energy).to(device)
-        own, flows = energy.embedding_net, flow.embedding_net
-        trained = self._trained_energy
-        if (
-            flows is not None
-            and trained is not None
-            and trained.embedding_net is self._neural_net.embedding_net
-            and _equal(own.state_dict(), flows.state_dict())
-        ):
-            energy.embedding_net = flows
-        return energy
+        if self._trained_energy is None:
+            return energy
+        trained = ModelPair(self._neural_net, self._trained_energy)
+        return trained.energy_beside(flow, energy)
 
     def _novelty(self, device: torch.device | str) -> Novelty | None:
         """Return what compares observations with the simulations there are."""
@@ -202,15 +195,3 @@ class BothPosteriors(UncopiedSimulations):
     def _num_trained_on(self) -> int:
         """Return how many simulations the last training had, held-out ones included."""
         return len(self.train_indices) + len(self.val_indices)
-
-
-def _equal(some: dict[str, Tensor], others: dict[str, Tensor]) -> bool:
-    """Return whether two modules have the same weights, of which there are any."""
-    return (
-        bool(some)
-        and some.keys() == others.keys()
-        and all(
-            value.shape == others[name].shape and torch.equal(value, others[name])
-            for name, value in some.items()
-        )
-    )

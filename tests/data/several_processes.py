@@ -8,7 +8,6 @@ from sbi.utils import BoxUniform
 from torch import distributed
 
 from sbi_jeffreys import JNPE
-from sbi_jeffreys.models import flow
 from sbi_jeffreys.pool import synthetic_likelihood
 
 NUM_PARTICLES = 8  # in training, and by default in validation
@@ -23,7 +22,7 @@ def same_noise_for_every_x(like):
 
 
 def train(rank, batch_size=100, num_simulations=460):
-    flow.torch.randn_like = same_noise_for_every_x
+    torch.randn_like = same_noise_for_every_x
     synthetic_likelihood.MAX_STEPS = 20  # with every step, rounding errors grow
     generator = torch.Generator().manual_seed(1)
     theta = 2 * torch.rand(num_simulations, 2, generator=generator) - 1

@@ -13,8 +13,9 @@ from torch.utils.data.dataloader import default_collate
 from sbi_jeffreys import JNPE
 from sbi_jeffreys.data.arrays import ConcatenatedRows
 from sbi_jeffreys.data.batches import SlicedBatches
-from sbi_jeffreys.models.energy import ConditionalEnergy, base_density
+from sbi_jeffreys.models.energy import ConditionalEnergy
 from sbi_jeffreys.models.pair import ModelPair
+from sbi_jeffreys.models.prior_base import base_density
 from sbi_jeffreys.pool import opinion_pool as pool
 from sbi_jeffreys.pool import synthetic_likelihood
 from sbi_jeffreys.pool.exponential_family import ExponentialFamily
