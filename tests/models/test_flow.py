@@ -102,7 +102,7 @@ def test_batched_evaluation_equals_one_by_one(name, dim, condition_shape):
 def test_densities_integrate_to_one(name, dim):
     wide = name == "sbi maf"  # its samples have a standard deviation of 8 untrained
     flow, _, x = build(name, dim, (2,), bounded=not wide)
-    num = 8001 if dim == 1 else 401
+    num = 8001 if dim == 1 else 201
     reach = 60 if wide else 5
     u = torch.linspace(-reach, reach, num, dtype=torch.float64)
     u = u.unsqueeze(-1).expand(-1, dim)

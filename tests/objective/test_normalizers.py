@@ -13,17 +13,17 @@ def test_monte_carlo_error_of_log_z_falls_with_the_root_of_k():
     torch.manual_seed(0)
     flow, energy = GaussianFlow(), QuadraticEnergy(1.5, 0.3, 0.7)
     x = torch.zeros(4000, 1, dtype=torch.float64)
-    sizes = torch.tensor([16.0, 64.0, 256.0, 1024.0])
+    sizes = torch.tensor([16.0, 64.0, 256.0])
     errors = []
     for size in sizes.int().tolist():
         draws, log_p = flow.sample_and_log_prob((size,), x)
         log_z = log_normalizer(energy(draws, x) - log_p, x[:, 0], "importance")
         errors.append((log_z - energy.log_z(1)).square().mean().sqrt())
     slope = torch.linalg.lstsq(
-        torch.stack([sizes.log(), torch.ones(4)], -1).double(),
+        torch.stack([sizes.log(), torch.ones(3)], -1).double(),
         torch.stack(errors).log().unsqueeze(-1),
     ).solution[0]
-    # Each error has a relative standard error of 1/sqrt(8000), the slope one of 0.004.
+    # Each error has a relative standard error of 1/sqrt(8000), the slope one of 0.006.
     assert slope.item() == pytest.approx(-0.5, abs=0.02)
 
 
