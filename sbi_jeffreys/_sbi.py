@@ -5,19 +5,23 @@ that are used; a test looks for each of them in the installed version.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
+from nflows.distributions import Distribution as NFlowsDistribution
+from nflows.flows import Flow
+from nflows.transforms import Transform
 from sbi.inference import NPE_C
 from sbi.inference.posteriors import MCMCPosterior
 from sbi.inference.posteriors.base_posterior import NeuralPosterior
 from sbi.inference.posteriors.posterior_parameters import PosteriorParameters
 from sbi.inference.trainers._contracts import TrainConfig as TrainConfig
+from sbi.neural_nets.estimators import NFlowsFlow
 from sbi.neural_nets.estimators.base import ConditionalDensityEstimator
 from sbi.sbi_types import Tracker
 from sbi.utils import RestrictedPrior
 from sbi.utils.sbiutils import ImproperEmpirical
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 TOUCHED: dict[type, tuple[str, ...]] = {
@@ -37,6 +41,8 @@ TOUCHED: dict[type, tuple[str, ...]] = {
     NeuralPosterior: ("_device", "_x_else_default_x"),
     MCMCPosterior: ("_build_mcmc_init_fn",),
     RestrictedPrior: ("_prior",),
+    NFlowsFlow: ("_broadcast_and_align",),
+    Flow: ("_distribution", "_embedding_net", "_transform"),
 }
 """Private methods and attributes, by the class that has them."""
 
@@ -290,3 +296,40 @@ class MCMCPosteriorWithInit(MCMCPosterior):
         return super()._build_mcmc_init_fn(
             start, potential_fn, transform, init_strategy, **kwargs
         )
+
+
+class NFlowsParts(NamedTuple):
+    """The parts of an nflows flow.
+
+    Attributes:
+        base: Distribution of the noise.
+        transform: Maps parameters to noise.
+        embedding_net: Embeds the condition.
+    """
+
+    base: NFlowsDistribution
+    transform: Transform
+    embedding_net: nn.Module
+
+
+def nflows_parts(estimator: NFlowsFlow) -> NFlowsParts:
+    """Return the parts of sbi's estimator around an nflows flow."""
+    flow: Flow = estimator.net
+    return NFlowsParts(flow._distribution, flow._transform, flow._embedding_net)
+
+
+def broadcast_and_align(
+    estimator: NFlowsFlow, input: Tensor, condition: Tensor
+) -> tuple[Tensor, Tensor, int]:
+    """Broadcast inputs and conditions to each other, as sbi's estimators do.
+
+    Args:
+        estimator: The estimator, which knows the shapes of both.
+        input: Shape `(sample, batch, *input_shape)` or `(batch, *input_shape)`.
+        condition: Shape `(batch, *condition_shape)` or `(sample, batch, ...)`.
+
+    Returns:
+        Inputs `(sample, batch, *input_shape)`, conditions
+        `(sample, batch, *condition_shape)`, and the size of the batch.
+    """
+    return estimator._broadcast_and_align(input, condition)

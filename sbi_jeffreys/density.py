@@ -13,7 +13,7 @@ from sbi_jeffreys.data.arrays import check_finite
 from sbi_jeffreys.models.building import FlowBuilder
 from sbi_jeffreys.models.flow import Shape
 from sbi_jeffreys.models.pair import ModelPair
-from sbi_jeffreys.objective.divergences import Agreement, agreement
+from sbi_jeffreys.objective.agreement import Agreement, agreement
 from sbi_jeffreys.trainer import JNPE
 
 BLOCK_SIZE = 10_000

@@ -23,7 +23,7 @@ from sbi_jeffreys.models.building import PairBuilder
 from sbi_jeffreys.models.energy import ConditionalEnergy
 from sbi_jeffreys.models.pair import ModelPair
 from sbi_jeffreys.options import JeffreysOptions
-from sbi_jeffreys.pool.opinion_pool import fit_pool, with_own_embedding
+from sbi_jeffreys.pool.opinion_pool import fit_pool
 from sbi_jeffreys.pool.registry import POOL_MODELS
 from sbi_jeffreys.training.loop import JeffreysTraining
 
@@ -264,7 +264,7 @@ class Fit:
         """
         assert self.energy is not None
         if not is_pooled:
-            self.energy = with_own_embedding(self.energy)
+            self.energy = training.pair.energy_with_own_embedding()
         has_stalled = training.epochs_since_best >= config.stop_after_epochs
         most = min(training.epoch, config.max_num_epochs - training.epoch)
         return training.follow(

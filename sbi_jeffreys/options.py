@@ -6,8 +6,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from sbi_jeffreys.objective.divergences import NORMALIZERS, Normalizer
 from sbi_jeffreys.objective.multipliers import FixedMultipliers, ResilientMultipliers
+from sbi_jeffreys.objective.normalizers import NORMALIZERS, Normalizer
 from sbi_jeffreys.training.step import TrainingOptions
 
 

@@ -26,11 +26,12 @@ from sbi_jeffreys.models.building import (
     check_is_one,
     flow_builder,
 )
-from sbi_jeffreys.models.energy import ConditionalEnergy, LogRatioNet
+from sbi_jeffreys.models.energy import ConditionalEnergy
+from sbi_jeffreys.models.log_ratio import LogRatioNet
 from sbi_jeffreys.models.pair import ModelPair
 from sbi_jeffreys.options import JeffreysOptions
 from sbi_jeffreys.posteriors.builder import PosteriorBuilder
-from sbi_jeffreys.training.loop import TERMS
+from sbi_jeffreys.training.history import TERMS
 
 
 class JNPE(SbiTrainer):

@@ -17,7 +17,7 @@ from torch.distributions import Distribution
 
 from benchmarks.report import measured_with, table
 from benchmarks.tasks.task import Task
-from sbi_jeffreys.models.energy import LogRatioNet
+from sbi_jeffreys.models.log_ratio import LogRatioNet
 from sbi_jeffreys.trainer import JNPE
 
 NUM_TEST_PAIRS = 2000

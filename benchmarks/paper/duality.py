@@ -18,7 +18,7 @@ from benchmarks.report import spread, table
 from benchmarks.rows import curve, numbers
 from sbi_jeffreys.objective.multipliers import Duality, ResilientMultipliers
 from sbi_jeffreys.plots.style import PALETTE, panels
-from sbi_jeffreys.training.loop import TERMS
+from sbi_jeffreys.training.history import TERMS
 
 SLACK, COST = 0.3, 0.7
 PROBLEMS = ("convex", "networks")

@@ -27,7 +27,7 @@ from benchmarks.tasks.sbibm import gaussian_linear_uniform
 from benchmarks.tasks.task import Task, on_device
 from sbi_jeffreys.data.batches import Batch
 from sbi_jeffreys.data.store import unit_weights
-from sbi_jeffreys.models.flow import build_spline_flow
+from sbi_jeffreys.models.spline_flow import build_spline_flow
 from sbi_jeffreys.trainer import JNPE
 from sbi_jeffreys.training.cuda_graph import NUM_EAGER_STEPS, CapturedStep
 from sbi_jeffreys.training.step import PrimalDualStep

@@ -15,7 +15,7 @@ from benchmarks.report import table
 from benchmarks.speed.contenders import clock
 from benchmarks.tasks.task import Task, on_device
 from sbi_jeffreys.trainer import JNPE
-from sbi_jeffreys.training.loop import JeffreysTraining
+from sbi_jeffreys.training.epochs import EpochLoop
 
 NPE_FLOWS = ("maf", "nsf")
 COLUMNS = (
@@ -137,16 +137,16 @@ class Tests:
 @contextmanager
 def _tested_after_each_epoch(test: tuple[Tensor, Tensor], device: str) -> Iterator[Tests]:
     """Evaluate the averaged flow after each epoch, with the clock stopped."""
-    run_epoch, tests = JeffreysTraining._run_epoch, Tests()
+    run_epoch, tests = EpochLoop._run_epoch, Tests()
 
-    def run_and_test(training: JeffreysTraining, *args: object) -> None:
+    def run_and_test(training: EpochLoop, *args: object) -> None:
         run_epoch(training, *args)  # type: ignore[arg-type]
         end = clock(device)
         nll = flow_nll(training.latest.flow, *test)
         tests.nlls.append((end - tests.seconds, nll))
         tests.seconds += clock(device) - end
 
-    with patch.object(JeffreysTraining, "_run_epoch", run_and_test):
+    with patch.object(EpochLoop, "_run_epoch", run_and_test):
         yield tests
 
 

@@ -14,19 +14,13 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from sbi_jeffreys.models.conditional import condition_on
-from sbi_jeffreys.models.energy import (
-    ConditionalEnergy,
-    LogRatioEnsemble,
-    LogRatioNet,
-    base_density,
-    least_log_prior,
-)
-from sbi_jeffreys.models.flow import (
-    ConditionalFlow,
-    build_spline_flow,
-    standardizing_embedding,
-)
+from sbi_jeffreys.models.energy import ConditionalEnergy
+from sbi_jeffreys.models.flow import ConditionalFlow
+from sbi_jeffreys.models.log_ratio import LogRatioEnsemble, LogRatioNet
 from sbi_jeffreys.models.pair import ModelPair
+from sbi_jeffreys.models.prior_base import base_density, log_prior_floor
+from sbi_jeffreys.models.spline_flow import build_spline_flow
+from sbi_jeffreys.preprocessing.embedding import standardizing_embedding
 from sbi_jeffreys.preprocessing.support import support_of
 
 FlowBuilder = Callable[[Tensor, Tensor], ConditionalDensityEstimator]
@@ -86,7 +80,7 @@ class PairBuilder:
             embedding_net,
             x[0].shape,
             prior,
-            least_log_prior(prior, base, inside),
+            log_prior_floor(prior, base, inside),
         )
         return ModelPair(flow, energy)
 

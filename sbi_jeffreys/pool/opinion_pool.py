@@ -9,7 +9,6 @@ of one hold, it needs far fewer simulations.
 """
 
 from collections.abc import Sequence
-from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -112,14 +111,9 @@ def fit_pool(
         return energy, none
     kept = {name: weight for name, weight in weights.items() if weight > 0}
     models = [_fit(POOL_MODELS[name], everything, fitted[name]) for name in kept]
-    pooled = with_own_embedding(energy)
+    pooled = pair.energy_with_own_embedding()
     pooled.net = Pool(energy.net, models, list(kept.values()))
     return pooled, weights
-
-
-def with_own_embedding(energy: ConditionalEnergy) -> ConditionalEnergy:
-    """Return a copy with the same log-ratio network, but an embedding of its own."""
-    return deepcopy(energy, {id(energy.net): energy.net})
 
 
 def _fit(

@@ -11,7 +11,6 @@ from sbi.inference.posteriors.posterior_parameters import (
     DirectPosteriorParameters,
     PosteriorParameters,
 )
-from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_jeffreys.data.store import SimulationStore
@@ -147,29 +146,9 @@ class PosteriorBuilder:
         if self.energy is None or self.networks is None:
             raise RuntimeError("There is no energy yet: call `.train()` first.")
         energy = deepcopy(self.energy).to(device)
-        own, flows = energy.embedding_net, flow.embedding_net
-        trained = self.networks
-        if (
-            flows is not None
-            and trained.energy.embedding_net is trained.flow.embedding_net
-            and _equal(own.state_dict(), flows.state_dict())
-        ):
-            energy.embedding_net = flows
-        return energy
+        return self.networks.energy_beside(flow, energy)
 
     def _novelty(self, device: torch.device | str) -> Novelty | None:
         """Return what compares observations with the simulations there are."""
         x = self.simulations.valid_x()
         return Novelty(x).to(device) if len(x) > 1 else None
-
-
-def _equal(some: dict[str, Tensor], others: dict[str, Tensor]) -> bool:
-    """Return whether two modules have the same weights, of which there are any."""
-    return (
-        bool(some)
-        and some.keys() == others.keys()
-        and all(
-            value.shape == others[name].shape and torch.equal(value, others[name])
-            for name, value in some.items()
-        )
-    )

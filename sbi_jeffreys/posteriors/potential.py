@@ -108,7 +108,7 @@ class EnergyPotential(BasePotential):
             return f
         log_prior = self.log_prior(theta)
         inside = log_prior > -torch.inf
-        log_prior = log_prior.clamp(min=self.energy.least_log_prior)
+        log_prior = log_prior.clamp(min=self.energy.log_prior_floor)
         return torch.where(inside, f - (len(x) - 1) * log_prior, -torch.inf)
 
     def log_prior(self, theta: Tensor) -> Tensor:

@@ -6,8 +6,9 @@ from torch import nn
 from torch.distributions import MultivariateNormal
 
 from sbi_jeffreys.data.arrays import ConcatenatedRows
-from sbi_jeffreys.models.energy import ConditionalEnergy, base_density
+from sbi_jeffreys.models.energy import ConditionalEnergy
 from sbi_jeffreys.models.pair import ModelPair
+from sbi_jeffreys.models.prior_base import base_density
 from sbi_jeffreys.pool import candidates, opinion_pool
 from sbi_jeffreys.pool.candidates import Candidates
 from sbi_jeffreys.pool.exponential_family import ExponentialFamily

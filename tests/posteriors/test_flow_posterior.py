@@ -12,7 +12,8 @@ from scipy.stats import ks_2samp
 from torch.distributions import Gamma, Independent, MultivariateNormal
 
 from sbi_jeffreys import JNPE
-from sbi_jeffreys.models.flow import ConditionalFlow, build_spline_flow
+from sbi_jeffreys.models.flow import ConditionalFlow
+from sbi_jeffreys.models.spline_flow import build_spline_flow
 from sbi_jeffreys.models.transforms import ConditionalAffine
 from sbi_jeffreys.posteriors.flow_posterior import FlowPosterior, never_leaves
 from sbi_jeffreys.preprocessing.support import support_of
