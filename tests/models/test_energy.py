@@ -171,7 +171,7 @@ def test_a_density_that_is_zero_inside_of_its_support_is_replaced():
 
 
 def test_a_density_that_is_zero_in_a_corner_is_replaced():
-    """The corner is a fifth of the square. It is off the axes, and marginals meet there."""
+    """The corner, a fifth of the square, is off the axes. Marginals meet there."""
 
     class Cornerless(BoxUniform):
         def log_prob(self, value):

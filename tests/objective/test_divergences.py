@@ -151,7 +151,7 @@ def test_the_flow_gets_the_path_gradient_and_none_of_the_weights():
 
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
 def test_a_constant_or_function_of_x_added_to_f(normalizer):
-    """It changes no divergence if log Z cancels it, and it never changes the agreement."""
+    """It changes no divergence if log Z cancels it, and never the agreement."""
     theta, x = pairs()
     flow, energy = GaussianFlow(0.1, 0.2), QuadraticEnergy(2.0, 0.3)
 

@@ -99,9 +99,7 @@ def test_converges_to_the_posterior():
     assert flow.loc.item() == pytest.approx(residual.mean().item(), abs=0.05)
     assert flow.log_scale.exp().item() == pytest.approx(0.3, abs=0.06)
     assert energy.b.item() == pytest.approx(0.5, abs=0.1)
-    assert (
-        mean(training.history["validation_ess"][-50:]) > 0.9
-    )  # a single one has a noise of 0.02
+    assert mean(training.history["validation_ess"][-50:]) > 0.9  # noise of 0.02 each
 
 
 @pytest.mark.parametrize("stops", [(7,), (1, 4, 7)])
