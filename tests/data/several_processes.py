@@ -2,13 +2,12 @@
 
 import sys
 import warnings
-from functools import partial
 
 import torch
 from sbi.utils import BoxUniform
 from torch import distributed
 
-from sbi_jeffreys import JNPE, LogRatioNet, build_spline_flow
+from sbi_jeffreys import JNPE
 from sbi_jeffreys.pool.synthetic_likelihood import ensemble
 
 NUM_PARTICLES = 8  # in training, and by default in validation
@@ -30,14 +29,7 @@ def train(rank, batch_size=100, num_simulations=460):
     x = theta + 0.3 * torch.randn(theta.shape, generator=generator)
     prior = BoxUniform(-torch.ones(2), torch.ones(2))
     torch.manual_seed(rank)
-    trainer = JNPE(
-        prior,
-        partial(build_spline_flow, hidden_features=16, num_transforms=2),
-        show_progress_bars=False,
-        energy_net=partial(LogRatioNet, hidden_features=32),
-        num_energies=2,
-        num_particles=NUM_PARTICLES,
-    )
+    trainer = JNPE(prior, show_progress_bars=False, num_particles=NUM_PARTICLES)
     trainer.append_simulations(theta, x)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Training stopped at")

@@ -13,7 +13,7 @@ from tests.data import several_processes
 
 pytestmark = pytest.mark.full_fits
 
-RTOL, ATOL = 1e-4, 1e-5  # rounding differs, and grows with every step of Adam
+RTOL, ATOL = 1e-4, 1e-5  # rounding errors differ, and grow with every step
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +41,14 @@ def test_two_processes_train_the_same_models(results):
 
 
 def test_two_processes_give_the_result_of_one(results, monkeypatch):
-    # What the training replaces is put back afterwards.
+    # These restore afterwards what the training replaces.
     monkeypatch.setattr(torch, "randn_like", torch.randn_like)
     steps = several_processes.ensemble.MAX_STEPS
     monkeypatch.setattr(several_processes.ensemble, "MAX_STEPS", steps)
     alone = several_processes.result(several_processes.train(rank=0))
     for model in ("flow", "energy"):
         for name, want in alone[model].items():
-            # Of a single weight, whose gradient is about zero, Adam enlarges rounding.
+            # Adam enlarges rounding errors of single weights with small gradients.
             want, got = want.double(), results[0][model][name].double()
             assert (got - want).norm() <= RTOL * want.norm() + ATOL, name
     # A fit is determined by its loss up to TOLERANCE, about half of f's squared error.

@@ -44,7 +44,7 @@ def make_energy(prior, theta, x):
 
 @pytest.mark.parametrize("name", PRIORS)
 def test_starts_as_the_prior(name):
-    """So that Z = 1 exactly, whatever x."""
+    """So Z = 1 exactly for every x."""
     prior = PRIORS[name]
     theta, x = prior.sample((60,)), torch.randn(60, 3)
     energy = make_energy(prior, theta, x)
@@ -171,7 +171,7 @@ def test_a_density_that_is_zero_inside_of_its_support_is_replaced():
 
 
 def test_a_density_that_is_zero_in_a_corner_is_replaced():
-    """The corner, a fifth of the square, is off the axes, but where marginals meet."""
+    """The corner, a fifth of the square, is off the axes. Marginals meet there."""
 
     class Cornerless(BoxUniform):
         def log_prob(self, value):

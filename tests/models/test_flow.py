@@ -1,4 +1,4 @@
-"""One contract for every flow: registry of constructors × shapes."""
+"""One contract for every flow: all builders with all shapes."""
 
 from functools import partial
 
@@ -31,7 +31,7 @@ def build(name, dim, condition_shape, bounded=True, seed=0):
     bound = torch.full_like(theta[0], 1.0 if bounded else float("inf"))
     support = Support(-bound, bound).standardize(theta)
     flow = ConditionalFlow(BUILDERS[name](support(theta)[0].float(), x), support)
-    if name.startswith("nsf"):  # away from the identity, where others do not start
+    if name.startswith("nsf"):  # away from the identity, where only these start
         for parameter in flow.parameters():
             parameter.data += 0.02 * torch.randn_like(parameter)
     return flow.double(), theta, x.double()
@@ -63,7 +63,7 @@ def test_shapes(name, dim, condition_shape):
 
 @contract
 def test_samples_come_with_their_log_densities(name, dim, condition_shape):
-    bounded = name != "sbi maf"  # its untrained samples reach the rounding of edges
+    bounded = name != "sbi maf"  # its untrained samples round onto the edges
     flow, _, x = build(name, dim, condition_shape, bounded)
     draws, log_prob = flow.sample_and_log_prob((6,), x[:4])
     again = flow.log_prob(draws, x[:4])
@@ -100,7 +100,7 @@ def test_batched_evaluation_equals_one_by_one(name, dim, condition_shape):
 @pytest.mark.parametrize("name", BUILDERS)
 @pytest.mark.parametrize("dim", [1, 2])
 def test_densities_integrate_to_one(name, dim):
-    wide = name == "sbi maf"  # its samples have a standard deviation of 8 untrained
+    wide = name == "sbi maf"  # its untrained samples have a standard deviation of 8
     flow, _, x = build(name, dim, (2,), bounded=not wide)
     num = 8001 if dim == 1 else 201
     reach = 60 if wide else 5

@@ -93,5 +93,5 @@ def test_embeddings_that_differ_or_were_never_shared_stay_apart():
     apart, _, _ = make_pair(False)
     flow = deepcopy(apart.flow)
     energy = deepcopy(apart.energy)
-    energy.embedding_net = deepcopy(flow.embedding_net)  # equal, but not by training
+    energy.embedding_net = deepcopy(flow.embedding_net)  # equal, but never shared
     assert apart.energy_beside(flow, energy).embedding_net is not flow.embedding_net

@@ -1,4 +1,4 @@
-"""The layers against nflows' own, and against their inverses."""
+"""The layers, compared with those of nflows and with their own inverses."""
 
 import math
 

@@ -1,5 +1,5 @@
-"""Against closed forms. Monte-Carlo estimates are held to five standard errors, which an
-unbiased estimate exceeds with a probability below 1e-6."""
+"""Divergences against closed forms. Monte-Carlo estimates may be wrong by five standard
+errors, which unbiased ones exceed with a probability below 1e-6."""
 
 import math
 from functools import partial
@@ -47,7 +47,7 @@ def test_values_and_gradients_match_the_analytic_ones(normalizer):
     torch.manual_seed(1)
     theta, x = pairs(batch=400, dim=1)
     flow = GaussianFlow(0.2, -0.1)
-    # Z = 1 for the generalized KL, which is exact only there.
+    # The generalized KL is exact only where Z = 1.
     energy = QuadraticEnergy(0.8, -0.1, c=0.5 * math.log(0.8 / (2 * math.pi)))
     terms = divergences(flow, energy, theta, x, 500, normalizer)
 
@@ -151,7 +151,7 @@ def test_the_flow_gets_the_path_gradient_and_none_of_the_weights():
 
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
 def test_a_constant_or_function_of_x_added_to_f(normalizer):
-    """Changes no divergence where log Z cancels it, and never the agreement."""
+    """It changes no divergence if log Z cancels it, and never the agreement."""
     theta, x = pairs()
     flow, energy = GaussianFlow(0.1, 0.2), QuadraticEnergy(2.0, 0.3)
 

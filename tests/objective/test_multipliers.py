@@ -83,13 +83,13 @@ def convex_multipliers(high):
 
 
 def test_the_gap_vanishes_on_a_convex_problem_and_geometrically():
-    """The primal value goes to that of the minimum, and so does the Lagrangian."""
+    """The primal value and the Lagrangian both converge to the minimum."""
     path = duality.convex_path((3.0, 2.0), 3000, convex_multipliers(100.0))
     gaps = torch.stack([step.gap for step in path])
     assert gaps[0] > 0.1
     assert gaps[-1] < 1e-12
     assert path[-1].violations.abs().max() < 1e-6
-    for start in (50, 100, 150):  # from 100 steps to the next, at least tenfold
+    for start in (50, 100, 150):  # at least tenfold within 100 steps
         assert gaps[start + 100] < gaps[start] / 10
 
     least = duality.convex_minimum()

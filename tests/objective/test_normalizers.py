@@ -36,7 +36,7 @@ def test_the_generalized_normalizer_keeps_a_gradient_beyond_its_cap():
 
 
 def test_ranking_bounds_the_loss_of_the_energy():
-    """−f + log Z ≥ −log p − log(K + 1): no gap can be widened without end."""
+    """−f + log Z ≥ −log p − log(K + 1): the loss has a lower bound."""
     log_weights = torch.full((4, 1), -1e4)
     f_data, log_p_data = torch.tensor([1e4]), torch.tensor([-2.0])
     log_z = log_normalizer(log_weights, f_data - log_p_data, "ranking")

@@ -197,7 +197,7 @@ def test_training_on_a_gpu_captures_its_step(recwarn):
 
 
 class Waiting(torch.nn.Flatten):
-    """An embedding that looks at its values."""
+    """An embedding that waits for its values."""
 
     def forward(self, x):
         return super().forward(x) + 0 * x.sum().item()

@@ -1,4 +1,4 @@
-"""The loop, on a Gaussian flow and a quadratic energy where that is enough."""
+"""The training loop, on a Gaussian flow and a quadratic energy."""
 
 import copy
 import pickle
@@ -98,7 +98,7 @@ def test_converges_to_the_posterior():
     assert flow.loc.item() == pytest.approx(residual.mean().item(), abs=0.05)
     assert flow.log_scale.exp().item() == pytest.approx(0.3, abs=0.06)
     assert energy.b.item() == pytest.approx(0.5, abs=0.1)
-    assert mean(training.history["validation_ess"][-50:]) > 0.9  # one has noise of 0.02
+    assert mean(training.history["validation_ess"][-50:]) > 0.9  # noise of 0.02 each
 
 
 @pytest.mark.parametrize("stops", [(7,), (1, 4, 7)])
@@ -108,7 +108,7 @@ def test_resuming_is_exact(stops):
     for epochs in (*stops, 12):
         run(parts, epochs)
         parts = pickle.loads(pickle.dumps(parts))
-        torch.rand(5)  # what happens in between has no influence
+        torch.rand(5)  # random numbers in between have no influence
     for got, want in zip(parts.pair.parameters(), whole.pair.parameters(), strict=True):
         assert torch.equal(got, want)
     assert torch.equal(parts.step.multipliers.values, whole.step.multipliers.values)
@@ -183,7 +183,7 @@ def test_a_divergence_at_once_is_an_error():
 
 
 def test_the_weights_kept_are_those_of_the_best_epoch():
-    training = make_training(learning_rate=0.3)  # so high that the loss jumps about
+    training = make_training(learning_rate=0.3)  # so high that the loss is erratic
     run(training, 25)
     losses = training.history["validation_loss"]
     assert training.best_loss == min(losses) < losses[-1]
