@@ -8,12 +8,8 @@ import pytest
 import torch
 
 from sbi_jeffreys.pool import exponential_family
+from sbi_jeffreys.pool.synthetic_likelihood import ensemble
 from tests.small_trainings import make_trainer, quick
-
-try:
-    from sbi_jeffreys.pool.synthetic_likelihood import ensemble
-except ImportError:  # until the pool's new layout is there
-    from sbi_jeffreys.pool import synthetic_likelihood as ensemble
 
 torch.set_num_threads(1)
 

@@ -22,19 +22,10 @@ import torch
 from expected_differences import EXPECTED_DIFFERENCES
 
 import sbi_jeffreys
+from sbi_jeffreys import fit
 from sbi_jeffreys.pool.opinion_pool import fit_pool
-
-try:
-    from sbi_jeffreys.pool.registry import POOL_MODELS
-
-    from sbi_jeffreys.pool.synthetic_likelihood import ensemble
-
-    NO_WEIGHTS = dict.fromkeys(POOL_MODELS, 0.0)
-except ImportError:  # until the pool's new layout is there
-    from sbi_jeffreys.pool import synthetic_likelihood as ensemble
-    from sbi_jeffreys.pool.opinion_pool import Weights
-
-    NO_WEIGHTS = Weights()
+from sbi_jeffreys.pool.registry import POOL_MODELS
+from sbi_jeffreys.pool.synthetic_likelihood import ensemble
 
 torch.set_num_threads(1)  # for test processes that run side by side
 
@@ -48,16 +39,10 @@ WITH_POOL = (
 )
 """Fast tests that have the pool, by the start of their names."""
 
-USERS_OF_THE_POOL = [
-    module
-    for name, module in list(sys.modules.items())
-    if name.startswith("sbi_jeffreys.") and getattr(module, "fit_pool", None) is fit_pool
-]
-
 
 def without_pool(pair, *_):
     """Return the energy of the networks, and no weight of a simpler model."""
-    return pair.energy, NO_WEIGHTS
+    return pair.energy, dict.fromkeys(POOL_MODELS, 0.0)
 
 
 class JNPE(sbi_jeffreys.JNPE):
@@ -99,8 +84,7 @@ def pytest_runtest_setup(item):
     is_slow = item.get_closest_marker("slow") is not None
     JNPE.epochs = MANY_EPOCHS if is_slow else FEW_EPOCHS
     has_pool = is_slow or name_of(item).startswith(WITH_POOL)
-    for module in USERS_OF_THE_POOL:
-        module.fit_pool = fit_pool if has_pool else without_pool
+    fit.fit_pool = fit_pool if has_pool else without_pool
 
 
 @pytest.hookimpl(trylast=True)

@@ -191,7 +191,7 @@ def test_arrays_that_would_have_to_be_copied_are_refused():
 def test_simulations_are_kept_on_one_device():
     theta = BOX.sample((20,))
     trainer = new_trainer().append_simulations(theta, simulate(theta))
-    with pytest.raises(ValueError, match="`data_device` to be 'cpu', where simulations"):
+    with pytest.raises(ValueError, match="to be 'cpu', where the simulations"):
         trainer.append_simulations(theta, simulate(theta), data_device="cuda")
     trainer.append_simulations(theta.numpy(), simulate(theta).numpy(), data_device="cpu")
     assert len(trainer.get_simulations()[0]) == 40
