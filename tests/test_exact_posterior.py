@@ -49,7 +49,7 @@ def test_flow_and_energy_are_close_to_the_exact_posterior(trained):
     """The mean of log π − log p over fresh pairs estimates the expected KL(π ‖ p), which
     is not negative: that fails by chance with a probability of 0.1 % (3 SE)."""
     theta, x = simulate(2000, seed=1)
-    flow, energy = trained._neural_net, trained.energy
+    flow, energy = trained.flow, trained.energy
     with torch.no_grad():
         log_p = flow.log_prob(theta, x)[0]
         draws, log_p_draws = flow.sample_and_log_prob((100,), x)

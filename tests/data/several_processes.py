@@ -52,8 +52,8 @@ def result(trainer):
         f = trainer.energy(points.expand(20, 20, 2), points.expand(20, 2))
     return {
         "summary": {k: v for k, v in trainer.summary.items() if "sec" not in k},
-        "flow": trainer._neural_net.state_dict(),
-        "energy": trainer._trained_energy.state_dict(),
+        "flow": trainer.flow.state_dict(),
+        "energy": trainer._fit.networks.energy.state_dict(),
         "pool": {"f": f},
     }
 

@@ -69,7 +69,7 @@ def test_a_training_outlives_models_that_cannot_be_fitted(trainer, monkeypatch, 
         pytest.warns(UserWarning, match="max_num_epochs"),
     ):
         trainer.train(max_num_epochs=2)
-    assert trainer.energy.net is trainer._trained_energy.net
+    assert trainer.energy.net is trainer._fit.networks.energy.net
     assert trainer.summary["linear_model_weight"] == [0.0]
     trainer.build_posterior(sample_with="energy")
 
@@ -77,7 +77,7 @@ def test_a_training_outlives_models_that_cannot_be_fitted(trainer, monkeypatch, 
 def test_models_that_do_not_know_the_weights_of_simulations_are_not_fitted(trainer):
     with pytest.warns(UserWarning, match="max_num_epochs"):
         trainer.train(max_num_epochs=3, calibration_kernel=lambda x: torch.ones(len(x)))
-    assert trainer.energy is trainer._trained_energy
+    assert trainer.energy is trainer._fit.networks.energy
 
 
 def test_batches_that_are_not_the_simulations_are_not_pooled(trainer):
@@ -87,7 +87,7 @@ def test_batches_that_are_not_the_simulations_are_not_pooled(trainer):
 
     with pytest.warns(UserWarning, match="max_num_epochs"):
         trainer.train(max_num_epochs=3, dataloader_kwargs={"collate_fn": noisy})
-    assert trainer.energy is trainer._trained_energy
+    assert trainer.energy is trainer._fit.networks.energy
     assert trainer.summary["linear_model_weight"] == [0.0]
     assert (
         trainer.summary["followed_validation_loss"]
@@ -116,7 +116,7 @@ def test_both_posteriors_know_the_pool(trainer, monkeypatch):
 def test_the_flow_follows_the_pool_once_training_stalls_and_keeps_what_it_gained():
     trainer = make_trainer(dim=6)
     flow = trainer.train(stop_after_epochs=40)
-    energy, state = trainer.energy, trainer._training
+    energy, state = trainer.energy, trainer._fit.training
     theta, x = (values[trainer.val_indices] for values in trainer.get_simulations()[:2])
     nll = float(-flow.log_prob(theta[None], x)[0].detach().mean())
     (followed_loss,) = trainer.summary["followed_validation_loss"]
@@ -124,14 +124,14 @@ def test_the_flow_follows_the_pool_once_training_stalls_and_keeps_what_it_gained
     assert nll == pytest.approx(followed_loss, abs=1e-5)
     assert followed_loss < best == min(trainer.summary["validation_loss"])
     assert len(trainer.summary["validation_loss"]) == trainer.epoch == state.epoch
-    kept = state._best_weights
-    for name, value in trainer._trained_energy.state_dict().items():
+    kept = state.best_weights
+    for name, value in trainer._fit.networks.energy.state_dict().items():
         assert torch.equal(value, kept[f"energy.{name}"])
     assert any(
         not torch.equal(value, kept[f"flow.{name}"])
         for name, value in flow.state_dict().items()
     )
-    assert energy.net.net is trainer._trained_energy.net
+    assert energy.net.net is trainer._fit.networks.energy.net
 
     followed = deepcopy(flow.state_dict())
     with pytest.warns(UserWarning, match="max_num_epochs"):
@@ -158,8 +158,8 @@ def test_what_following_gained_is_kept_by_a_call_that_does_not_pool(monkeypatch)
     with pytest.warns(UserWarning, match="max_num_epochs"):
         trainer.train(resume_training=True, max_num_epochs=trainer.epoch + 1)
     assert trainer.summary["followed_validation_loss"] == [loss, loss]
-    kept = trainer._training._best_weights
-    assert trainer.energy.net is trainer._trained_energy.net
+    kept = trainer._fit.training.best_weights
+    assert trainer.energy.net is trainer._fit.networks.energy.net
     for name, value in trainer.energy.state_dict().items():
         assert torch.equal(value, kept[f"energy.{name}"])
     for name, value in flow.state_dict().items():
@@ -200,7 +200,7 @@ def follow(trainer, energy, **options):
         "clip_max_norm": 5.0,
         "show_progress": False,
     }
-    return trainer._training.follow(energy, *batches, **{**defaults, **options})
+    return trainer._fit.training.follow(energy, *batches, **{**defaults, **options})
 
 
 def test_an_energy_that_is_followed_stays_as_it_is():
@@ -238,22 +238,22 @@ def trained(pickled):
 
 
 def test_a_worse_energy_is_not_followed(trained):
-    flow = trained._neural_net
+    flow = trained.flow
     before = deepcopy(flow.state_dict())
     wrong = deepcopy(trained.energy)
     wrong.loc += 1.0
-    assert follow(trained, wrong) == trained._training.best_loss
+    assert follow(trained, wrong) == trained._fit.training.best_loss
     for name, value in flow.state_dict().items():
         assert torch.equal(value, before[name])
 
 
 def test_an_energy_that_is_not_finite_is_not_followed(trained):
-    flow = trained._neural_net
+    flow = trained.flow
     before = deepcopy(flow.state_dict())
     broken = deepcopy(trained.energy)
     broken.scale *= torch.nan
     with pytest.warns(UserWarning, match="The flow stays as it was"):
-        assert follow(trained, broken) == trained._training.best_loss
+        assert follow(trained, broken) == trained._fit.training.best_loss
     assert not flow.training
     assert all(parameter.grad is None for parameter in flow.parameters())
     for name, value in flow.state_dict().items():

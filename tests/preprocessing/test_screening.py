@@ -175,6 +175,6 @@ def test_training_screens_unless_there_is_an_embedding_net(monkeypatch):
     test = simulate(1000, 1)
     for nll in (
         lambda trainer, flow: flow_nll(flow, *test),
-        lambda trainer, flow: energy_nll(trainer._trained_energy, flow, *test),
+        lambda trainer, flow: energy_nll(trainer._fit.networks.energy, flow, *test),
     ):
         assert nll(*screened) < nll(*plain) - 0.1

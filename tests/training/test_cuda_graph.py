@@ -44,7 +44,7 @@ def training_and_batch(name):
     trainer.append_simulations(theta, x)
     with pytest.warns(UserWarning, match="Training stopped at"):
         trainer.train(max_num_epochs=2, calibration_kernel=lambda x: torch.ones(len(x)))
-    return trainer._training, (theta, x, torch.ones(100))
+    return trainer._fit.training, (theta, x, torch.ones(100))
 
 
 def trained_step(name):
@@ -63,7 +63,7 @@ def trained_step_on_gpu(num=100):
     trainer = JNPE(prior, device="cuda", show_progress_bars=False)
     with pytest.warns(UserWarning, match="Training stopped at"):
         trainer.append_simulations(theta, x).train(max_num_epochs=2)
-    step = trainer._training.step
+    step = trainer._fit.training.step
     step.pair.train()
     return step, [t.to("cuda") for t in (theta, x, torch.ones(num))]
 
