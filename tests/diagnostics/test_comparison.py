@@ -1,5 +1,6 @@
 """Tables of posteriors, with exact values where draws are known."""
 
+import sys
 from math import log, pi
 from statistics import NormalDist
 
@@ -14,8 +15,8 @@ from torch.distributions import MultivariateNormal
 
 from sbi_jeffreys import JNPE, _arviz
 from sbi_jeffreys.diagnostics.comparison import COLUMNS, Comparison, compare
-from sbi_jeffreys.diagnostics.distances import sliced_wasserstein
 from sbi_jeffreys.diagnostics.inference_data import to_inference_data
+from sbi_jeffreys.diagnostics.scores import sliced_wasserstein
 
 pytestmark = pytest.mark.filterwarnings("ignore:Pareto k is above")
 
@@ -313,6 +314,13 @@ def test_the_tables_can_be_read():
         result.reference = "other"
 
 
+def test_without_tabulate_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tabulate", None)
+    result = run({"some": torch.randn(30, 2)}, None)
+    with pytest.raises(ImportError, match=r"needs tabulate: .*sbi_jeffreys\[export\]"):
+        result.to_markdown()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -366,7 +374,7 @@ def test_posteriors_that_do_not_fit_are_refused():
         run({}, None)
     with pytest.raises(TypeError, match="got a MultivariateNormal"):
         run({"a": PRIOR}, None)
-    with pytest.raises(ValueError, match="at least 20 draws, all finite, got of 'a' 19"):
+    with pytest.raises(ValueError, match="at least 20 finite draws of 'a', got 19"):
         run({"a": torch.zeros(19, 2)}, None)
     with pytest.raises(ValueError, match="same parameters"):
         run({"a": torch.zeros(30, 2), "b": torch.zeros(30, 1)}, None)

@@ -19,9 +19,10 @@ from torch.distributions import MultivariateNormal
 
 from sbi_jeffreys import JNPE, _arviz
 from sbi_jeffreys._arviz import summary
-from sbi_jeffreys.diagnostics.draws import Draws, draw, is_normalised, random_state
+from sbi_jeffreys.diagnostics.draws import Draws, draw, is_normalised
 from sbi_jeffreys.diagnostics.inference_data import to_inference_data
 from sbi_jeffreys.diagnostics.observations import condition_shape
+from sbi_jeffreys.sampling.random_state import random_state
 
 pytestmark = pytest.mark.filterwarnings("ignore:Pareto k is above")
 
@@ -375,7 +376,7 @@ def test_samples_of_any_origin():
 
 def test_the_observation_is_the_posteriors_own_by_default(trained):
     posterior = trained["NPE"].build_posterior()
-    with pytest.raises(ValueError, match="Expected `x_o`, for DirectPosterior has no"):
+    with pytest.raises(ValueError, match="Expected `x_o`: DirectPosterior has no"):
         export(posterior, None)
     posterior.set_default_x(X_O)
     data = export(posterior, None)
