@@ -15,17 +15,17 @@ import pickle
 from functools import partial
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from joblib import Parallel, delayed
-from matplotlib.figure import Figure
 from sbi.utils import BoxUniform, MultipleIndependent
 from torch import nn
 from torch.distributions import Gamma, Normal
 
 from sbi_jeffreys import JNPE, build_spline_flow, plots, to_inference_data
 
-FAST = bool(os.environ.get("TUTORIAL_FAST"))  # for a quick look: numbers mean little then
+FAST = bool(os.environ.get("TUTORIAL_FAST"))  # a quick look; its numbers mean little
 EPOCHS = 3 if FAST else 200
 OUTPUT = Path("results/tutorials/bring_your_own")
 OUTPUT.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ TIMES = np.linspace(0, 3, 50)
 
 
 def oscillator(theta: np.ndarray, seed: int) -> np.ndarray:
-    """Return one time series, `(3,)` to `(50,)`."""
+    """Map parameters `(3,)` to a time series `(50,)`."""
     frequency, damping, phase = theta
     noise = 0.1 * np.random.default_rng(seed).standard_normal(len(TIMES))
     return np.exp(-damping * TIMES) * np.sin(2 * frequency * TIMES + phase) + noise
@@ -82,8 +82,8 @@ convolutions = nn.Sequential(
     nn.Flatten(),
     nn.LazyLinear(16),
 )
-convolutions(x[:1])  # a lazy layer learns its size from a first batch
-trainer = JNPE(prior, embedding_net=convolutions)
+convolutions(x[:1])  # a lazy layer learns its size from the first batch
+trainer = JNPE(prior, embedding_net=convolutions, show_progress_bars=False)
 trainer.append_simulations(theta, x).train(max_num_epochs=EPOCHS)
 
 theta_o = torch.tensor([2.5, 0.5, 0.3])
@@ -113,7 +113,7 @@ GRID = torch.linspace(-1, 1, 16)
 
 
 def spot(theta):
-    """Return noisy images, `(N, 3)` to `(N, 1, 16, 16)`."""
+    """Map parameters `(N, 3)` to noisy images `(N, 1, 16, 16)`."""
     column, row, width = (part[:, None, None] for part in theta.T)
     squares = (GRID[None, None, :] - column) ** 2 + (GRID[None, :, None] - row) ** 2
     image = (-0.5 * squares / width**2).exp()
@@ -121,7 +121,7 @@ def spot(theta):
 
 
 def pixels_to_features():
-    """Return a small convolutional network, `(N, 1, 16, 16)` to `(N, 32)`."""
+    """Return a small convolutional network from `(N, 1, 16, 16)` to `(N, 32)`."""
     return nn.Sequential(
         nn.Conv2d(1, 8, 3, stride=2, padding=1),
         nn.SiLU(),
@@ -138,6 +138,7 @@ of_images = JNPE(
     place,
     embedding_net=pixels_to_features(),
     energy_embedding_net=pixels_to_features(),
+    show_progress_bars=False,
 )
 of_images.append_simulations(theta_spots, spot(theta_spots))
 of_images.train(max_num_epochs=EPOCHS)
@@ -146,13 +147,11 @@ image = spot(theta_spot)
 found = of_images.build_posterior().sample((1000,), x=image)
 print("spot:", theta_spot[0].tolist(), "posterior mean:", found.mean(0).tolist())
 
-figure = Figure(figsize=(3.6, 3.4), layout="constrained")
-axis = figure.subplots()
+figure, axis = plt.subplots(figsize=(3.6, 3.4), layout="constrained")
 axis.imshow(image[0, 0], extent=(-1, 1, -1, 1), origin="lower", cmap="gray")
 axis.scatter(*found[:300, :2].T, s=3, color="C1")
 axis.set(title="samples of the spot's centre")
 figure.savefig(OUTPUT / "spot.png", dpi=110)
-figure
 
 # %% [markdown]
 # ## A flow and an energy of your own
@@ -166,7 +165,7 @@ figure
 
 # %%
 class Products(nn.Module):
-    """A log-ratio from products of features of θ with features of x."""
+    """A log-ratio that multiplies features of θ by features of x."""
 
     def __init__(self, input_features: int, condition_features: int) -> None:
         super().__init__()
@@ -190,9 +189,12 @@ custom = JNPE(
     density_estimator=partial(build_spline_flow, hidden_features=80, num_transforms=3),
     energy_net=Products,
     num_energies=2,
+    show_progress_bars=False,
 )
 custom.append_simulations(theta, x).train(max_num_epochs=EPOCHS)
-print("held-out loss with networks of our own:", min(custom.summary["validation_loss"]))
+print(
+    "lowest held-out loss of the custom networks:", min(custom.summary["validation_loss"])
+)
 
 # %% [markdown]
 # ## Save, load, resume

@@ -16,16 +16,16 @@ import math
 import os
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch.distributions import Independent, Normal
 
 from sbi_jeffreys import JNPE, Conditional, plots
 from sbi_jeffreys.objective.divergences import jeffreys_divergences
 from sbi_jeffreys.objective.multipliers import ResilientMultipliers
 
-FAST = bool(os.environ.get("TUTORIAL_FAST"))  # for a quick look: numbers mean little then
+FAST = bool(os.environ.get("TUTORIAL_FAST"))  # a quick look; its numbers mean little
 OUTPUT = Path("results/tutorials/how_it_works")
 OUTPUT.mkdir(parents=True, exist_ok=True)
 torch.set_num_threads(1)
@@ -36,7 +36,7 @@ prior = Independent(Normal(torch.zeros(1), torch.ones(1)), 1)
 
 
 def simulate(num):
-    """Return parameters and simulations, `(num, 1)` each."""
+    """Return parameters and simulations, each of shape `(num, 1)`."""
     theta = prior.sample((num,))
     return theta, theta + torch.randn(num, 1)
 
@@ -72,7 +72,7 @@ class GaussianFlow(Conditional):
         return draws[..., None], self.normal.log_prob(draws)
 
 
-def book(mean, variance, other_mean, other_variance):
+def gaussian_kl(mean, variance, other_mean, other_variance):
     """Return KL(N(mean, variance) ‖ N(other...)) in nats."""
     ratio = variance / other_variance
     shift = (mean - other_mean) ** 2 / other_variance
@@ -84,7 +84,11 @@ energy = Normal(x[:, 0] / 2, math.sqrt(0.7))
 estimates = jeffreys_divergences(
     GaussianFlow(x), lambda t: energy.log_prob(t[..., 0]), theta, 8, "generalized"
 )
-exact = (book(0, 0.5, 0.3, 0.8), book(0.3, 0.8, 0, 0.7), book(0, 0.5, 0, 0.7))
+exact = (
+    gaussian_kl(0, 0.5, 0.3, 0.8),
+    gaussian_kl(0.3, 0.8, 0, 0.7),
+    gaussian_kl(0, 0.5, 0, 0.7),
+)
 for name, estimate, value, unknown in zip(
     ("D1", "D2", "D3"), estimates, exact, (ENTROPY, 0, ENTROPY), strict=True
 ):
@@ -110,14 +114,12 @@ for step in range(600):
     path.append(multipliers.values.tolist())
 print("multipliers at rest:", [round(value, 2) for value in multipliers.values.tolist()])
 
-figure = Figure(figsize=(5, 3), layout="constrained")
-axis = figure.subplots()
+figure, axis = plt.subplots(figsize=(5, 3), layout="constrained")
 for values, name in zip(np.transpose(path), ("D1", "D2", "D3"), strict=True):
     axis.plot(values, label=name)
 axis.set(xlabel="step", ylabel="multiplier", title="D1 falls from 0.3 to -0.9 nats")
 axis.legend()
 figure.savefig(OUTPUT / "multipliers.png", dpi=110)
-figure
 
 # %% [markdown]
 # ## The entropy reference
@@ -173,13 +175,11 @@ for name, options in SWITCHES.items():
     weights = "/".join(f"{w:.2f}" for w in trainer.summary["multipliers"][-1])
     print(f"{name:24} KL {rows[name]:.3f}   log Z {log_z:+.2f}   weights {weights}")
 
-figure = Figure(figsize=(6, 2.8), layout="constrained")
-axis = figure.subplots()
+figure, axis = plt.subplots(figsize=(6, 2.8), layout="constrained")
 axis.barh(list(rows), list(rows.values()))
 axis.invert_yaxis()
 axis.set(xlabel="KL of the flow after the last epoch, nats")
 figure.savefig(OUTPUT / "switches.png", dpi=110)
-figure
 
 # %% [markdown]
 # What to look at: "data only" is the one that overfits. The importance-sampled normaliser

@@ -20,10 +20,10 @@ import time
 from pathlib import Path
 
 import emcee
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from joblib import Parallel, delayed
-from matplotlib.figure import Figure
 from sbi.inference import NPE
 from sbi.utils import MultipleIndependent
 from torch import Tensor
@@ -33,7 +33,7 @@ from torchdiffeq import odeint
 from sbi_jeffreys import JNPE, compare, plots, to_inference_data
 from sbi_jeffreys.plots.style import color_of
 
-FAST = bool(os.environ.get("TUTORIAL_FAST"))  # for a quick look: numbers mean little then
+FAST = bool(os.environ.get("TUTORIAL_FAST"))  # a quick look; its numbers mean little
 NUM_SIMULATIONS, MCMC_STEPS = (200, 100) if FAST else (1000, 2500)
 EPOCHS = 3 if FAST else 100
 SEED = 0
@@ -67,8 +67,8 @@ X_O = torch.cat([HARE, LYNX]).log()
 # %%
 NAMES = ["α", "β", "γ", "δ", "hare 1900", "lynx 1900", "σ hare", "σ lynx"]
 STAN_MEANS = [0.55, 0.028, 0.80, 0.024, 34.0, 6.0, 0.25, 0.25]
-STEP = 0.2  # years; log populations then err by less than 0.01 near the posterior
-FLOOR = math.log(1e-3)  # pelts are counted in thousands, so one pelt is the least
+STEP = 0.2  # years; the error of log populations near the posterior is below 0.01
+FLOOR = math.log(1e-3)  # thousands: the smallest count is one pelt
 
 
 class PositiveNormal(Distribution):
@@ -106,7 +106,7 @@ def make_prior() -> MultipleIndependent:
 
 
 def log_populations(theta: Tensor) -> Tensor:
-    """Solve the equations for log hares and lynx; `(N, 8)` to `(N, 42)`."""
+    """Map parameters `(N, 8)` to log populations `(N, 42)`, hares before lynx."""
     growth = torch.stack([theta[:, 0], -theta[:, 2]])
     loss = torch.stack([-theta[:, 1], theta[:, 3]])
 
@@ -120,7 +120,7 @@ def log_populations(theta: Tensor) -> Tensor:
 
 
 def simulate(theta: Tensor) -> Tensor:
-    """Return log counts in thousands, hares then lynx, `(N, 42)`."""
+    """Map parameters `(N, 8)` to log counts in thousands `(N, 42)`, hares first."""
     scale = theta[:, 6:].repeat_interleave(len(YEARS), dim=1)
     counts = log_populations(theta) + scale * torch.randn(len(theta), 2 * len(YEARS))
     return counts.clamp(min=FLOOR)
@@ -135,7 +135,7 @@ def simulate(theta: Tensor) -> Tensor:
 
 # %%
 def log_posterior(log_theta: np.ndarray) -> np.ndarray:
-    """Return the exact log posterior density of log parameters, `(N, 8)` to `(N,)`."""
+    """Map log parameters `(N, 8)` to their exact log posterior density `(N,)`."""
     theta = torch.as_tensor(np.exp(log_theta), dtype=torch.float32)
     with torch.no_grad():
         scale = theta[:, 6:].repeat_interleave(len(YEARS), dim=1)
@@ -173,15 +173,19 @@ torch.manual_seed(SEED)
 prior = make_prior()
 theta = prior.sample((NUM_SIMULATIONS,))
 x = simulate(theta)
-trainers, seconds = {"JNPE": JNPE(prior), "NPE": NPE(prior)}, {}
+trainers = {
+    "JNPE": JNPE(prior, show_progress_bars=False),
+    "NPE": NPE(prior, show_progress_bars=False),
+}
+seconds = {}
 for name, trainer in trainers.items():
     start = time.perf_counter()
     trainer.append_simulations(theta, x)
     trainer.train(max_num_epochs=EPOCHS)
     seconds[name] = time.perf_counter() - start
-plots.plot_training(trainers["JNPE"].summary).savefig(OUTPUT / "training.png", dpi=110)
-print("\nwaiting for MCMC ...")
-(chains,) = mcmc
+figure = plots.plot_training(trainers["JNPE"].summary)
+figure.savefig(OUTPUT / "training.png", dpi=110)
+figure
 
 # %% [markdown]
 # ## Do flow and energy agree at the observation?
@@ -191,6 +195,7 @@ print("\nwaiting for MCMC ...")
 # has not, and the corrected posterior is the one to look at.
 
 # %%
+(chains,) = mcmc  # wait for the other process
 corrected = trainers["JNPE"].build_posterior(sample_with="energy")
 agreement = corrected.agreement(X_O)
 print(agreement)
@@ -246,8 +251,7 @@ figure
 # should follow the cycle. A posterior that is too wide predicts any phase at all.
 
 # %%
-figure = Figure(figsize=(9, 7), layout="constrained")
-axes = figure.subplots(2, 1, sharex=True)
+figure, axes = plt.subplots(2, 1, sharex=True, figsize=(9, 7), layout="constrained")
 for name, each in data.items():
     counts = np.exp(each["posterior_predictive"]["x"].values.reshape(-1, 2, len(YEARS)))
     bands = np.quantile(counts, (0.05, 0.5, 0.95), axis=0).swapaxes(0, 1)
@@ -260,6 +264,8 @@ for axis, animal, counts in zip(axes, ("hares", "lynx"), (HARE, LYNX), strict=Tr
 axes[0].legend(title="median and 90 % of predictions")
 axes[1].set(xlabel="year", xticks=range(1900, 1921, 5))
 figure.savefig(OUTPUT / "predictive.png", dpi=110)
+
+# %%
 print(f"{time.perf_counter() - begin:.0f} s; figures are in {OUTPUT}")
 
 # %% [markdown]

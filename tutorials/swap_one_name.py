@@ -14,15 +14,15 @@
 import os
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
-from matplotlib.figure import Figure
 from sbi.inference import NPE
 from sbi.utils import BoxUniform
 from torch.distributions import Normal
 
 from sbi_jeffreys import JNPE, compare, plots, to_inference_data
 
-FAST = bool(os.environ.get("TUTORIAL_FAST"))  # for a quick look: numbers mean little then
+FAST = bool(os.environ.get("TUTORIAL_FAST"))  # a quick look; its numbers mean little
 OUTPUT = Path("results/tutorials/swap_one_name")
 OUTPUT.mkdir(parents=True, exist_ok=True)
 torch.set_num_threads(1)
@@ -45,7 +45,10 @@ def simulator(theta):
 theta = prior.sample((500,))
 x = simulator(theta)
 
-trainers = {"NPE": NPE(prior), "JNPE": JNPE(prior)}
+trainers = {
+    "NPE": NPE(prior, show_progress_bars=False),
+    "JNPE": JNPE(prior, show_progress_bars=False),
+}
 for trainer in trainers.values():
     trainer.append_simulations(theta, x).train(max_num_epochs=5 if FAST else 2**31 - 1)
 
@@ -92,7 +95,7 @@ gaussian = Normal(x_test - 1, 0.1)
 inside = gaussian.cdf(torch.tensor(2.0)) - gaussian.cdf(torch.tensor(-2.0))
 exact = -(gaussian.log_prob(theta_test) - inside.log()).sum(-1).mean()
 
-methods = {  # with their patience, in epochs, and the largest number of simulations
+methods = {  # patience in epochs, and the largest number of simulations
     "NPE": (NPE, 20, 3000),
     "JNPE": (JNPE, 50, 1000),
 }
@@ -113,14 +116,12 @@ for num in (100, 300) if FAST else (100, 300, 1000, 3000):
         print(f"{num:5} simulations, {name}: {gaps[name][num]:.3f} nats")
 
 # %%
-figure = Figure(figsize=(5, 3.5), layout="constrained")
-axis = figure.subplots()
+figure, axis = plt.subplots(figsize=(5, 3.5), layout="constrained")
 for name, values in gaps.items():
     axis.loglog(list(values), list(values.values()), "o-", label=name)
 axis.set(xlabel="simulations", ylabel="KL from the exact posterior, nats")
 axis.legend()
 figure.savefig(OUTPUT / "budgets.png", dpi=110)
-figure
 
 # %% [markdown]
 # Read the figure across: JNPE with 100 simulations is about as good as NPE with 300, and

@@ -14,14 +14,14 @@ import os
 import time
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from sbi.utils import BoxUniform
 
 from sbi_jeffreys import JNPE, calibrate, plots
 
-FAST = bool(os.environ.get("TUTORIAL_FAST"))  # for a quick look: numbers mean little then
+FAST = bool(os.environ.get("TUTORIAL_FAST"))  # a quick look; its numbers mean little
 OUTPUT = Path("results/tutorials/thousands_of_observations")
 OUTPUT.mkdir(parents=True, exist_ok=True)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -34,7 +34,7 @@ prior = BoxUniform(-2 * torch.ones(4), 2 * torch.ones(4), device=DEVICE)
 
 
 def simulator(theta):
-    """Return eight noisy features of four parameters, `(N, 4)` to `(N, 8)`."""
+    """Map parameters `(N, 4)` to noisy features `(N, 8)`."""
     features = torch.cat([theta, theta.roll(1, -1) * theta], -1)
     return features + 0.2 * torch.randn_like(features)
 
@@ -56,13 +56,13 @@ theta_on_disk, x_on_disk = (
     np.load(OUTPUT / name, mmap_mode="r") for name in ("theta.npy", "x.npy")
 )
 
-trainer = JNPE(prior, device=DEVICE)
+trainer = JNPE(prior, device=DEVICE, show_progress_bars=False)
 trainer.append_simulations(theta_on_disk, x_on_disk)
 start = time.perf_counter()
 trainer.train(training_batch_size=1000, max_num_epochs=3 if FAST else 30)
 seconds = time.perf_counter() - start
 rate = trainer.epoch * NUM_SIMULATIONS / seconds
-print(f"\ntrained {trainer.epoch} epochs on {DEVICE}: {rate:,.0f} simulations a second")
+print(f"trained {trainer.epoch} epochs on {DEVICE}: {rate:,.0f} simulations a second")
 figure = plots.plot_training(trainer.summary)
 figure.savefig(OUTPUT / "training.png", dpi=110)
 figure
@@ -90,12 +90,10 @@ for name, posterior in posteriors.items():
     speeds[name] = samples.shape[0] * samples.shape[1] / (time.perf_counter() - start)
     print(f"{name}: {tuple(samples.shape)} samples, {speeds[name]:,.0f} a second")
 
-figure = Figure(figsize=(4, 3), layout="constrained")
-axis = figure.subplots()
+figure, axis = plt.subplots(figsize=(4, 3), layout="constrained")
 axis.bar(list(speeds), list(speeds.values()), color=["C0", "C1"])
 axis.set(ylabel=f"samples a second on {DEVICE}")
 figure.savefig(OUTPUT / "throughput.png", dpi=110)
-figure
 
 # %% [markdown]
 # ## With so many observations, check that they are right on average

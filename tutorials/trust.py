@@ -13,15 +13,15 @@
 import os
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
-from matplotlib.figure import Figure
 from sbi.utils import BoxUniform
 from torch.distributions import Normal
 
 from sbi_jeffreys import JNPE, calibrate, compare, plots, to_inference_data
 from sbi_jeffreys.plots.style import color_of
 
-FAST = bool(os.environ.get("TUTORIAL_FAST"))  # for a quick look: numbers mean little then
+FAST = bool(os.environ.get("TUTORIAL_FAST"))  # a quick look; its numbers mean little
 OUTPUT = Path("results/tutorials/trust")
 OUTPUT.mkdir(parents=True, exist_ok=True)
 torch.set_num_threads(1)
@@ -33,11 +33,11 @@ prior = BoxUniform(torch.tensor([0.5, 0.5, 0.02]), torch.tensor([2.0, 5.0, 0.3])
 
 
 def decay(theta, outlier=0.0):
-    """Return noisy exponential decays at 20 times, `(N, 3)` to `(N, 20)`."""
+    """Map parameters `(N, 3)` to noisy exponential decays `(N, 20)`."""
     amplitude, rate, noise = theta.T[..., None]
     curve = amplitude * (-rate * TIMES).exp()
     x = curve + noise * torch.randn(len(theta), len(TIMES))
-    x[:, 5] += outlier  # a fault of the instrument that the simulator does not know
+    x[:, 5] += outlier  # an instrument fault that the simulator ignores
     return x
 
 
@@ -52,7 +52,7 @@ x_good, x_faulty = decay(theta_o), decay(theta_o, outlier=2.0)
 # %%
 theta = prior.sample((1000,))
 x = decay(theta)
-trained, under_trained = JNPE(prior), JNPE(prior)
+trained, under_trained = (JNPE(prior, show_progress_bars=False) for _ in range(2))
 trained.append_simulations(theta, x).train(
     stop_after_epochs=30, max_num_epochs=5 if FAST else 2**31 - 1
 )
@@ -124,7 +124,11 @@ calibrations = {
 }
 for name, calibration in calibrations.items():
     print(f"{name}: {calibration.verdict}")
-plots.plot_ranks(calibrations).savefig(OUTPUT / "ranks.png", dpi=110)
+figure = plots.plot_ranks(calibrations)
+figure.savefig(OUTPUT / "ranks.png", dpi=110)
+figure
+
+# %%
 figure = plots.plot_tarp(calibrations)
 figure.savefig(OUTPUT / "tarp.png", dpi=110)
 figure
@@ -155,10 +159,12 @@ data = {
     for name, (_, x_o) in cases.items()
 }
 print(compare(data))
-plots.plot_densities(data).savefig(OUTPUT / "densities.png", dpi=110)
+figure = plots.plot_densities(data)
+figure.savefig(OUTPUT / "densities.png", dpi=110)
+figure
 
-figure = Figure(figsize=(10, 3.2), layout="constrained")
-axes = figure.subplots(1, 3, sharey=True)
+# %%
+figure, axes = plt.subplots(1, 3, sharey=True, figsize=(10, 3.2), layout="constrained")
 for axis, (name, (_, x_o)) in zip(axes, cases.items(), strict=True):
     predicted = torch.as_tensor(data[name]["posterior_predictive"]["x"].values)
     levels = torch.tensor([0.05, 0.5, 0.95])
@@ -168,7 +174,6 @@ for axis, (name, (_, x_o)) in zip(axes, cases.items(), strict=True):
     axis.plot(TIMES, x_o[0], "k.")
     axis.set(title=name, xlabel="time")
 figure.savefig(OUTPUT / "predictive.png", dpi=110)
-figure
 
 # %% [markdown]
 # ## What not to compare with
