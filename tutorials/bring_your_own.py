@@ -1,13 +1,14 @@
 # %% [markdown]
 # # Bring your own
 #
-# Simulators in numpy, time series and images as data, priors with mixed bounds, networks
-# and flows of your own; saving, resuming, and watching a training in TensorBoard;
-# later sections use the data of the first.
+# This tutorial shows what you can bring to JNPE: a NumPy simulator, a prior with mixed
+# bounds, time series and images as data, and your own networks and flow. It also shows
+# how to save and resume a training and how to watch it in TensorBoard.
 #
 #     python tutorials/bring_your_own.py
 #
-# About three minutes on two cores; results go to `results/tutorials`.
+# The script takes about three minutes on two cores and writes its results into
+# `results/tutorials`.
 
 # %%
 import os
@@ -33,12 +34,13 @@ torch.set_num_threads(1)
 torch.manual_seed(0)
 
 # %% [markdown]
-# ## A numpy simulator, in parallel, with a mixed prior
+# ## A NumPy simulator, in parallel, with a mixed prior
 #
-# A noisy oscillator: frequency between bounds, damping positive, phase anywhere. The flow
-# lives in unconstrained space, so that no sample ever leaves these bounds.
+# The simulator is a noisy oscillator. Its frequency lies between two bounds, its damping
+# is positive, and its phase is unbounded. The flow works in an unconstrained space, so no
+# sample ever leaves these bounds.
 #
-# joblib runs numpy simulators in parallel; give each call a seed of its own, or all
+# joblib runs the simulator in parallel. Give each call its own seed. Otherwise all
 # workers may draw the same noise.
 
 # %%
@@ -70,7 +72,8 @@ x = torch.from_numpy(np.stack(series)).float()
 # %% [markdown]
 # ## Time series: an embedding network
 #
-# It turns x into features, is trained along, and is shared by flow and energy.
+# An embedding network turns x into features. It is trained together with the flow and the
+# energy, which share it.
 
 # %%
 convolutions = nn.Sequential(
@@ -103,10 +106,10 @@ figure.savefig(OUTPUT / "oscillator.png", dpi=110)
 figure
 
 # %% [markdown]
-# ## Images: two axes more
+# ## Images: more axes
 #
-# x may have any shape. A spot of unknown place and width on a detector of 16 by 16
-# pixels; the energy has an embedding of its own here.
+# x may have any shape. Here it is an image of 16 by 16 pixels that shows a spot of
+# unknown place and width. The energy gets its own embedding network in this example.
 
 # %%
 GRID = torch.linspace(-1, 1, 16)
@@ -154,13 +157,16 @@ axis.set(title="samples of the spot's centre")
 figure.savefig(OUTPUT / "spot.png", dpi=110)
 
 # %% [markdown]
-# ## A flow and an energy of your own
+# ## Your own flow and energy
 #
-# - A larger flow: `partial(build_spline_flow, hidden_features=...)`; or the name of one
-#   of sbi's, such as "maf"; or a builder that returns an nflows or zuko estimator of sbi.
-# - The energy's network is called with standardised parameters, `(sample, batch, D)`, and
-#   embedded data, `(batch, features)`, and returns `(sample, batch)`. It should return
-#   zeros at first: training then starts at the prior.
+# There are three ways to choose the flow. For a larger one, pass
+# `partial(build_spline_flow, hidden_features=...)`. For one of sbi's flows, pass its
+# name, such as "maf". For any other, pass a builder that returns an nflows or zuko
+# estimator of sbi.
+#
+# The energy's network takes standardised parameters `(sample, batch, D)` and embedded
+# data `(batch, features)`, and returns `(sample, batch)`. It should return zeros at
+# first, so that training starts at the prior.
 
 
 # %%
@@ -199,9 +205,9 @@ print(
 # %% [markdown]
 # ## Save, load, resume
 #
-# A trainer is pickled with its simulations, optimisers and random numbers: after loading,
-# training goes on exactly where it stopped (as it does after Ctrl-C). A posterior alone
-# is pickled, too.
+# A pickled trainer contains its simulations, its optimisers and its random state. After
+# loading, training continues exactly where it stopped. The same holds after you interrupt
+# a training with Ctrl-C. You can also pickle a posterior alone.
 
 # %%
 path = OUTPUT / "trainer.pkl"
@@ -215,12 +221,12 @@ print(f"resumed at epoch {before}, now at {loaded.epoch}")
 # %% [markdown]
 # ## Watch it in TensorBoard
 #
-# Losses, multipliers, divergences, effective sample size and learning rates of each
-# training were written to `sbi-logs`; look at them while a training runs with
+# Each training writes its losses, multipliers, divergences, effective sample sizes and
+# learning rates to `sbi-logs`. Watch them while a training runs with
 #
 #     tensorboard --logdir sbi-logs
 #
-# or afterwards as a figure:
+# After a training, draw them as a figure:
 
 # %%
 figure = plots.plot_training(loaded.summary)

@@ -1,13 +1,14 @@
 # %% [markdown]
-# # Thousands of observations, on a GPU if there is one
+# # Thousands of observations
 #
-# A posterior that is amortised costs its training once, and then answers for any number
-# of observations. How fast, and what has to fit where? The same lines run on a CPU and on
-# a GPU: only `device` differs.
+# An amortised posterior is trained once and then answers for any number of observations.
+# This tutorial measures how fast it answers and shows how to limit memory. The same code
+# runs on a CPU and on a GPU; only `device` differs.
 #
 #     python tutorials/thousands_of_observations.py
 #
-# About four minutes on two cores; results go to `results/tutorials`.
+# The script takes about four minutes on two cores and writes its figures into
+# `results/tutorials`.
 
 # %%
 import os
@@ -42,11 +43,13 @@ def simulator(theta):
 # %% [markdown]
 # ## Simulations larger than memory
 #
-# Simulations of an expensive run often lie in files. Arrays that are mapped from disk
-# (`numpy.load(path, mmap_mode="r")`) are trained on without being read into memory: while
-# a batch is used, a thread gathers the next. With arrays in memory, `data_device="cpu"`
-# keeps them there while training on a GPU, and `data_device=None` (the default) puts them
-# on the GPU, where batches cost nothing.
+# Expensive simulations are often stored in files. JNPE trains on arrays that are mapped
+# from disk by `numpy.load(path, mmap_mode="r")` without reading them into memory. While
+# one batch is used, a thread loads the next.
+#
+# Arrays in memory can stay there while a GPU trains: pass `data_device="cpu"` to
+# `append_simulations`. The default, `data_device=None`, copies them to the GPU, where
+# batches need no transfer.
 
 # %%
 theta = prior.sample((NUM_SIMULATIONS,))
@@ -70,9 +73,10 @@ figure
 # %% [markdown]
 # ## All observations at once
 #
-# `sample_batched` draws for all of them together, at most `max_sampling_batch_size`
-# samples at a time, so that memory is bounded. The flow needs no rejection; the corrected
-# posterior weighs the flow's draws by the energy, which costs several times as much.
+# `sample_batched` samples for all observations together. It makes at most
+# `max_sampling_batch_size` samples at a time, which limits memory. The flow needs no
+# rejection. The corrected posterior weights the flow's draws by the energy, so its
+# samples take several times as long.
 
 # %%
 theta_true = prior.sample((NUM_OBSERVATIONS,))
@@ -96,11 +100,12 @@ axis.set(ylabel=f"samples a second on {DEVICE}")
 figure.savefig(OUTPUT / "throughput.png", dpi=110)
 
 # %% [markdown]
-# ## With so many observations, check that they are right on average
+# ## Calibration over many observations
 #
-# The true parameters are known here, so that ranks should be uniform, for each parameter,
-# over all observations. A line outside of the band is a posterior that is too narrow or
-# too wide; with this many observations even a small error shows.
+# Here the true parameters are known. If the posterior is calibrated, the rank of each
+# true parameter among the samples is uniform over all observations. A curve that leaves
+# the grey band means that the posterior is too narrow, too wide or biased. With many
+# observations, even a small error shows.
 
 # %%
 calibration = calibrate(
