@@ -14,7 +14,12 @@ from sbi_jeffreys.diagnostics.calibration import fresh_simulations
 from sbi_jeffreys.diagnostics.draws import INDEPENDENT
 from sbi_jeffreys.diagnostics.inference_data import to_inference_data
 from sbi_jeffreys.diagnostics.naming import ParameterNames
-from sbi_jeffreys.diagnostics.scores import CLASSIFIERS, distances, held_out_scores
+from sbi_jeffreys.diagnostics.scores import (
+    CLASSIFIERS,
+    distances,
+    held_out_scores,
+    varies,
+)
 from sbi_jeffreys.sampling.random_state import random_state
 
 AGREEMENT = ("pareto_k", "ess", "kl_flow_energy")
@@ -263,7 +268,8 @@ def _parameter_table(
             tables[name]["r_hat"] = np.nan
     if reference is not None:
         known = tables[reference].copy()
-        scale = known["sd"].where(known["sd"] > 0, 1.0)
+        known_draws = draws[reference].reshape(-1, len(labels))
+        scale = known["sd"].where(varies(known_draws), 1.0)
         for table in tables.values():
             table["mean_shift"] = (table["mean"] - known["mean"]) / scale
             table["sd_ratio"] = table["sd"] / scale

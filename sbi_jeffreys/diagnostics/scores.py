@@ -22,6 +22,14 @@ NUM_LEAKAGE_SAMPLES = 1000
 """Draws for each x that estimate how much of a flow is outside the prior."""
 
 
+def varies(draws: np.ndarray) -> np.ndarray:
+    """Return which columns of draws `(N, D)` are not constant, shape `(D,)`.
+
+    Rounding can give a constant column a positive standard deviation.
+    """
+    return np.ptp(draws, 0) > 0
+
+
 def distances(
     reference: np.ndarray,
     samples: np.ndarray,
@@ -42,9 +50,7 @@ def distances(
         Distances by name. `Comparison` describes them.
     """
     mean, sd = reference.mean(0), reference.std(0, ddof=1)
-    sd = np.where(
-        np.ptp(reference, 0) > 0, sd, 1.0
-    )  # if all are equal, sd is rounding error
+    sd = np.where(varies(reference), sd, 1.0)
     reference, samples = (
         rng.permutation((each - mean) / sd) for each in (reference, samples)
     )
@@ -105,7 +111,7 @@ def held_out_scores(
     """
     device = device_of(posterior)
     theta, x = theta.to(device), x.to(device)
-    with warnings.catch_warnings():  # about tests that are not used here
+    with warnings.catch_warnings():  # they are about tests that are not used
         warnings.filterwarnings("ignore", "With .* simulations")
         warnings.filterwarnings("ignore", ".* simulations reveal only")
         calibration = calibrate(
