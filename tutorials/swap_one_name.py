@@ -131,9 +131,9 @@ axis.legend()
 figure.savefig(OUTPUT / "budgets.png", dpi=110)
 
 # %% [markdown]
-# Compare the curves along the horizontal axis first. JNPE with 100 simulations is about
-# as accurate as NPE with 300. JNPE with 300 is about as accurate as NPE with 3,000. When
-# simulations are expensive, JNPE saves many of them.
+# Compare the curves along the horizontal axis first. JNPE with 100 simulations is more
+# accurate than NPE with 300. JNPE with 300 is about as accurate as NPE with 1,000 or with
+# 3,000. When simulations are expensive, JNPE saves many of them.
 #
 # Then look at the cost. NPE with its defaults stops early and gains little from 1,000 to
 # 3,000 simulations, but it trains in seconds. JNPE takes about a minute. If simulations
