@@ -23,6 +23,7 @@ from sbi_jeffreys.diagnostics.draws import Draws, draw, is_normalised
 from sbi_jeffreys.diagnostics.inference_data import to_inference_data
 from sbi_jeffreys.diagnostics.observations import condition_shape
 from sbi_jeffreys.sampling.random_state import random_state
+from tests.conftest import fit_in_few_steps
 
 pytestmark = pytest.mark.filterwarnings("ignore:Pareto k is above")
 
@@ -56,10 +57,12 @@ def trained():
     x = simulator(theta)
     result = {}
     methods = {"NPE": NPE, "FMPE": FMPE, "NLE": NLE, "JNPE": JNPE}
-    for name, method in methods.items():
-        trainer = method(PRIOR, show_progress_bars=False)
-        trainer.append_simulations(theta, x).train(max_num_epochs=2)
-        result[name] = trainer
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        fit_in_few_steps(monkeypatch)
+        for name, method in methods.items():
+            trainer = method(PRIOR, show_progress_bars=False)
+            trainer.append_simulations(theta, x).train(max_num_epochs=2)
+            result[name] = trainer
     return result
 
 
