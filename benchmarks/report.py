@@ -1,4 +1,4 @@
-"""Tables in Markdown, and what they were measured with."""
+"""Tables in Markdown, and the versions and machine that measured them."""
 
 import os
 import platform
@@ -17,14 +17,19 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join(f"|{'|'.join(f' {cell} ' for cell in line)}|" for line in lines)
 
 
+def section(title: str, note: str, body: str) -> str:
+    """Return a section in Markdown: its title, what was measured, and a table."""
+    return f"## {title}\n\n{note}\n\n{body}"
+
+
 def spread(values: pd.Series, digits: int) -> str:
-    """Return the mean and, of several values, ± their standard deviation, in words."""
+    """Return the mean in words and, for several values, ± their standard deviation."""
     deviation = f" ± {values.std():.{digits}f}" if len(values) > 1 else ""
     return f"{values.mean():.{digits}f}{deviation}"
 
 
 def words(values: Iterable[Any]) -> str:
-    """Return the different values, in order."""
+    """Return the different values in order, in words."""
     return " ".join(map(str, sorted(set(values))))
 
 
@@ -38,7 +43,7 @@ def measured_with(device: str) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a report, into a folder that need not exist."""
+    """Write a report. Its folder is made if necessary."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text + "\n")
 

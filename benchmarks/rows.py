@@ -1,4 +1,4 @@
-"""Rows of a CSV file, one for each key: what is in the file is not computed again."""
+"""Rows of a CSV file, one for each key. Rows in the file are not computed again."""
 
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -22,14 +22,14 @@ def finish(
 ) -> pd.DataFrame:
     """Compute the rows that are missing, and return those of the keys.
 
-    Each says in the column `measured_with` by what versions and machine it was computed.
+    The column `measured_with` has the versions and the machine that computed a row.
 
     Args:
-        compute: Called with the parts of a key, in a process of one thread; returns a
-            row, of which these are the first entries.
-        keys: Of the rows wanted.
-        path: Of the CSV file, which need not exist.
-        jobs: Processes.
+        compute: Function of the parts of a key. It runs in a process of one thread and
+            returns a row that starts with these parts.
+        keys: Keys of the rows wanted.
+        path: Path of the CSV file, which need not exist.
+        jobs: Number of processes.
         columns: Names of a row's entries.
 
     Raises:
@@ -41,7 +41,7 @@ def finish(
     if path.exists() and list(rows.columns) != list(columns):
         raise ValueError(
             f"Expected {path} to have the columns {', '.join(columns)}, got "
-            f"{', '.join(rows.columns)}: it is another version's."
+            f"{', '.join(rows.columns)}. The file is of another version."
         )
     done = set(_keys(rows, len(keys[0])))
     todo = [key for key in keys if key not in done]
@@ -57,7 +57,7 @@ def finish(
 
 
 def curve(values: Iterable[float]) -> str:
-    """Return numbers, of six digits, as an entry of a row."""
+    """Return numbers with six digits as an entry of a row."""
     return json.dumps([float(f"{value:.6g}") for value in values])
 
 

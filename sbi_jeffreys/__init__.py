@@ -10,8 +10,10 @@ from sbi_jeffreys.diagnostics import (
 )
 from sbi_jeffreys.diagnostics.agreement import AgreementReport
 from sbi_jeffreys.models.conditional import Conditional, condition_on
-from sbi_jeffreys.models.energy import ConditionalEnergy, LogRatioNet
-from sbi_jeffreys.models.flow import ConditionalFlow, build_spline_flow
+from sbi_jeffreys.models.energy import ConditionalEnergy
+from sbi_jeffreys.models.flow import ConditionalFlow
+from sbi_jeffreys.models.log_ratio import LogRatioNet
+from sbi_jeffreys.models.spline_flow import build_spline_flow
 from sbi_jeffreys.posteriors.energy_posterior import (
     EnergyPosterior,
     EnergyPosteriorParameters,

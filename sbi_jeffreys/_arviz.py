@@ -20,9 +20,6 @@ Groups = Mapping[str, Mapping[str, np.ndarray]]
 Coords = Mapping[str, Sequence[Any]]
 Dims = Mapping[str, Sequence[str]]
 
-TIED = 1e-6
-"""Difference of log weights below which they are equal."""
-
 
 def load_arviz() -> ModuleType:
     """Import arviz without its warnings about future versions."""
@@ -89,77 +86,6 @@ class _Arviz1:
 def library() -> _Arviz0 | _Arviz1:
     """Return the arviz that is installed, imported at the first call."""
     return _Arviz0() if int(load_arviz().__version__.split(".")[0]) < 1 else _Arviz1()
-
-
-def pareto_smoothed(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    r"""Smooth the largest importance weights; say how heavy their tail is.
-
-    The largest weights, a fifth of them or $3 \sqrt N$, are replaced by quantiles of the
-    generalized Pareto distribution that fits them (Vehtari et al., JMLR 25(72), 2024).
-    Draws of weight zero have no part in that.
-
-    Args:
-        log_weights: In nats, shape `(..., N)`; minus infinity for a weight of zero. They
-            are not modified.
-
-    Returns:
-        Smoothed log weights, shape `(..., N)`, of which each row's weights sum to one;
-        and the distribution's shape k̂, `(...)`: unreliable above 0.7. It is infinite
-        where a tail can't be fitted, for want of 25 weights or of 5 above the others, and
-        minus infinity where the largest are equal, for then there is no tail.
-
-    Raises:
-        ValueError: If weights are NaN or infinite, or all of a row's are zero.
-    """
-    log_weights = np.array(log_weights, dtype=float)
-    if log_weights.ndim == 0 or not log_weights.shape[-1]:
-        raise ValueError(
-            f"Expected `log_weights` of shape (..., N), N > 0, got {log_weights.shape}."
-        )
-    if not (log_weights < np.inf).all():
-        raise ValueError(
-            "Expected `log_weights` to be finite or minus infinity, got "
-            f"{int((~(log_weights < np.inf)).sum())} that are NaN or infinite."
-        )
-    largest = log_weights.max(-1, keepdims=True)
-    if np.isneginf(largest).any():
-        raise ValueError(
-            "Expected `log_weights` of which some are above minus infinity in each row; "
-            f"in {int(np.isneginf(largest).sum())} all weights are zero."
-        )
-    shifted = log_weights - largest
-    normalised = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-    pareto_k = np.empty(log_weights.shape[:-1])
-    for row in np.ndindex(pareto_k.shape):
-        pareto_k[row] = _smooth_tail(shifted[row], normalised[row])
-    return normalised, pareto_k
-
-
-def _smooth_tail(log_weights: np.ndarray, normalised: np.ndarray) -> float:
-    """Return k̂ of log weights `(N,)`, of which the largest is 0.
-
-    If there is a tail, write the log weights that result into `normalised`, `(N,)`.
-    """
-    if _around_cutoff(log_weights)[1] > -TIED:
-        return -np.inf
-    some = log_weights > np.log(np.finfo(float).tiny)
-    positive = log_weights[some]
-    if len(positive) < 25 or (positive > _around_cutoff(positive)[0]).sum() < 5:
-        return np.inf
-    with np.errstate(all="ignore"):
-        smoothed, pareto_k = library().psis(positive)
-    if not np.isfinite(pareto_k):
-        return np.inf
-    normalised[some] = smoothed
-    return float(pareto_k)
-
-
-def _around_cutoff(log_weights: np.ndarray) -> tuple[float, float]:
-    """Return the largest log weight below those to be smoothed; the smallest of them."""
-    num = len(log_weights)
-    tail = min(max(5, int(min(num / 5, 3 * num**0.5))), num)
-    ascending = np.sort(log_weights)
-    return ascending[max(num - tail - 1, 0)], ascending[num - tail]
 
 
 def inference_data(

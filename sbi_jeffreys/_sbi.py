@@ -1,9 +1,335 @@
-"""Every private name of sbi and nflows that this package uses."""
+"""Every private thing of sbi and nflows that this package touches, and nothing of ours.
+
+A name that begins with an underscore may move in any release of sbi. `TOUCHED` lists all
+that are used; a test looks for each of them in the installed version.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
+from nflows.distributions import Distribution as NFlowsDistribution
+from nflows.flows import Flow
+from nflows.transforms import Transform
+from sbi.inference import NPE_C
+from sbi.inference.posteriors import MCMCPosterior
 from sbi.inference.posteriors.base_posterior import NeuralPosterior
+from sbi.inference.posteriors.posterior_parameters import PosteriorParameters
+from sbi.inference.trainers._contracts import TrainConfig as TrainConfig
+from sbi.neural_nets.estimators import NFlowsFlow
+from sbi.neural_nets.estimators.base import ConditionalDensityEstimator
+from sbi.sbi_types import Tracker
+from sbi.utils import RestrictedPrior
+from sbi.utils.sbiutils import ImproperEmpirical
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+TOUCHED: dict[type, tuple[str, ...]] = {
+    NPE_C: (
+        "_best_val_loss",
+        "_build_posterior_parameters",
+        "_create_posterior",
+        "_describe_round",
+        "_device",
+        "_neural_net",
+        "_prior",
+        "_show_progress_bars",
+        "_summarize",
+        "_summary",
+        "_tracker",
+    ),
+    NeuralPosterior: ("_device", "_x_else_default_x"),
+    MCMCPosterior: ("_build_mcmc_init_fn",),
+    RestrictedPrior: ("_prior",),
+    NFlowsFlow: ("_broadcast_and_align",),
+    Flow: ("_distribution", "_embedding_net", "_transform"),
+}
+"""Private methods and attributes, by the class that has them."""
+
+LOGGED_BY_SBI = ("training_loss", "validation_loss", "epoch_durations_sec")
+
+
+class PosteriorBuilder(Protocol):
+    """Builds posteriors in the place of sbi."""
+
+    def build(
+        self,
+        flow: Any,
+        prior: Distribution,
+        sample_with: str,
+        device: str,
+        parameters: PosteriorParameters,
+    ) -> NeuralPosterior | None:
+        """Return a posterior, or None where sbi's own serves.
+
+        Args:
+            flow: A copy of the density estimator, or of one that a user gave.
+            prior: Its support bounds the posterior.
+            sample_with: As in `build_posterior`.
+            device: Where to sample.
+            parameters: How to sample.
+        """
+
+    def default_parameters(
+        self, sample_with: str, deprecated: Mapping[str, Any]
+    ) -> PosteriorParameters | None:
+        """Return how to sample by default, or None where sbi knows.
+
+        Args:
+            sample_with: As in `build_posterior`.
+            deprecated: Arguments of `build_posterior` that sbi has deprecated, by name.
+        """
+
+
+class SbiTrainer(NPE_C):
+    """sbi's NPE trainer, with plain names for its private ones.
+
+    A subclass provides `append_simulations`, `get_simulations`, `posterior_builder`, and
+    `train`, which sets `flow` and calls `record_training`.
+    """
+
+    @property
+    def prior(self) -> Distribution | None:
+        """The prior; an `ImproperEmpirical` of the parameters if none was given."""
+        return self._prior
+
+    @property
+    def proper_prior(self) -> Distribution | None:
+        """The prior that was given, or None."""
+        return None if isinstance(self._prior, ImproperEmpirical) else self._prior
+
+    def use_as_prior(self, values: Any, weights: Any) -> None:
+        """Take samples for the prior, as sbi does where none was given.
+
+        Args:
+            values: Parameters, shape `(N, D)`.
+            weights: Their weights, shape `(N,)`.
+        """
+        self._prior = ImproperEmpirical(values, weights)
+
+    @property
+    def device(self) -> str:
+        """Where networks are trained."""
+        return self._device
+
+    @property
+    def shows_progress(self) -> bool:
+        """Whether to show progress bars."""
+        return self._show_progress_bars
+
+    @property
+    def flow(self) -> Any:
+        """The density estimator that sbi builds posteriors of; None before training."""
+        return self._neural_net
+
+    @flow.setter
+    def flow(self, flow: Any) -> None:
+        self._neural_net = flow
+
+    def posterior_builder(self) -> PosteriorBuilder:
+        """Return what builds posteriors in the place of sbi."""
+        raise NotImplementedError
+
+    def build_posterior(
+        self,
+        density_estimator: ConditionalDensityEstimator | None = None,
+        prior: Distribution | None = None,
+        sample_with: Literal[
+            "direct", "energy", "mcmc", "rejection", "vi", "importance"
+        ] = "direct",
+        mcmc_method: str = "slice_np_vectorized",
+        vi_method: str = "rKL",
+        direct_sampling_parameters: dict[str, Any] | None = None,
+        mcmc_parameters: dict[str, Any] | None = None,
+        vi_parameters: dict[str, Any] | None = None,
+        rejection_sampling_parameters: dict[str, Any] | None = None,
+        importance_sampling_parameters: dict[str, Any] | None = None,
+        posterior_parameters: PosteriorParameters | None = None,
+    ) -> NeuralPosterior:
+        """Return the flow as a posterior, or the energy that was trained beside it.
+
+        The arguments from `mcmc_method` to `importance_sampling_parameters` are for the
+        flow only. They are deprecated in sbi; use `posterior_parameters`.
+
+        Args:
+            density_estimator: A flow; by default the trained one.
+            prior: Its support bounds the posterior; by default the constructor's prior.
+                Of a `RestrictedPrior` it is, as in sbi, that of the prior it restricts.
+            sample_with: "direct" samples the flow. "energy" corrects the flow's samples
+                by the energy, or samples the energy as `posterior_parameters` say. The
+                others are sbi's ways to sample the flow.
+            posterior_parameters: As in sbi. For "energy", `EnergyPosteriorParameters`
+                (the default), or sbi's for MCMC, VI, rejection or importance sampling:
+                the result is sbi's posterior of that name, with the energy as its
+                potential and the flow as its proposal (VI has no proposal).
+
+        Raises:
+            ValueError: If there is no prior and `sample_with` is not "direct", or if
+                parameters of another posterior are given for "energy".
+            RuntimeError: For "energy", before training.
+            TypeError: For "energy", if `density_estimator` is not a `ConditionalFlow`.
+        """
+        return super().build_posterior(
+            density_estimator,
+            prior,
+            sample_with,
+            mcmc_method,
+            vi_method,
+            direct_sampling_parameters,
+            mcmc_parameters,
+            vi_parameters,
+            rejection_sampling_parameters,
+            importance_sampling_parameters,
+            posterior_parameters,
+        )
+
+    def _create_posterior(
+        self,
+        estimator: Any,
+        prior: Distribution,
+        sample_with: Any,
+        device: Any,
+        posterior_parameters: PosteriorParameters,
+    ) -> NeuralPosterior:
+        arguments = (estimator, prior, sample_with, device, posterior_parameters)
+        posterior = self.posterior_builder().build(*arguments)
+        return posterior or super()._create_posterior(*arguments)
+
+    def _build_posterior_parameters(
+        self, sample_with: Any, **kwargs: Any
+    ) -> PosteriorParameters:
+        parameters = self.posterior_builder().default_parameters(sample_with, kwargs)
+        return parameters or super()._build_posterior_parameters(sample_with, **kwargs)
+
+    def record_training(
+        self,
+        results: Mapping[str, float],
+        history: Mapping[str, list[Any]],
+        first_epoch: int,
+    ) -> None:
+        """Add a training to `summary`.
+
+        Args:
+            results: Numbers of this training; "epochs_trained" and
+                "best_validation_loss" among them.
+            history: One list for each quantity, with one entry for each epoch.
+            first_epoch: The epoch of the history at which this training began.
+        """
+        self.epoch = int(results["epochs_trained"])
+        self._best_val_loss = results["best_validation_loss"]
+        for name, value in results.items():
+            self._summary.setdefault(name, []).append(value)
+        for name, values in history.items():
+            self._summary.setdefault(name, []).extend(values[first_epoch:])
+
+    def track_training(
+        self,
+        history: Mapping[str, list[Any]],
+        first_epoch: int,
+        parts: tuple[str, ...],
+    ) -> None:
+        """Send a training that was recorded to the tracker.
+
+        Args:
+            history: As in `record_training`.
+            first_epoch: As in `record_training`.
+            parts: Names of the parts of an entry that is a list.
+        """
+        self._summarize(round_=0)
+        tracker: Tracker = self._tracker
+        for name, values in history.items():
+            if name in LOGGED_BY_SBI and first_epoch == 0:
+                continue  # after resuming twice, sbi looks for them in the wrong place
+            for epoch, value in enumerate(values[first_epoch:], first_epoch):
+                if isinstance(value, list):
+                    for part, number in zip(parts, value, strict=True):
+                        tracker.log_metric(f"{name}/{part}", number, step=epoch)
+                else:
+                    tracker.log_metric(name, value, step=epoch)
+        tracker.flush()
+
+    def describe_training(self) -> str:
+        """Return epochs and loss of the last training that was recorded, as text."""
+        return self._describe_round(0, self._summary)
+
+
+def restricts(proposal: Any, prior: Any) -> bool:
+    """Return whether a proposal is a `RestrictedPrior` made from this very prior."""
+    return isinstance(proposal, RestrictedPrior) and proposal._prior is prior
 
 
 def device_of(posterior: NeuralPosterior) -> torch.device | str:
     """Return the device on which a posterior of any kind takes its inputs."""
     return posterior._device
+
+
+def x_or_default(posterior: NeuralPosterior, x: Tensor | None) -> Tensor:
+    """Return x, or the posterior's default x if x is None.
+
+    Raises:
+        ValueError: If x is None and there is no default.
+    """
+    return posterior._x_else_default_x(x)
+
+
+class MCMCPosteriorWithInit(MCMCPosterior):
+    """sbi's `MCMCPosterior`, which may choose where its chains start from."""
+
+    def initial_proposal(self, proposal: Any, potential: Any) -> Any:
+        """Return the density from which chains start.
+
+        Args:
+            proposal: The proposal of the posterior.
+            potential: The potential of the chains, with its observation.
+        """
+        return proposal
+
+    def _build_mcmc_init_fn(
+        self,
+        proposal: Any,
+        potential_fn: Any,
+        transform: Any,
+        init_strategy: str,
+        **kwargs: Any,
+    ) -> Any:
+        start = self.initial_proposal(proposal, potential_fn)
+        return super()._build_mcmc_init_fn(
+            start, potential_fn, transform, init_strategy, **kwargs
+        )
+
+
+class NFlowsParts(NamedTuple):
+    """The parts of an nflows flow.
+
+    Attributes:
+        base: Distribution of the noise.
+        transform: Maps parameters to noise.
+        embedding_net: Embeds the condition.
+    """
+
+    base: NFlowsDistribution
+    transform: Transform
+    embedding_net: nn.Module
+
+
+def nflows_parts(estimator: NFlowsFlow) -> NFlowsParts:
+    """Return the parts of sbi's estimator around an nflows flow."""
+    flow: Flow = estimator.net
+    return NFlowsParts(flow._distribution, flow._transform, flow._embedding_net)
+
+
+def broadcast_and_align(
+    estimator: NFlowsFlow, input: Tensor, condition: Tensor
+) -> tuple[Tensor, Tensor, int]:
+    """Broadcast inputs and conditions to each other, as sbi's estimators do.
+
+    Args:
+        estimator: The estimator, which knows the shapes of both.
+        input: Shape `(sample, batch, *input_shape)` or `(batch, *input_shape)`.
+        condition: Shape `(batch, *condition_shape)` or `(sample, batch, ...)`.
+
+    Returns:
+        Inputs `(sample, batch, *input_shape)`, conditions
+        `(sample, batch, *condition_shape)`, and the size of the batch.
+    """
+    return estimator._broadcast_and_align(input, condition)

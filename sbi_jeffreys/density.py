@@ -1,4 +1,4 @@
-"""Densities of samples, without conditions: the same pair, the same training."""
+"""Densities of samples without x: the same two models, trained in the same way."""
 
 import warnings
 from collections.abc import Callable
@@ -10,15 +10,14 @@ from torch.distributions import Distribution
 from typing_extensions import Self
 
 from sbi_jeffreys.data.arrays import check_finite
-from sbi_jeffreys.models.energy import ConditionalEnergy
+from sbi_jeffreys.models.building import FlowBuilder
 from sbi_jeffreys.models.flow import Shape
 from sbi_jeffreys.models.pair import ModelPair
-from sbi_jeffreys.objective.divergences import Agreement, agreement
-from sbi_jeffreys.pool.opinion_pool import Weights
-from sbi_jeffreys.trainer import JNPE, FlowBuilder
+from sbi_jeffreys.objective.agreement import Agreement, agreement
+from sbi_jeffreys.trainer import JNPE
 
 BLOCK_SIZE = 10_000
-"""Most points that are evaluated at a time."""
+"""Most points evaluated at a time."""
 
 
 class PairDensity:
@@ -27,19 +26,19 @@ class PairDensity:
     def __init__(self, pair: ModelPair) -> None:
         """
         Args:
-            pair: Both, given an x of shape `(1,)` that tells nothing.
+            pair: Both models. Their condition is a constant x of shape `(1,)`.
         """
         self._pair = pair
 
     @property
     def pair(self) -> ModelPair:
-        """Both models, given an x of shape `(1,)` that tells nothing."""
+        """Both models. Their condition is a constant x of shape `(1,)`."""
         return self._pair
 
     def log_prob(self, points: Tensor) -> Tensor:
         """Return the flow's log densities in nats, shape `(...)`, without gradients.
 
-        Minus infinity outside of the base's bounds.
+        They are minus infinity outside of the base's bounds.
 
         Args:
             points: Shape `(..., D)`, of any type and device.
@@ -50,9 +49,10 @@ class PairDensity:
         return self._evaluate(self.pair.flow.log_prob, points)
 
     def proxy_log_prob(self, points: Tensor) -> Tensor:
-        """Return f in nats, shape `(...)`: `agreement().log_z` more than a log density.
+        """Return f in nats, shape `(...)`, without gradients.
 
-        Minus infinity outside of the base's bounds; without gradients.
+        f is an unnormalised log density, which exceeds the normalised one by
+        `agreement().log_z`. It is minus infinity outside of the base's bounds.
 
         Args:
             points: Shape `(..., D)`, of any type and device.
@@ -73,7 +73,7 @@ class PairDensity:
 
     @torch.no_grad()
     def agreement(self, num_samples: int = BLOCK_SIZE) -> Agreement:
-        """Compare both models by draws from the flow; see `objective.agreement`.
+        """Compare both models at draws from the flow; see `objective.agreement`.
 
         Args:
             num_samples: Number of draws.
@@ -111,10 +111,9 @@ class PairDensity:
 class JeffreysDensityEstimator(PairDensity):
     r"""Fits a flow and an energy-based model to samples, each a check on the other.
 
-    They are trained by the constrained Jeffreys objective as arXiv:2511.11159 has it,
-    without conditions: this is `JNPE` given nothing, without its pool. The flow is
-    normalised, and can be sampled; the energy-based model is nearly normalised, and often
-    the better fit.
+    They are trained by the constrained Jeffreys objective of arXiv:2511.11159. This is
+    `JNPE` without x and without its pool. The flow is normalised and can be sampled. The
+    energy-based model is nearly normalised, and often the better fit.
 
     Example:
         estimator = JeffreysDensityEstimator().fit(samples)
@@ -131,14 +130,16 @@ class JeffreysDensityEstimator(PairDensity):
     ) -> None:
         r"""
         Args:
-            base: Where f starts from, with the bounds that no sample may leave; by
-                default a Gaussian fitted to the samples.
+            base: The density that f starts from. No sample leaves its bounds. By default
+                a Gaussian fitted to the samples.
             density_estimator: The flow, as in `JNPE`.
             device: Where to train, e.g. "cpu" or "cuda".
-            options: Others of `JNPE`: `num_energies`, `weighting`, `slack`, ....
+            options: Other arguments of `JNPE`, such as the options of the method
+                (`JeffreysOptions`).
 
         Raises:
-            ValueError: If an option has a value it can't have.
+            TypeError: If there is no option of this name.
+            ValueError: If an option is out of range.
         """
         self._arguments = (base, density_estimator, device)
         self._options = options
@@ -147,15 +148,15 @@ class JeffreysDensityEstimator(PairDensity):
     def fit(self, samples: Tensor, **training: Any) -> Self:
         """Train on samples; anew, unless `resume_training=True`.
 
-        What was fitted before is kept until training has ended without an error.
+        Earlier models are kept until training has ended without an error.
 
         Args:
-            samples: Shape `(N, D)`. When resuming, those of before are used.
-            training: Options of `JNPE.train`, for example `max_num_epochs`.
+            samples: Shape `(N, D)`. Resuming uses the samples of the first call.
+            training: Arguments of `JNPE.train`, for example `max_num_epochs`.
 
         Raises:
-            ValueError: If samples have another shape, or are not all finite, or are
-                outside of the base's support.
+            ValueError: If samples have another shape, are not all finite, or are outside
+                of the base's support.
             Exception: Whatever `JNPE.train` raises.
         """
         samples = torch.as_tensor(samples, dtype=torch.float32)
@@ -177,17 +178,17 @@ class JeffreysDensityEstimator(PairDensity):
 
     @property
     def pair(self) -> ModelPair:
-        """Both models with the best weights, given an x of shape `(1,)`.
+        """Both models with the best weights. Their condition is an x of shape `(1,)`.
 
         Raises:
             RuntimeError: Before `fit`.
         """
         energy = self._trainer.energy
-        return ModelPair(self._trainer._neural_net, energy)
+        return ModelPair(self._trainer.flow, energy)
 
     @property
     def latest(self) -> PairDensity:
-        """Both models as averaged up to the last epoch, whether the best or not.
+        """Both models, averaged up to the last epoch, whether it was the best or not.
 
         Raises:
             RuntimeError: Before `fit`.
@@ -196,7 +197,7 @@ class JeffreysDensityEstimator(PairDensity):
 
     @property
     def summary(self) -> dict[str, list[Any]]:
-        """What the training recorded, as `JNPE.summary`: see `JNPE.train`."""
+        """The record of the training, as in `JNPE.summary`."""
         return self._trainer.summary
 
     def _new_trainer(self) -> JNPE:
@@ -204,7 +205,6 @@ class JeffreysDensityEstimator(PairDensity):
 
 
 class UnconditionalJNPE(JNPE):
-    """`JNPE` without the pool: where x tells nothing there is no simulator to model."""
+    """`JNPE` without the pool: without x there is no simulator to model."""
 
-    def _pooled(self, pair: ModelPair) -> tuple[ConditionalEnergy, Weights]:
-        return pair.energy, Weights(0.0, 0.0, 0.0)
+    _pools = False

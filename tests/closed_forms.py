@@ -1,4 +1,4 @@
-"""Gaussian flows and energies, of which divergences and posteriors are known exactly."""
+"""Gaussian flows and energies with divergences and posteriors in closed form."""
 
 from math import log, pi
 
@@ -8,7 +8,25 @@ from torch.distributions import MultivariateNormal, Normal
 
 from sbi_jeffreys import Conditional, ConditionalEnergy, ConditionalFlow
 from sbi_jeffreys.models.pair import ModelPair
-from sbi_jeffreys.preprocessing.support import location_and_scale, support_of
+from sbi_jeffreys.preprocessing.scaling import location_and_scale
+from sbi_jeffreys.preprocessing.support import support_of
+
+
+def gaussian_weights(
+    num: int,
+    batch: int,
+    variance: float,
+    dim: int = 1,
+    log_z: float = 0.0,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Draws of N(0, variance) and their log weights for e^log_z N(0, 1)."""
+    generator = torch.Generator().manual_seed(seed)
+    theta = torch.randn(num, batch, dim, generator=generator, dtype=torch.float64)
+    theta *= variance**0.5
+    squares = theta.square().sum(-1)
+    log_w = log_z + 0.5 * squares * (1 / variance - 1) + dim / 2 * log(variance)
+    return theta, log_w
 
 
 class GaussianFlow(nn.Module):

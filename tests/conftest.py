@@ -1,18 +1,23 @@
-"""One thread a test process: networks this small gain nothing from more, and test
-processes that run side by side lose a lot."""
+"""What all tests share.
+
+One thread a test process: networks this small gain nothing from more, and test processes
+that run side by side lose a lot.
+"""
 
 import pytest
 import torch
 
-from sbi_jeffreys.pool import exponential_family, synthetic_likelihood
+from sbi_jeffreys.pool import exponential_family
+from sbi_jeffreys.pool.synthetic_likelihood import ensemble
+from tests.small_trainings import make_trainer, quick
 
 torch.set_num_threads(1)
 
 
 def fit_in_few_steps(monkeypatch):
     """After trainings of a second, fit the models of the pool in less than that."""
-    monkeypatch.setattr(exponential_family, "MAX_ITERATIONS", 20)
-    monkeypatch.setattr(synthetic_likelihood, "MAX_STEPS", 20)
+    monkeypatch.setattr(exponential_family, "MAX_ITERATIONS", 3)
+    monkeypatch.setattr(ensemble, "MAX_STEPS", 3)
 
 
 @pytest.fixture(autouse=True)
@@ -20,3 +25,13 @@ def short_fits(request, monkeypatch):
     """Fit the pool in a few steps, unless the test is marked `full_fits`."""
     if request.node.get_closest_marker("full_fits") is None:
         fit_in_few_steps(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def trained():
+    """A trainer after three epochs, for tests that only read from it."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        fit_in_few_steps(monkeypatch)
+        trainer = make_trainer()
+        quick(trainer, max_num_epochs=3)
+    return trainer

@@ -1,6 +1,6 @@
-"""How far from a saddle point training is: Theorem 1 of arXiv:2511.11159.
+"""The distance of training from a saddle point: Theorem 1 of arXiv:2511.11159.
 
-On a convex problem, where the dual value is that of the primal, and for networks.
+On a convex problem, where the dual and the primal value are the same, and for networks.
 """
 
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from benchmarks.report import spread, table
 from benchmarks.rows import curve, numbers
 from sbi_jeffreys.objective.multipliers import Duality, ResilientMultipliers
 from sbi_jeffreys.plots.style import PALETTE, panels
-from sbi_jeffreys.training.loop import TERMS
+from sbi_jeffreys.training.history import TERMS
 
 SLACK, COST = 0.3, 0.7
 PROBLEMS = ("convex", "networks")
@@ -26,16 +26,18 @@ VIOLATIONS = ("violation of D1, last", "of D2", "of D3")
 
 
 class Row(NamedTuple):
-    """What came of one training, in nats; curves have an entry for each step or epoch.
+    """Results of one training in nats. Curves have an entry for each step or epoch.
 
     Attributes:
         problem: One of `PROBLEMS`.
-        seed: Of points and networks; the convex problem's start.
-        num_samples: For training and validation together; without effect if convex.
-        epochs: Trained; ten steps each, if convex.
+        seed: Seed of points and networks, or of the convex problem's start.
+        num_samples: Points for training and validation together. No effect if convex.
+        epochs: Epochs trained. The convex problem has ten steps for each.
         gap_curve: Primal value less Lagrangian.
         primal_curve: Primal value.
-        d1_curve: Violation of the constraint on D1; also `d2_curve`, `d3_curve`.
+        d1_curve: Violation of the constraint on D1.
+        d2_curve: Violation of the constraint on D2.
+        d3_curve: Violation of the constraint on D3.
     """
 
     problem: str
@@ -61,8 +63,8 @@ def convex_path(
 ) -> list[Duality]:
     """Descend and ascend on a convex problem, and return the dualities on the way.
 
-    D1 = (φ − 1)² / 2, D2 = (φ − ψ)² / 2, D3 = (ψ + 1)² / 2: flow and energy want to be
-    at 1 and at −1, and to be the same. All in float64.
+    D1 = (φ − 1)² / 2, D2 = (φ − ψ)² / 2, D3 = (ψ + 1)² / 2. D1 pulls φ to 1, D3 pulls ψ
+    to −1, and D2 pulls them together. All in float64.
 
     Args:
         start: φ and ψ.
@@ -158,14 +160,16 @@ def report(rows: pd.DataFrame) -> str:
     (num,), (epochs,) = set(rows.num_samples), set(rows.epochs)
     return "\n\n".join(
         [
-            "The gap is P − L, primal value less Lagrangian, as in "
-            "`objective.multipliers`; it is a part of the duality gap, and all "
-            "that can be known of it for networks. Convex: two numbers, "
-            f"{10 * epochs:,} steps. Networks: {num:,} points of a mixture of five "
-            f"Gaussians in the plane, default options, {epochs:,} epochs. Means over "
-            "the first and the last tenth of the training, in nats (× weight); of "
-            "violations, the absolute value of the mean. ± standard deviation over "
-            "seeds.",
+            "The gap is P − L, the primal value less the Lagrangian, as in "
+            "`sbi_jeffreys.objective.multipliers`. It is a part of the duality gap, and "
+            "the only part that can be computed for networks. The convex problem has two "
+            f"numbers and {10 * epochs:,} steps. The networks have {num:,} points of a "
+            f"mixture of five Gaussians in the plane, default options and {epochs:,} "
+            "epochs.",
+            "Values are means over the first and the last tenth of the training, in nats "
+            "(× weight), ± standard deviation over seeds. Of violations, the absolute "
+            "value of the mean is shown. D1 is KL(data || flow), D2 KL(flow || energy) "
+            "and D3 KL(data || energy).",
             table(
                 ("problem", "gap, first", "gap, last", "P, last", *VIOLATIONS),
                 lines,

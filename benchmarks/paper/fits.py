@@ -1,4 +1,4 @@
-"""The two fits that the experiments compare, trained for as long as they are told."""
+"""The two fits that the experiments compare, trained for a given number of epochs."""
 
 import warnings
 from typing import Any
@@ -16,8 +16,8 @@ METHODS: dict[str, dict[str, Any]] = {
         "num_particles": 1,
     },
 }
-"""Options of the estimator, by the name of the method: its defaults, and those with which
-the flow is fitted by maximum likelihood, and nothing else has an effect on it."""
+"""Options of the estimator, by the name of the method. "ours" has the defaults. With
+those of "flow", the flow is fitted by maximum likelihood and nothing else affects it."""
 
 
 def fit_for(
@@ -26,9 +26,9 @@ def fit_for(
     """Train without stopping early, and return the estimator.
 
     Args:
-        epochs: Over all calls that resume. Rates stay as they are meanwhile.
-        samples: Shape `(N, D)`.
-        estimator: Fitted in place.
+        epochs: Epochs over all calls that resume. Learning rates stay constant.
+        samples: Points to fit, shape `(N, D)`.
+        estimator: Estimator that is fitted in place.
         training: Options of `JNPE.train`.
     """
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""Images, as rows of pixels with labels: digits that scikit-learn ships, and CelebA."""
+"""Images as rows of pixels with labels: scikit-learn's digits, and CelebA."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -17,14 +17,14 @@ CELEBA_SIZE = 32
 
 
 class Images(NamedTuple):
-    """Images to train on and to test with, pixels from 0 to 1.
+    """Training and test images, with pixels from 0 to 1.
 
     Attributes:
-        train: Shape `(N, pixels)`.
-        test: Likewise.
-        train_labels: Shape `(N,)`.
-        test_labels: Likewise.
-        shape: Of an image, `(height, width)` or `(height, width, 3)`.
+        train: Training images, shape `(N, pixels)`.
+        test: Test images, shape `(M, pixels)`.
+        train_labels: Labels of training images, shape `(N,)`.
+        test_labels: Labels of test images, shape `(M,)`.
+        shape: Shape of an image, `(height, width)` or `(height, width, 3)`.
     """
 
     train: Tensor
@@ -35,16 +35,16 @@ class Images(NamedTuple):
 
 
 def load(source: str, num: int, seed: int) -> Images:
-    """Return the digits, if that is the source, or else the faces of a folder.
+    """Return the digits, or the faces in a folder.
 
     Args:
         source: `DIGITS`, or the path of CelebA's folder.
-        num: To train on.
-        seed: Of the split.
+        num: Number of training images.
+        seed: Seed of the split.
 
     Raises:
-        FileNotFoundError: If there is no CelebA in the folder.
-        ValueError: If there are fewer images.
+        FileNotFoundError: If the folder does not hold CelebA.
+        ValueError: If there are too few images.
     """
     return digits(num, seed) if source == DIGITS else celeba(Path(source), num, seed)
 
@@ -53,8 +53,8 @@ def digits(num: int, seed: int) -> Images:
     """Return the 1,797 digits of 8 by 8 pixels.
 
     Args:
-        num: To train on; the rest are to test with.
-        seed: Of the split.
+        num: Number of training images. The rest are test images.
+        seed: Seed of the split.
     """
     pixels, labels = load_digits(return_X_y=True)
     return _split(pixels / 16, labels, num, seed, (8, 8))
@@ -64,12 +64,12 @@ def celeba(folder: Path, num: int, seed: int) -> Images:
     """Return faces of CelebA, cut to squares and reduced to 32 by 32 pixels.
 
     Args:
-        folder: With `list_attr_celeba.txt`, and the images in `img_align_celeba`.
-        num: To train on, and as many to test with: the first ones of the list.
-        seed: Of the split.
+        folder: Folder with `list_attr_celeba.txt`, and the images in `img_align_celeba`.
+        num: Number of training images, and of test images. They are the list's first.
+        seed: Seed of the split.
 
     Raises:
-        FileNotFoundError: If the folder is another.
+        FileNotFoundError: If the folder does not hold CelebA.
     """
     table = pd.read_csv(
         folder / "list_attr_celeba.txt", sep=r"\s+", skiprows=1, nrows=2 * num

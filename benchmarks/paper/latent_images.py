@@ -1,8 +1,8 @@
 """Images made in the latent space of an autoencoder: Figure 5 of arXiv:2511.11159.
 
-Flows are trained on the codes of few images, and draw new codes, which are decoded. The
-Fréchet distance, between Gaussians fitted to features of a classifier, compares what they
-make with test images.
+Flows are trained on the codes of few images. They draw new codes, which are decoded. The
+Fréchet distance between Gaussians fitted to features of a classifier compares generated
+images with test images.
 """
 
 from pathlib import Path
@@ -30,19 +30,20 @@ AUTOENCODER_EPOCHS = 300
 
 
 class Row(NamedTuple):
-    """What came of one training.
+    """Results of one training.
 
     Attributes:
         source: `DIGITS`, or the path of CelebA.
         method: One of `METHODS`.
-        seed: Of the split, and of all networks.
+        seed: Seed of the split and of all networks.
         num_samples: Images to train on.
-        epochs: Trained.
-        distance_best: Fréchet distance of the best held-out epoch's flow.
-        distance_last: Of the last epoch's.
-        distance_codes: Of training images, encoded and decoded: the least to be expected.
+        epochs: Epochs trained.
+        distance_best: Fréchet distance of the flow, best held-out epoch.
+        distance_last: Fréchet distance of the flow, last epoch.
+        distance_codes: Fréchet distance of training images, encoded and decoded: the
+            lowest to be expected.
         nll_best: Test NLL of codes in nats, best held-out epoch.
-        nll_last: Last epoch.
+        nll_last: Test NLL of codes in nats, last epoch.
     """
 
     source: str
@@ -74,8 +75,8 @@ class Autoencoder(nn.Module):
     def __init__(self, pixels: int, latents: int) -> None:
         """
         Args:
-            pixels: Of an image.
-            latents: Entries of a code; the hidden layers are eight times as wide.
+            pixels: Number of pixels of an image.
+            latents: Entries of a code. The hidden layers are eight times as wide.
         """
         super().__init__()
         hidden = 8 * latents
@@ -87,9 +88,9 @@ class Autoencoder(nn.Module):
 
         Args:
             images: Shape `(N, pixels)`, from 0 to 1.
-            epochs: To train.
-            noise: Standard deviation, codes having about 1: near codes then decode to
-                near images.
+            epochs: Epochs to train.
+            noise: Standard deviation of the noise. Codes have about 1. With noise,
+                similar codes decode to similar images.
         """
         optimizer = torch.optim.Adam(self.parameters(), lr=1e-3, fused=True)
         for _ in range(epochs):
@@ -113,8 +114,8 @@ class Features:
     def __init__(self, images: Images, seed: int) -> None:
         """
         Args:
-            images: Of which those to train on are used.
-            seed: Of the classifier.
+            images: Images, whose training part is used.
+            seed: Seed of the classifier.
         """
         self.classifier = MLPClassifier((NUM_FEATURES,), random_state=seed, max_iter=500)
         self.classifier.fit(images.train.numpy(), images.train_labels.numpy())
@@ -128,11 +129,11 @@ class Features:
 def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
     r"""Return $|\mu - \mu'|^2 + \mathrm{tr}(C + C' - 2 (C C')^{1/2})$ of two samples.
 
-    (Heusel et al., arXiv:1706.08500, who take features of an Inception network.)
+    From Heusel et al., arXiv:1706.08500, who take features of an Inception network.
 
     Args:
         one: Features, shape `(N, F)`.
-        other: Likewise, of any number.
+        other: Features, shape `(M, F)`.
     """
     means = one.mean(0), other.mean(0)
     covariances = np.cov(one, rowvar=False), np.cov(other, rowvar=False)
@@ -148,12 +149,12 @@ def train(
     """Train autoencoder, classifier and flow on images, and measure.
 
     Args:
-        folder: Gets the images made, the same noise being given to both methods.
+        folder: Folder for the generated images. Both methods get the same noise.
         source: `DIGITS`, or the path of CelebA.
         method: One of `METHODS`.
-        seed: Of the split, and of all networks.
+        seed: Seed of the split and of all networks.
         num_samples: Images to train on.
-        epochs: To train the flow.
+        epochs: Epochs to train the flow.
     """
     images = load(source, num_samples, seed)
     torch.manual_seed(seed)
@@ -208,16 +209,17 @@ def report(rows: pd.DataFrame) -> str:
     return "\n\n".join(
         [
             f"{num:,} {kind}, codes of {NUM_LATENTS[kind]} numbers, {epochs:,} epochs. "
-            f"Fréchet distance between {NUM_MADE:,} images made and the test images, in "
-            f"{NUM_FEATURES} features of a classifier; and "
-            "test NLL of codes in nats. Mean ± standard deviation over seeds. The "
-            "training images, encoded and decoded, are at a distance of "
+            f"The table has the Fréchet distance between {NUM_MADE:,} generated images "
+            f"and the test images, in {NUM_FEATURES} features of a classifier, and the "
+            "test NLL of codes in nats. Values are means ± standard deviation over "
+            "seeds. The training images, encoded and decoded, are at a distance of "
             f"{spread(rows[rows.method == 'ours'].distance_codes, 2)}.",
-            f"By the last epoch, our flow's distance is the lower one on {better} of "
-            f"{len(last)} seeds. The distance does not punish memorising: codes of the "
-            "training images, repeated, make images as near to the test images as these "
-            "are; NLL does, but hardly sees mass in a wrong place. `ablations.md` has "
-            "what was tried on digits.",
+            f"At the last epoch, our flow's distance is the lower one on {better} of "
+            f"{len(last)} seeds.",
+            "The distance does not punish memorising. A generator that repeats codes of "
+            "the training images makes images as near to the test images as the training "
+            "images are. NLL punishes memorising, but it hardly shows mass in a wrong "
+            "place. `ablations.md` has the variants that were tried on digits.",
             table(
                 (
                     "method",
@@ -254,7 +256,7 @@ def figure(rows: pd.DataFrame, folder: Path) -> Figure:
 
 
 def _tiled(images: np.ndarray) -> np.ndarray:
-    """Return one image of all, a pixel apart."""
+    """Return all images as one, with a pixel between them."""
     margins = [(0, 0), (1, 1), (1, 1), *[(0, 0)] * (images.ndim - 3)]
     padded = np.pad(images, margins).reshape(
         GRID, GRID, *np.add(images.shape[1:3], 2), -1

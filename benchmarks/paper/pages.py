@@ -1,4 +1,4 @@
-"""The experiments, what the paper claims of each, and the pages that answer."""
+"""The experiments, the paper's claim for each, and the pages with our results."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from matplotlib.figure import Figure
 
-from benchmarks import cells
+from benchmarks.accuracy import cells
 from benchmarks.paper import (
     duality,
     latent_images,
@@ -30,9 +30,9 @@ class Effort(NamedTuple):
     """How much is trained.
 
     Attributes:
-        seeds: Of data and networks.
-        num_samples: Points (or simulations) for training and validation together.
-        epochs: To train; without effect where training stops by itself.
+        seeds: Seeds of data and networks.
+        num_samples: Points or simulations for training and validation together.
+        epochs: Epochs to train. No effect where training stops by itself.
     """
 
     seeds: list[int]
@@ -45,9 +45,9 @@ class Experiment(ABC):
     """An experiment of the paper.
 
     Attributes:
-        title: Of its page.
+        title: Title of its page.
         claim: What the paper says, in our words.
-        effort: By default.
+        effort: Default effort.
     """
 
     title: str
@@ -74,10 +74,10 @@ class Experiment(ABC):
         """Run, write the page with its figure and its rows, and return its text.
 
         Args:
-            name: Of the experiment, and of the files.
+            name: Name of the experiment and of its files.
             effort: How much is trained.
             output: Folder of all pages.
-            jobs: Processes.
+            jobs: Number of processes.
         """
         rows = self.run(effort, output / name, jobs)
         path = output / f"{name}.md"
@@ -93,7 +93,7 @@ class Experiment(ABC):
         text = "\n\n".join(
             [
                 f"# {self.title}",
-                f"The paper ({SOURCE}), as we know it from its abstract, theorem, "
+                f"The paper ({SOURCE}) claims, as we know it from its abstract, theorem, "
                 f"figures and reviews: {self.claim}",
                 f"    {' '.join(command)}",
                 f"Seeds {words(rows.seed)}. Measured with "
@@ -108,11 +108,11 @@ class Experiment(ABC):
 
 @dataclass
 class Trainings(Experiment):
-    """One whose rows are independent trainings, described by a module.
+    """An experiment whose rows are independent trainings, described by a module.
 
     Attributes:
-        module: With `Row`, `keys`, `train`, `report` and `figure`.
-        leaves_files: Whether `train` and `figure` are given a folder for more than rows.
+        module: Module with `Row`, `keys`, `train`, `report` and `figure`.
+        leaves_files: Whether `train` and `figure` get a folder for other files.
     """
 
     module: ModuleType
@@ -143,10 +143,10 @@ class Trainings(Experiment):
 
 @dataclass
 class Faces(Trainings):
-    """The experiment with images, of CelebA instead of digits.
+    """The experiment with images of CelebA instead of digits.
 
     Attributes:
-        source: CelebA's folder, as `images.celeba` wants it.
+        source: CelebA's folder, as in `images.celeba`.
     """
 
     source: Path = Path()
@@ -162,7 +162,7 @@ class Faces(Trainings):
 
 @dataclass
 class Simulations(Experiment):
-    """Simulation-based inference: cells of the benchmark, with the paper's question."""
+    """Simulation-based inference, from cells of the benchmark."""
 
     def run(self, effort: Effort, folder: Path, jobs: int) -> pd.DataFrame:
         """See the base class."""
@@ -186,26 +186,26 @@ class Simulations(Experiment):
 EXPERIMENTS: dict[str, Experiment] = {
     "weights": Trainings(
         "Multipliers against 25 fixed weightings (Figure 2)",
-        "on a Gaussian mixture in the plane, the constrained problem's test NLL is "
-        "better and more stable over the training than that of any fixed weighting of "
-        "the divergences, and the energy's normaliser stays at one.",
+        "on a Gaussian mixture in the plane, the constrained problem has a lower and "
+        "more stable test NLL over the training than any fixed weighting of the "
+        "divergences. The energy's normaliser stays at one.",
         Effort([0, 1, 2], 500, 500),
         weights,
     ),
     "long_training": Trainings(
         "A long training on few points (Figure 3)",
-        "the method is stable at a high and at a low learning rate, where a flow fitted "
-        "by maximum likelihood overfits, and a Wasserstein GAN with gradient penalty "
+        "the method is stable at a high and at a low learning rate. A flow fitted by "
+        "maximum likelihood overfits there. A Wasserstein GAN with gradient penalty "
         "oscillates or is slow.",
         Effort([0, 1, 2], 500, 800),
         long_training,
     ),
     "planar_densities": Trainings(
         "Densities in the plane (Figure 4)",
-        "on small data sets a flow's test NLL rises with further training (on the "
-        "authors' page, from about 0.5 nats at best to between 1.0 and 1.6), while both "
-        "of their models stay near 0.35; and the energy-based model's unnormalised "
-        "density (the quasi-normalised proxy) shows sharper modes.",
+        "on small data sets a flow's test NLL rises with further training. On the "
+        "authors' page it rises from about 0.5 nats at best to between 1.0 and 1.6, "
+        "while both of their models stay near 0.35. The energy-based model's "
+        "unnormalised density (the quasi-normalised proxy) shows sharper modes.",
         Effort([0, 1, 2, 3, 4], 500, 500),
         planar_densities,
         leaves_files=True,
@@ -213,8 +213,8 @@ EXPERIMENTS: dict[str, Experiment] = {
     "latent_images": Trainings(
         "Images from a latent space (Figure 5)",
         "with codes of an autoencoder (100 numbers for CelebA), their flow makes better "
-        "images than one fitted by maximum likelihood, by the Fréchet distance. Here: "
-        "digits, unless `--celeba FOLDER` is given.",
+        "images than a flow fitted by maximum likelihood, by the Fréchet distance. This "
+        "page has digits, unless `--celeba FOLDER` is given.",
         Effort([0, 1, 2], 1000, 500),
         latent_images,
         leaves_files=True,
@@ -228,7 +228,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "duality": Trainings(
         "The duality gap (Theorem 1)",
         "where models are rich enough and the objective is convex in the densities, the "
-        "dual problem has (nearly) the value of the constrained one.",
+        "dual problem has nearly the value of the constrained problem.",
         Effort([0, 1, 2], 500, 300),
         duality,
     ),
@@ -236,10 +236,10 @@ EXPERIMENTS: dict[str, Experiment] = {
 
 
 def faces(folder: Path) -> Faces:
-    """Return the experiment with images, of CelebA.
+    """Return the experiment with images of CelebA.
 
     Args:
-        folder: Of CelebA, as `images.celeba` wants it.
+        folder: CelebA's folder, as in `images.celeba`.
     """
     digits = EXPERIMENTS["latent_images"]
     return Faces(

@@ -1,4 +1,4 @@
-"""Densities in the plane, from which any number of points can be drawn."""
+"""Densities in the plane to draw points from."""
 
 import math
 from collections.abc import Callable
@@ -19,7 +19,7 @@ Sampler = Callable[[int, np.random.Generator], np.ndarray]
 
 
 def moons(num: int, rng: np.random.Generator) -> np.ndarray:
-    """Two half circles that reach into each other."""
+    """Two half circles that interlock."""
     return make_moons(num, noise=0.07, random_state=_seed(rng))[0]
 
 
@@ -37,7 +37,7 @@ def checkerboard(num: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def pinwheel(num: int, rng: np.random.Generator) -> np.ndarray:
-    """Five arms that bend the farther out they are."""
+    """Five arms that bend more the further out they are."""
     arm = rng.integers(5, size=num)
     along, across = 1 + 0.3 * rng.normal(size=num), 0.08 * rng.normal(size=num)
     angle = 2 * math.pi * arm / 5 + 0.5 * np.exp(along)
@@ -73,9 +73,9 @@ def draw(name: str, num: int, seed: int) -> Tensor:
     """Return points of one of `PLANAR`, shape `(num, 2)`.
 
     Args:
-        name: Of the density.
-        num: Of points.
-        seed: Of the generator.
+        name: Name of the density.
+        num: Number of points.
+        seed: Seed of the generator.
     """
     return torch.from_numpy(PLANAR[name](num, np.random.default_rng(seed))).float()
 
@@ -83,7 +83,7 @@ def draw(name: str, num: int, seed: int) -> Tensor:
 def mixture() -> Distribution:
     """Return a mixture of five Gaussians of different widths and weights, in the plane.
 
-    Its density is known, and so are divergences from it.
+    Its density is known, so divergences from it can be computed.
     """
     means = [[-2.0, -1.0], [-1.0, 1.5], [0.5, -0.5], [1.5, 1.5], [2.5, -1.5]]
     scales = torch.tensor([[0.3, 0.6], [0.5, 0.3], [0.25, 0.25], [0.6, 0.3], [0.3, 0.5]])

@@ -18,25 +18,25 @@ from sbi_jeffreys.plots.style import panels
 
 NUM_TEST, TEST_SEED = 10_000, 10_000
 NUM_DRAWS = 20_000
-"""From the flow, for the normaliser of the energy-based model."""
+"""Draws of the flow for the normaliser of the energy-based model."""
 
 LIMIT, NUM_PIXELS = 3.0, 100
-"""Of the maps: [-3, 3]², in 100 by 100."""
+"""Maps show [-3, 3]² in 100 by 100 pixels."""
 
 
 class Row(NamedTuple):
-    """Test NLLs in nats; those of the energy-based model are NaN for the flow alone.
+    """Test NLLs in nats. Those of the energy-based model are NaN for the flow alone.
 
     Attributes:
         name: One of `PLANAR`.
         method: One of `METHODS`.
-        seed: Of points and networks.
-        num_samples: For training and validation together.
-        epochs: Trained.
-        best: Of the flow of the best held-out epoch.
-        last: Of the flow of the last epoch.
-        energy_best: Of the energy-based model of the flow's best epoch.
-        energy_last: Of the last epoch.
+        seed: Seed of points and networks.
+        num_samples: Points for training and validation together.
+        epochs: Epochs trained.
+        best: Test NLL of the flow, best held-out epoch.
+        last: Test NLL of the flow, last epoch.
+        energy_best: Test NLL of the energy-based model, the flow's best epoch.
+        energy_last: Test NLL of the energy-based model, last epoch.
         z_last: Normaliser of the energy-based model, last epoch.
     """
 
@@ -67,15 +67,15 @@ def keys(
 def train(
     folder: Path, name: str, method: str, seed: int, num_samples: int, epochs: int
 ) -> Row:
-    """Train, measure, and leave the maps of the last epoch in a file.
+    """Train, measure, and write the maps of the last epoch to a file.
 
     Args:
-        folder: For the maps.
+        folder: Folder for the maps.
         name: One of `PLANAR`.
         method: One of `METHODS`.
-        seed: Of points and networks.
-        num_samples: For training and validation together.
-        epochs: To train.
+        seed: Seed of points and networks.
+        num_samples: Points for training and validation together.
+        epochs: Epochs to train.
     """
     points, test = draw(name, num_samples, seed), draw(name, NUM_TEST, TEST_SEED)
     torch.manual_seed(seed)
@@ -111,7 +111,7 @@ def _energy_nll(model: PairDensity, test: Tensor) -> float:
 
 
 def report(rows: pd.DataFrame) -> str:
-    """Return the table, in Markdown: best and last epoch of flows and energy."""
+    """Return the table in Markdown: best and last epoch of flows and energy."""
     lines, better, rises = [], 0, []
     for name in PLANAR:
         ours, flow = (
@@ -127,14 +127,15 @@ def report(rows: pd.DataFrame) -> str:
     (num,), (epochs,) = set(rows.num_samples), set(rows.epochs)
     return "\n\n".join(
         [
-            f"{num:,} points, {epochs:,} epochs. Test NLL in nats on "
-            f"{NUM_TEST:,} points, mean ± standard deviation over seeds; of the best "
-            "held-out epoch (of the flow), and of the last. The flow alone is of the "
-            "same shape, and fitted by maximum likelihood with the same optimiser and "
-            "average of weights.",
-            f"By the last epoch, our flow is better than the flow alone on {better} of "
-            f"{len(lines)}. From the best to the last epoch, test NLL rises by up to "
-            f"{max(ours_rises):.2f} nats (ours) and {max(alone_rises):.2f} (alone).",
+            f"{num:,} points, {epochs:,} epochs. Test NLL in nats on {NUM_TEST:,} "
+            "points, mean ± standard deviation over seeds, of the flow's best held-out "
+            "epoch and of the last epoch. The flow alone has the same shape. It is "
+            "fitted by maximum likelihood with the same optimiser and the same average "
+            "of weights.",
+            f"At the last epoch, our flow is better than the flow alone on {better} of "
+            f"{len(lines)}. From the best to the last epoch, test NLL of our flow rises "
+            f"by up to {max(ours_rises):.2f} nats, that of the flow alone by up to "
+            f"{max(alone_rises):.2f}.",
             table(
                 (
                     "points",

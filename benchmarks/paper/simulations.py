@@ -3,11 +3,11 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from benchmarks.cells import Cell, cells
-from benchmarks.published import BARS
-from benchmarks.references import NUM_OBSERVATIONS
+from benchmarks.accuracy.cells import Cell, cells
+from benchmarks.accuracy.published import BARS
+from benchmarks.accuracy.standings import with_any_folds
 from benchmarks.report import spread, table
-from benchmarks.standings import with_any_folds
+from benchmarks.tasks.references import NUM_OBSERVATIONS
 from sbi_jeffreys.plots.style import color_of, panels
 
 METHODS = {
@@ -50,18 +50,18 @@ def report(rows: pd.DataFrame) -> str:
     columns = [f"{what}, {name}" for what in ("C2ST", "NLL") for name in METHODS.values()]
     return "\n\n".join(
         [
-            f"sbibm's tasks, {num:,} simulations, mean over ten "
-            "observations, ± standard deviation over seeds. C2ST: accuracy of sbi's "
-            "random forest, 0.5 is perfect; test NLL in nats on fresh pairs. The paper's "
-            "NF is sbi's NPE with nsf, which stops early. JNPE has two things that "
-            "are not the paper's. Its energy is pooled with a linear model of the "
-            "simulator, an exponential family and a synthetic likelihood, which the "
-            "flow follows in the end: "
-            "the last of our columns is "
-            "the posterior corrected by the energy's networks alone, before that. And it "
-            "takes positive, skewed data on their log scale and scales down what is "
-            "unrelated to the parameters, which matters on lotka_volterra and "
-            "slcp_distractors: `../ablations.md` has what NPE makes of data so prepared.",
+            f"sbibm's tasks, {num:,} simulations, mean over ten observations, ± standard "
+            "deviation over seeds. C2ST is the accuracy of sbi's random forest: 0.5 is "
+            "perfect. Test NLL is in nats on fresh pairs. The paper's NF is sbi's NPE "
+            "with nsf, which stops early.",
+            "JNPE has two things that are not the paper's. Its energy is pooled with a "
+            "linear model of the simulator, an exponential family and a synthetic "
+            "likelihood, and the flow follows this pooled energy in the end. Our last "
+            "column is the posterior corrected by the energy's networks alone, before "
+            "pooling. JNPE also puts positive, skewed data on their log scale and scales "
+            "down data that are unrelated to the parameters. This matters on "
+            "lotka_volterra and slcp_distractors. `../ablations.md` has NPE's results on "
+            "data prepared in this way.",
             f"By test NLL, our flow is better on {better} of {len(lines)} tasks.",
             table(("task", *columns), lines),
         ]

@@ -1,7 +1,7 @@
-"""Multipliers against fixed weights: 25 of these, as in Figure 2 of arXiv:2511.11159.
+"""Multipliers against 25 fixed weightings, as in Figure 2 of arXiv:2511.11159.
 
-On a Gaussian mixture in the plane, all are trained equally long and at constant rates,
-past the point where overfitting starts, and judged by the weights of the last epoch.
+On a Gaussian mixture in the plane, all are trained equally long and at constant learning
+rates, past the point where overfitting starts, and judged at the last epoch.
 """
 
 from itertools import product
@@ -20,7 +20,7 @@ from sbi_jeffreys.plots.style import GREY, color_of, panels
 
 NUM_TEST, TEST_SEED = 10_000, 10_000
 LEVELS = (0.1, 0.3, 1.0, 3.0, 10.0)
-"""Of the data terms' weights, for the flow and for the energy; the reverse KL's is 1."""
+"""Weights of KL(data || flow) and of KL(data || energy). KL(flow || energy) has 1."""
 
 Z_RANGE = (0.8, 1.25)
 
@@ -29,29 +29,29 @@ RESILIENT: dict[str, dict[str, Any]] = {
     "resilient": METHODS["ours"],
     "resilient, slack 0.1": {"slack": (0.1, 1.0, 0.1)},
 }
-"""The default, whose slack of one nat suits models of some ten parameters, and less of
-it for the fit to the data: a tenth of it, for a fifth of the parameters."""
+"""The default, whose slack of one nat suits models of some ten parameters, and a tenth
+of this slack for the fits to the data, for two parameters."""
 
 SETTINGS: dict[str, dict[str, Any]] = RESILIENT | {
     f"{flow:g} / 1 / {energy:g}": {"weighting": "fixed", "weights": (flow, 1.0, energy)}
     for flow, energy in product(LEVELS, LEVELS)
 }
-"""Options of the estimator by name: the weights of D1, D2 and D3, or resilient."""
+"""Options of the estimator by name: fixed weights of D1, D2 and D3, or resilient."""
 
 
 class Row(NamedTuple):
-    """What came of one training; infinite if it diverged in its first epoch.
+    """Results of one training. They are infinite if it diverged in its first epoch.
 
     Attributes:
         setting: One of `SETTINGS`.
-        seed: Of points and networks.
-        num_samples: For training and validation together.
-        epochs: Trained.
-        kl_best: KL of the flow of the best held-out epoch to the mixture, in nats,
-            estimated on test points.
-        kl_last: Of the flow of the last epoch.
-        energy_kl_last: Of the energy-based model of the last epoch.
-        z_last: The energy's normaliser, last epoch.
+        seed: Seed of points and networks.
+        num_samples: Points for training and validation together.
+        epochs: Epochs trained.
+        kl_best: KL(mixture || flow) at the best held-out epoch, in nats, estimated on
+            test points.
+        kl_last: KL(mixture || flow) at the last epoch.
+        energy_kl_last: KL(mixture || energy) at the last epoch.
+        z_last: The energy's normaliser at the last epoch.
         nll_curve: Held-out NLL after each epoch.
         z_curve: Z, from held-out log Z, after each epoch.
     """
@@ -129,27 +129,34 @@ def report(rows: pd.DataFrame) -> str:
         )
     fixed = means.drop(list(RESILIENT), errors="ignore")
     judged = ["kl_last", "energy_kl_last", "kl_best"]
-    verdict = "; ".join(
-        "{} / {} / {} than {!r}".format(
-            *(fixed[judged] > means.loc[name, judged]).sum(), name
-        )
+    worse = [
+        (name, *(fixed[judged] > means.loc[name, judged]).sum())
         for name in RESILIENT
         if name in means.index
-    )
+    ]
     (num,), (epochs,) = set(rows.num_samples), set(rows.epochs)
     return "\n\n".join(
         [
-            f"{num:,} points of a mixture of five Gaussians in the plane, {epochs} "
-            f"epochs each. KL of the flow to the mixture, in nats: its "
-            f"test NLL on {NUM_TEST:,} points, less that of the mixture; mean ± "
-            "standard deviation over seeds, of the best held-out and of the last "
-            "epoch; and that of the energy-based model of the last epoch. Z is its "
-            "normaliser then, from lowest to highest over seeds, and whether within "
-            f"{Z_RANGE}.",
-            f"Of {len(fixed)} fixed weightings there are worse, by the flow of the last "
-            f"epoch / the energy of the last / the flow of the best held-out epoch: "
-            f"{verdict}. (Multipliers at rest are weights that stay: the fixed ones "
-            "nearest to them should do as well.)",
+            f"Each training has {num:,} points of a mixture of five Gaussians in the "
+            f"plane and {epochs} epochs. A value is the KL from the mixture to the "
+            f"model, in nats: the model's test NLL on {NUM_TEST:,} points less that of "
+            "the mixture, mean ± standard deviation over seeds. The flow is that of the "
+            "best held-out epoch and of the last epoch, the energy-based model that of "
+            "the last epoch. Z is its normaliser, lowest to highest over seeds. The last "
+            f"column says whether Z is within {Z_RANGE}.",
+            f"The next table counts how many of {len(fixed)} fixed weightings are worse "
+            "than the multipliers. "
+            "Multipliers that have settled are constant weights, so the fixed weights "
+            "nearest to them should do as well.",
+            table(
+                (
+                    "worse than",
+                    "by the flow, last epoch",
+                    "by the energy, last epoch",
+                    "by the flow, best epoch",
+                ),
+                worse,
+            ),
             table(
                 (
                     "weights of D1 / D2 / D3",

@@ -9,22 +9,22 @@ PENALTY = 10.0
 CRITIC_STEPS = 5
 NOISE_FEATURES = 8
 BETAS = (0.0, 0.9)
-"""Of Adam, as in the paper, and the two numbers above as well."""
+"""Adam's betas. They, the penalty and the critic's steps are those of the paper."""
 
 
 class WGAN:
     """A generator and its critic, for vectors.
 
-    The critic's loss is E[c(g(z))] − E[c(x)] + 10 E[(|∇c| − 1)²], its slope being taken
-    on lines between data and generated points; the generator's is −E[c(g(z))].
+    The critic's loss is E[c(g(z))] − E[c(x)] + 10 E[(|∇c| − 1)²], with its gradient taken
+    on lines between data and generated points. The generator's loss is −E[c(g(z))].
     """
 
     def __init__(self, samples: Tensor, learning_rate: float, hidden: int = 128) -> None:
         """
         Args:
-            samples: To be learnt, shape `(N, D)`.
-            learning_rate: Of Adam, for both networks.
-            hidden: Width of both.
+            samples: Points to learn from, shape `(N, D)`.
+            learning_rate: Adam's learning rate for both networks.
+            hidden: Width of both networks.
         """
         self.mean, self.sd = samples.mean(0), samples.std(0)
         self.data = (samples - self.mean) / self.sd
@@ -42,7 +42,7 @@ class WGAN:
             return self._generate(num) * self.sd + self.mean
 
     def epoch(self, batch_size: int) -> None:
-        """Train once on all samples: the critic on each batch, the generator on some."""
+        """Train on all samples: the critic on each batch, the generator on each fifth."""
         for number, batch in enumerate(self._batches(batch_size)):
             made = self._generate(len(batch)).detach()
             loss = self.critic(made).mean() - self.critic(batch).mean()
@@ -52,7 +52,7 @@ class WGAN:
                 _descend(self.of_generator, -scores.mean())
 
     def _batches(self, size: int) -> Iterator[Tensor]:
-        """Yield shuffled batches: as often as the critic is trained for a generator."""
+        """Yield shuffled batches of five passes: one pass for each critic step."""
         for _ in range(CRITIC_STEPS):
             yield from self.data[torch.randperm(len(self.data))].split(size)
 

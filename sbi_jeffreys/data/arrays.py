@@ -9,23 +9,22 @@ import torch
 from torch import Tensor
 
 MAX_ROWS = 100_000
-"""Rows looked at together: enough for exact statistics, and few to hold in memory."""
+"""Most rows in memory at a time. They are enough for accurate statistics."""
 
 MAX_ENTRIES = 2**24
-"""Numbers looked at together, where rows are long; but 1,000 rows at least."""
+"""Most numbers in memory at a time, but at least 1,000 rows."""
 
 
 def as_tensor(name: str, values: Any) -> Tensor:
-    """Return `values` as a tensor that shares their memory, or their file.
+    """Return a tensor that shares the memory, or the file, of `values`.
 
     Args:
-        name: What to call them in an error.
-        values: A tensor, of which gradients are left behind, or a float32 NumPy array,
-            `(N, ...)`. Masked entries of an array are NaN in a copy, as for simulations
-            that failed.
+        name: The argument's name, for errors.
+        values: A tensor, which is detached, or a float32 NumPy array, `(N, ...)`. If an
+            array has masked entries, the result is a copy in which they are NaN.
 
     Raises:
-        TypeError: If they are neither, or an array of another type.
+        TypeError: If `values` is neither, or an array of another type.
     """
     if isinstance(values, Tensor):
         return values.detach()
@@ -36,8 +35,8 @@ def as_tensor(name: str, values: Any) -> Tensor:
         )
     if values.dtype != np.float32:
         raise TypeError(
-            f"Expected `{name}` of dtype float32, got {values.dtype}, which would have "
-            "to be copied: use `.astype('float32')`, or store float32."
+            f"Expected `{name}` of dtype float32, got {values.dtype}, which would need a "
+            "copy: use `.astype('float32')`, or store float32."
         )
     if isinstance(values, np.ma.MaskedArray):
         values = values.filled(np.nan)
@@ -49,15 +48,15 @@ def as_tensor(name: str, values: Any) -> Tensor:
 
 
 def rows_at_once(values: Tensor) -> int:
-    """Return how many rows of `values`, `(N, ...)`, to look at together."""
+    """Return how many rows of `values`, shape `(N, ...)`, to process at a time."""
     long_rows = MAX_ENTRIES // max(1, values.shape[1:].numel())
     return min(MAX_ROWS, max(1_000, long_rows))
 
 
 def evenly_spaced(*parts: Tensor) -> list[Tensor]:
-    """Return evenly spaced rows of tensors `(N_i, ...)`, as views; all where few.
+    """Return evenly spaced rows of tensors `(N_i, ...)` as views; all if they are few.
 
-    Spaces are the same in all, so that parts keep their shares.
+    The spacing is the same in all parts, so that each keeps its share.
     """
     step = max(1, -(-sum(map(len, parts)) // rows_at_once(parts[0])))
     return [part[::step] for part in parts]
@@ -73,7 +72,7 @@ def check_finite(what: str, rows: Tensor) -> None:
     """Raise a ValueError if some rows have entries that are NaN or infinite.
 
     Args:
-        what: To call them in the error.
+        what: What the rows are, for the error.
         rows: Shape `(N, ...)`.
     """
     if is_finite(rows):
@@ -88,15 +87,16 @@ def check_finite(what: str, rows: Tensor) -> None:
 
 
 class ConcatenatedRows:
-    """Tensors as if concatenated, of which rows are gathered without doing so.
+    """Several tensors, indexed as if they were concatenated.
 
-    On a GPU they are concatenated: to look for rows in each would wait for the device.
+    On the CPU rows are gathered from each part. On a GPU the parts are concatenated, as
+    the search for rows in each part would wait for the device.
     """
 
     def __init__(self, parts: Sequence[Tensor]) -> None:
         """
         Args:
-            parts: Tensors `(N_i, ...)` that agree in all but N_i.
+            parts: Tensors `(N_i, ...)` that differ in N_i only.
         """
         self.device = parts[0].device
         self.parts = parts if self.device.type == "cpu" else [torch.cat(list(parts))]

@@ -10,19 +10,13 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import (
-    ConcatDataset,
-    DataLoader,
-    SubsetRandomSampler,
-    TensorDataset,
-)
-from torch.utils.data.dataloader import default_collate
+from torch.utils.data import DataLoader
 
 from sbi_jeffreys.data.arrays import ConcatenatedRows
 from sbi_jeffreys.data.processes import mean_over_processes, num_processes, process_rank
 
 AHEAD = 2
-"""Batches that are gathered before they are asked for, where they are streamed."""
+"""Streamed batches that are gathered in advance."""
 
 
 class Batch(NamedTuple):
@@ -53,7 +47,7 @@ class Batches(Protocol):
 class SlicedBatches:
     """Batches cut by index from tensors that stay where they are.
 
-    Where several processes train together, each gets its share of the rows of a batch.
+    If several processes train together, each gets its share of the rows of a batch.
     """
 
     def __init__(
@@ -66,6 +60,16 @@ class SlicedBatches:
         calibration_kernel: CalibrationKernel,
         device: torch.device | str,
     ) -> None:
+        """
+        Args:
+            theta: Parameters, shape `(N, D)`.
+            x: Their simulations, shape `(N, ...)`.
+            indices: The rows that batches are made of, shape `(num,)`.
+            batch_size: Pairs in a batch.
+            drop_last: Whether to leave out a last batch that is smaller.
+            calibration_kernel: Weights of simulations, from x to `(batch,)`.
+            device: Where to deliver the batches.
+        """
         self.theta, self.x = theta, x
         self.indices = indices.to(theta.device)
         self.batch_size = batch_size
@@ -107,10 +111,10 @@ def _shares(batches: Iterable[Tensor]) -> Iterator[Tensor]:
 
 
 class StreamedBatches(SlicedBatches):
-    """The same batches, gathered by a thread while those before are used.
+    """The same batches, gathered by a thread while earlier batches are used.
 
-    For simulations on disk, and for those in memory while training on a GPU: they are
-    copied there from pinned memory, on a stream beside that of the training steps.
+    This is for simulations on disk, and for simulations in memory while training on a
+    GPU. They are copied to the GPU from pinned memory, on a stream of their own.
     """
 
     @cached_property
@@ -143,7 +147,7 @@ class StreamedBatches(SlicedBatches):
             worker.shutdown(cancel_futures=True)
 
     def _fetch(self, indices: Tensor, copies: torch.cuda.Stream | None) -> Fetched:
-        """Gather a batch, on the worker's thread; begin to copy it to a CUDA device."""
+        """Gather a batch on the worker's thread, and begin to copy it to the device."""
         theta, x = self.theta[indices], self.x[indices]
         if copies is None:
             return theta, x, None
@@ -154,7 +158,7 @@ class StreamedBatches(SlicedBatches):
 
 
 class LoadedBatches:
-    """Batches as a data loader delivers them."""
+    """Batches that a data loader delivers."""
 
     def __init__(
         self,
@@ -170,11 +174,11 @@ class LoadedBatches:
         return len(self.loader)
 
     def shuffled(self, seed: int) -> Iterator[Batch]:
-        """Yield what the loader yields; it has its own order."""
+        """Yield the loader's batches, in its own order."""
         return self.ordered()
 
     def ordered(self) -> Iterator[Batch]:
-        """Yield what the loader yields."""
+        """Yield the loader's batches."""
         for theta, x, *_ in self.loader:
             x = x.to(self.device)
             yield Batch(theta.to(self.device), x, self.calibration_kernel(x))
@@ -184,7 +188,7 @@ def scale_weights(batches: SlicedBatches | LoadedBatches) -> None:
     """Scale the weights of all pairs so that their mean is one.
 
     Raises:
-        ValueError: If it is not positive and finite.
+        ValueError: If the mean is not positive and finite.
     """
     sums = torch.zeros(2, device=batches.device)
     for batch in batches.ordered():
@@ -192,56 +196,27 @@ def scale_weights(batches: SlicedBatches | LoadedBatches) -> None:
     total, num = mean_over_processes(sums).tolist()
     if not 0 < total < inf:
         raise ValueError(
-            "Expected `calibration_kernel` to give training and held-out simulations "
-            f"weights of a positive mean, got {total / max(num, 1)} for some of them."
+            "Expected `calibration_kernel` to return weights of a positive, finite mean, "
+            "for training and for held-out simulations, got a mean of "
+            f"{total / max(num, 1)}."
         )
     kernel = batches.calibration_kernel
     batches.calibration_kernel = lambda x: kernel(x) * (num / total)
 
 
-def batches_from(
-    loader: DataLoader[Any],
-    calibration_kernel: CalibrationKernel,
-    device: torch.device | str,
-    on_disk: bool = False,
-) -> SlicedBatches | LoadedBatches:
-    """Return the batches of sbi's data loader, which would collate them row by row.
-
-    Where the loader's sampler and collation are sbi's own, the same batches are sliced
-    from its tensors; otherwise the loader is used.
+def check_shares(training: Batches) -> None:
+    """Raise a ValueError unless all processes can take the same steps.
 
     Args:
-        loader: Over `TensorDataset`s of parameters, simulations and more, or several of
-            them in a `ConcatDataset`.
-        calibration_kernel: Weights of simulations, from x to `(batch,)`.
-        device: Where to train.
-        on_disk: Whether the tensors are memory-mapped, so that gathering takes a while.
+        training: Batches of an epoch, which several processes may share.
     """
-    parts = (
-        loader.dataset.datasets
-        if isinstance(loader.dataset, ConcatDataset)
-        else [loader.dataset]
-    )
-    datasets = [part for part in parts if isinstance(part, TensorDataset)]
-    if (
-        len(datasets) < len(parts)
-        or type(loader.sampler) is not SubsetRandomSampler
-        or loader.collate_fn is not default_collate
-        or loader.batch_size is None
+    num = num_processes()
+    if num > 1 and not (
+        isinstance(training, SlicedBatches)
+        and training.drop_last
+        and training.batch_size % num == 0
     ):
-        return LoadedBatches(loader, calibration_kernel, device)
-    theta, x, *_ = (
-        ConcatenatedRows(column)
-        for column in zip(*(part.tensors for part in datasets), strict=True)
-    )
-    far = on_disk or torch.device(device).type != "cpu"
-    kind = StreamedBatches if far and theta.device.type == "cpu" else SlicedBatches
-    return kind(
-        theta,
-        x,
-        torch.as_tensor(loader.sampler.indices),
-        loader.batch_size,
-        loader.drop_last,
-        calibration_kernel,
-        device,
-    )
+        raise ValueError(
+            f"Expected `training_batch_size` to be a multiple of the {num} processes "
+            "that train together, and no `dataloader_kwargs` that deliver other batches."
+        )

@@ -1,9 +1,9 @@
 """Several processes that train one pair of models, as `torchrun` starts them.
 
-Each process calls the same script. Once it has called
-`torch.distributed.init_process_group()`, training takes its rows of each batch, averages
-gradients by PyTorch's `DistributedDataParallel`, and divergences and held-out losses by
-the functions below. With one process they do nothing.
+Each process runs the same script, which first calls
+`torch.distributed.init_process_group()`. Each process then trains on its own rows of each
+batch. PyTorch's `DistributedDataParallel` averages the gradients. The functions below
+average the divergences and the held-out losses. With one process they do nothing.
 """
 
 from collections.abc import Iterator
@@ -14,17 +14,17 @@ from torch import Tensor, distributed
 
 
 def num_processes() -> int:
-    """Return how many processes train together."""
+    """Return the number of processes that train together."""
     return distributed.get_world_size() if _initialized() else 1
 
 
 def process_rank() -> int:
-    """Return the number of this process, from zero."""
+    """Return the rank of this process, counted from zero."""
     return distributed.get_rank() if _initialized() else 0
 
 
 def mean_over_processes(values: Tensor) -> Tensor:
-    """Return the mean of what each process has, the same in all of them."""
+    """Return the mean over all processes, the same in each of them."""
     if num_processes() == 1:
         return values
     values = values.clone()
@@ -33,7 +33,7 @@ def mean_over_processes(values: Tensor) -> Tensor:
 
 
 def all_have(value: int, device: torch.device | str) -> bool:
-    """Return whether a number is the same in all processes."""
+    """Return whether `value` is the same in all processes."""
     if num_processes() == 1:
         return True
     bounds = torch.tensor([value, -value], device=device)
@@ -43,9 +43,10 @@ def all_have(value: int, device: torch.device | str) -> bool:
 
 @contextmanager
 def first_random_state(device: torch.device | str) -> Iterator[None]:
-    """Meanwhile, give all processes the first one's random state (torch's, on the CPU).
+    """Give all processes the random state of the first one within this context.
 
-    Afterwards the others go on from where theirs was.
+    This is torch's random state on the CPU. After the context, the other processes have
+    their own states again.
     """
     if num_processes() == 1:
         yield
@@ -62,7 +63,7 @@ def first_random_state(device: torch.device | str) -> Iterator[None]:
 
 
 def share_tensors(tensors: list[Tensor]) -> None:
-    """Give all processes the first one's values."""
+    """Copy the values of the first process to all others, in place."""
     if num_processes() > 1:
         for tensor in tensors:
             distributed.broadcast(tensor, 0)

@@ -3,30 +3,31 @@
 import torch
 from torch import Tensor, nn
 
-from sbi_jeffreys.preprocessing.support import location_and_scale
+from sbi_jeffreys.preprocessing.scaling import location_and_scale
 
 MAX_SIMULATIONS = 2_000
-"""How many simulations are kept to compare with."""
+"""Most simulations that are kept to compare with."""
 
 MAX_ENTRIES = 2**22
-"""How many numbers they may consist of; but 200 simulations at least."""
+"""Most numbers that the kept simulations consist of, if these are more than 200."""
 
 MIN_RANKED = 100
-"""How many simulations are ranked, if there are enough: then p may be below 0.01."""
+"""Fewest simulations that are ranked, if there are enough: p may then be below 0.01."""
 
 
 class Novelty(nn.Module):
-    r"""Compares observations with simulations, by distances to nearest neighbours.
+    r"""Compares observations with simulations by distances to nearest neighbours.
 
-    One half of the simulations are landmarks: they give each entry of x its standard
-    deviation, and distances are those to the k-th nearest landmark. The observation's
-    distance $d_o$ is ranked among those of the other half,
+    One half of the simulations are landmarks. Distances are measured in units of their
+    standard deviation, for each entry of x by itself. The distance of an observation is
+    that to its k-th nearest landmark. It is ranked among the distances of the n
+    simulations of the other half:
 
     .. math:: p = (1 + \#\{i : d_i \ge d_o\}) / (n + 1).
 
-    An observation that is drawn like the simulations has its rank anywhere among theirs:
-    p is at most $\alpha$ with a probability of at most $\alpha$, whatever the simulator
-    (split conformal prediction; Vovk, Gammerman & Shafer, 2005).
+    For an observation that is drawn like the simulations, all ranks are equally likely.
+    So p is at most :math:`\alpha` with a probability of at most :math:`\alpha`, for any
+    simulator (split conformal prediction; Vovk, Gammerman & Shafer, 2005).
     """
 
     loc: Tensor
@@ -37,9 +38,10 @@ class Novelty(nn.Module):
     def __init__(self, x: Tensor, num_neighbors: int = 5) -> None:
         """
         Args:
-            x: Simulations, shape `(N, *condition_shape)`, independent of each other, of
-                which evenly spaced ones are kept.
-            num_neighbors: k, at most the number of landmarks.
+            x: Independent simulations, shape `(N, *condition_shape)`. If there are too
+                many, evenly spaced ones are kept.
+            num_neighbors: The neighbour k whose distance counts. If there are fewer
+                landmarks, it is their number.
 
         Raises:
             ValueError: If there are fewer than two simulations.

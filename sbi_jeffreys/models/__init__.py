@@ -1,1 +1,1 @@
-"""The conditional flow, the conditional energy, and the pair of them."""
+"""The conditional flow, the conditional energy, and the pair of both."""

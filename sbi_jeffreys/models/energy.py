@@ -1,86 +1,26 @@
 """The conditional energy-based model: log prior plus a learned log-ratio."""
 
-import warnings
-from copy import deepcopy
 from typing import Any
 
 import torch
-from sbi.utils.sbiutils import ImproperEmpirical
 from sbi.utils.user_input_checks_utils import move_distribution_to_device
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, Normal
-from torch.nn.functional import silu
+from torch.distributions import Distribution
 from typing_extensions import Self
 
-from sbi_jeffreys.models.networks import ContextNet, zero_init
-from sbi_jeffreys.preprocessing.support import Support, location_and_scale
-
-
-class LogRatioNet(nn.Module):
-    r"""The default log-ratio network, zero at initialisation.
-
-    .. math:: r(\theta, x) = \theta^T (A x + a) + \theta^T B \theta + m(\theta, x)
-
-    with a residual MLP m. The first terms are all there is, up to a function of
-    $\theta$, where the likelihood is an exponential family with statistics x.
-    """
-
-    def __init__(
-        self,
-        input_features: int,
-        condition_features: int,
-        hidden_features: int = 128,
-        num_blocks: int = 2,
-    ) -> None:
-        """
-        Args:
-            input_features: Number of parameters.
-            condition_features: Number of (embedded) features of x.
-            hidden_features: Width of the MLP.
-            num_blocks: Number of residual blocks, of two layers each.
-        """
-        super().__init__()
-        self.linear = zero_init(nn.Linear(condition_features, input_features))
-        self.quadratic = zero_init(nn.Linear(input_features, input_features, bias=False))
-        self.net = ContextNet(
-            input_features, condition_features, hidden_features, num_blocks, silu
-        )
-        self.head = zero_init(nn.Linear(hidden_features, 1))
-
-    def forward(self, input: Tensor, condition: Tensor) -> Tensor:
-        """Return r in nats, shape `(sample, batch)`.
-
-        Args:
-            input: Standardised parameters, shape `(sample, batch, input_features)`.
-            condition: Embedded conditions, shape `(batch, condition_features)`.
-        """
-        natural = self.linear(condition) + self.quadratic(input)
-        rows = input.flatten(0, 1)
-        rest = self.head(self.net(rows, self.net.from_context(condition)))
-        return (input * natural).sum(-1) + rest.reshape(input.shape[:-1])
-
-
-class LogRatioEnsemble(nn.ModuleList):
-    """Log-ratio networks that share nothing, of which the energy is the average."""
-
-    def forward(self, input: Tensor, condition: Tensor) -> Tensor:
-        """Return the log-ratios in nats, shape `(member, sample, batch)`.
-
-        Args:
-            input: Standardised parameters, shape `(sample, batch, D)`.
-            condition: Embedded conditions, shape `(batch, features)`.
-        """
-        return torch.stack([net(input, condition) for net in self])
+from sbi_jeffreys.preprocessing.scaling import location_and_scale
+from sbi_jeffreys.preprocessing.support import Support
 
 
 class ConditionalEnergy(nn.Module):
     r"""$f(\theta, x) = \log p(\theta) + r(\theta, x)$, an unnormalised log posterior.
 
-    The model is $q(\theta | x) = e^{f(\theta, x)} / Z(x)$; its energy, in the sense of
-    physics, is $-f$. With p the prior, r learns the log-ratio
-    $\log p(x | \theta) / p(x)$, and $Z = 1$ where it has. The network sees $\theta$
-    standardised in its own space, where r is smooth whatever the edges of the prior; but
-    parameters on a half line, which may have long tails, on their log scale.
+    The model is $q(\theta | x) = e^{f(\theta, x)} / Z(x)$. Its energy, in the sense of
+    physics, is $-f$. If p is the prior, r learns the log-ratio
+    $\log p(x | \theta) / p(x)$. Where r equals it, $Z = 1$. The network gets
+    $\theta$ standardised in its own space, because there r is smooth up to the edges of
+    the prior. A parameter on a half line may have a long tail, so the network gets it on
+    its log scale.
     """
 
     loc: Tensor
@@ -95,22 +35,23 @@ class ConditionalEnergy(nn.Module):
         embedding_net: nn.Module,
         condition_shape: torch.Size,
         prior: Distribution | None = None,
-        least_log_prior: float = -torch.inf,
+        log_prior_floor: float = -torch.inf,
     ) -> None:
         """
         Args:
             net: r, called with standardised parameters, `(sample, batch, D)`, and
-                embedded conditions, `(batch, features)`; returns `(sample, batch)`, or
-                as `LogRatioEnsemble` `(member, sample, batch)`: r is then their average.
+                embedded conditions, `(batch, features)`. It returns `(sample, batch)`.
+                With several members it returns `(member, sample, batch)`, as
+                `LogRatioEnsemble` does, and r is their average.
             base: p, with a `log_prob` that is differentiable to its argument.
-            support: Its bounds; p is evaluated inside of them.
+            support: The bounds of p, which is only evaluated within them.
             theta: Parameters that give the standardisation, shape `(N, D)`.
             embedding_net: Embeds conditions, `(batch, *condition_shape)`.
             condition_shape: Shape of one condition.
-            prior: Of the simulations trained on, whether it is the base or not; None if
-                there is none with a density.
-            least_log_prior: To take the prior's log density for, where it is less; in
-                nats.
+            prior: The prior of the simulations trained on, which may differ from the
+                base. None if it has no density.
+            log_prior_floor: Lower bound on the prior's log density in nats, used where
+                the prior is divided out of the energy.
         """
         super().__init__()
         self.net = net
@@ -119,13 +60,13 @@ class ConditionalEnergy(nn.Module):
         self.embedding_net = embedding_net
         self.condition_shape = condition_shape
         self.prior = prior
-        self.least_log_prior = least_log_prior
+        self.log_prior_floor = log_prior_floor
         loc, scale = location_and_scale(support.log_half_lines(theta))
         self.register_buffer("loc", loc)
         self.register_buffer("scale", scale)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """Move the densities, which are no modules, along with the parameters."""
+        """Move the base and the prior with the parameters. They are not modules."""
         before = self.loc.device
         super()._apply(fn, recurse)
         if self.loc.device != before:
@@ -135,20 +76,24 @@ class ConditionalEnergy(nn.Module):
         return self
 
     def standardize(self, theta: Tensor) -> Tensor:
-        """Return parameters `(..., D)` inside of the support as the network sees them."""
+        """Return parameters as the network gets them.
+
+        Args:
+            theta: Parameters inside the support, shape `(..., D)`.
+        """
         return (self.support.log_half_lines(theta) - self.loc) / self.scale
 
     def forward(
         self, input: Tensor, condition: Tensor, embedded: Tensor | None = None
     ) -> Tensor:
-        """Return f in nats, shape `(sample, batch)`; not a normalised log density.
+        """Return f, an unnormalised log density, in nats, shape `(sample, batch)`.
 
-        Minus infinity outside of the prior's bounds.
+        It is minus infinity outside of the prior's bounds.
 
         Args:
             input: Parameters, shape `(sample, batch, D)` or `(sample, 1, D)`.
             condition: Data, shape `(batch, ...)`.
-            embedded: What `embedding_net` makes of them, where it is known already.
+            embedded: The embedded data, if they are known already.
 
         Raises:
             ValueError: If the batches do not match, or the network returns another shape.
@@ -158,7 +103,10 @@ class ConditionalEnergy(nn.Module):
     def members(
         self, input: Tensor, condition: Tensor, embedded: Tensor | None = None
     ) -> Tensor:
-        """Return the f of each member, shape `(member, sample, batch)`; see `forward`."""
+        """Return f of each member in nats, shape `(member, sample, batch)`.
+
+        The arguments and errors are those of `forward`.
+        """
         batches, dim = (1, len(condition)), len(self.loc)
         if input.ndim != 3 or input.shape[1] not in batches or input.shape[2] != dim:
             raise ValueError(
@@ -180,76 +128,3 @@ class ConditionalEnergy(nn.Module):
             )
         r = r.reshape(-1, *log_base.shape)
         return torch.where(self.support.is_outside(input), -torch.inf, log_base + r)
-
-
-def base_density(prior: Any, theta: Tensor, support: Support) -> Distribution:
-    """Return the prior if its density can be used, else a Gaussian fitted to `theta`.
-
-    The reverse KL divergence needs the log density and its gradient wherever a sample of
-    the flow may be. A prior without (improper, empirical, computed outside of torch, or
-    zero in places where its support says it is not) is replaced, the last two with a
-    warning.
-
-    Args:
-        prior: A distribution over `(D,)`, or None.
-        theta: Parameters inside of its support, shape `(N, D)`.
-        support: The map from `theta` to unconstrained space.
-    """
-    if prior is None or isinstance(prior, ImproperEmpirical) or not support.is_exact:
-        return _gaussian(theta)
-    points = theta.detach().clone().requires_grad_()
-    try:
-        log_prob = prior.log_prob(points)
-    except (RuntimeError, TypeError):  # as numpy does with tensors that need gradients
-        log_prob = prior.log_prob(theta).detach()
-    flat = bool((log_prob == log_prob[0]).all())
-    axes = torch.eye(theta.shape[-1]).to(theta)
-    far = torch.cat([step * axes for step in (-4.0, -2.0, 2.0, 4.0)])
-    mixed = torch.stack([column.roll(d) for d, column in enumerate(theta.T)], -1)
-    elsewhere = torch.cat([support.inverse(far)[0], mixed])
-    everywhere = bool(prior.log_prob(elsewhere).isfinite().all())
-    if everywhere and (log_prob.requires_grad or flat):
-        return _unvalidated(prior)
-    lack = "not differentiable by torch" if everywhere else "zero inside of its `support`"
-    warnings.warn(
-        f"The density of the prior ({type(prior).__name__}) is {lack}; the energy starts "
-        "from a Gaussian instead.",
-        stacklevel=2,
-    )
-    return _gaussian(theta)
-
-
-def least_log_prior(prior: Any, base: Distribution, theta: Tensor) -> float:
-    """Return the prior's least log density, in nats, to be divided out of an energy.
-
-    An energy that starts from the prior has it in all places, and nothing is too little.
-    Another knows of the prior where it was trained: divided by a density far less than
-    that at any of its simulations, it would have its mode there.
-
-    Args:
-        prior: A distribution over `(D,)`, or None.
-        base: Where the energy starts from.
-        theta: Parameters trained on, shape `(N, D)`.
-    """
-    if prior is None:
-        return -torch.inf
-    log_prior, log_base = (p.log_prob(theta).reshape(-1) for p in (prior, base))
-    return -torch.inf if torch.equal(log_prior, log_base) else float(log_prior.min())
-
-
-def _unvalidated(prior: Distribution) -> Distribution:
-    """Return a copy that does not check its arguments, for which a GPU has to wait."""
-    prior = deepcopy(prior)
-    parts = [prior]
-    while parts:
-        part = parts.pop()
-        part._validate_args = False
-        for value in vars(part).values():
-            values = value if isinstance(value, list) else [value]
-            parts += [inner for inner in values if isinstance(inner, Distribution)]
-    return prior
-
-
-def _gaussian(theta: Tensor) -> Distribution:
-    loc, scale = location_and_scale(theta)
-    return Independent(Normal(loc, scale, validate_args=False), 1, validate_args=False)

@@ -1,7 +1,8 @@
-"""The residual network that flow and energy are made of.
+"""The residual network that the flow and the energy are made of.
 
-Points come as rows, shape `(S·B, D)`, the S draws of one condition being B rows apart,
-with what depends on the B conditions alone, `(B, ...)`, computed once for all draws.
+Points are rows, shape `(S·B, D)`, for S draws of each of B conditions. Row `s·B + b` is
+draw s of condition b. What depends on the conditions alone has the shape `(B, ...)`, and
+is computed once for all draws.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,7 @@ Activation = Callable[[Tensor], Tensor]
 
 
 class ContextNet(nn.Module):
-    """Residual network from some of a row's parameters and its context to features."""
+    """Residual network that maps parameters and a context to features."""
 
     def __init__(
         self,
@@ -23,6 +24,14 @@ class ContextNet(nn.Module):
         num_blocks: int,
         activation: Activation,
     ) -> None:
+        """
+        Args:
+            input_features: Number of parameters; with zero, only the context is used.
+            context_features: Number of features of a condition.
+            hidden_features: Number of features that are returned.
+            num_blocks: Number of residual blocks.
+            activation: The nonlinearity.
+        """
         super().__init__()
         self.from_input = (
             nn.Linear(input_features, hidden_features, bias=False)
@@ -36,11 +45,11 @@ class ContextNet(nn.Module):
         self.activation = activation
 
     def forward(self, inputs: Tensor, from_context: Tensor) -> Tensor:
-        """Return features of shape `(S·B, hidden)`; `(B, hidden)` without inputs.
+        """Return features, shape `(S·B, hidden)`, or `(B, hidden)` without inputs.
 
         Args:
             inputs: Rows, shape `(S·B, input_features)`.
-            from_context: What `self.from_context` gives, shape `(B, hidden)`.
+            from_context: The result of `self.from_context`, shape `(B, hidden)`.
         """
         hidden = from_context
         if self.from_input is not None:
@@ -53,7 +62,7 @@ class ContextNet(nn.Module):
 
 
 class Residual(nn.Module):
-    """What a block of two layers adds to its input, rows of features."""
+    """The part that a block of two layers adds to its input."""
 
     def __init__(self, features: int, activation: Activation) -> None:
         super().__init__()
@@ -62,18 +71,18 @@ class Residual(nn.Module):
         self.activation = activation
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Return features of the shape of `hidden`."""
+        """Return rows of features, of the same shape as `hidden`."""
         return self.second(self.activation(self.first(self.activation(hidden))))
 
 
 def per_row(context: Tensor, rows: Tensor) -> Tensor:
-    """Repeat what belongs to B conditions, shape `(B, ...)`, for S·B rows."""
+    """Repeat values of B conditions, shape `(B, ...)`, for S·B rows."""
     times = len(rows) // len(context)
     return context if times == 1 else context.repeat(times, *[1] * (context.ndim - 1))
 
 
 def zero_init(linear: nn.Linear) -> nn.Linear:
-    """Set all parameters to zero, and return the layer."""
+    """Set all parameters of a layer to zero, and return it."""
     for parameter in linear.parameters():
         nn.init.zeros_(parameter)
     return linear

@@ -1,6 +1,7 @@
-"""The two models of a posterior, flow and energy, at the same observations."""
+"""The two models of a posterior, and the embedding network that they may share."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 
 import torch
@@ -15,7 +16,10 @@ from sbi_jeffreys.sampling.blocks import blocks
 
 
 class ModelPair(nn.Module):
-    """The flow and the energy, which may share an embedding network."""
+    """A flow and an energy, which share an embedding network or have one each.
+
+    All that depends on whether they share it is done here.
+    """
 
     def __init__(self, flow: ConditionalFlow, energy: ConditionalEnergy) -> None:
         r"""
@@ -27,20 +31,59 @@ class ModelPair(nn.Module):
         self.flow = flow
         self.energy = energy
 
+    @property
+    def shares_embedding(self) -> bool:
+        """Whether both models have the same embedding network, as one object."""
+        return self.energy.embedding_net is self.flow.embedding_net
+
     def given(
         self, x: Tensor, function: Callable[..., Tensor] | None = None
     ) -> tuple[Conditional, Callable[[Tensor], Tensor]]:
-        r"""Return $p_\phi(\cdot | x)$ and $f_\psi(\cdot, x)$, x being embedded once.
+        r"""Return $p_\phi(\cdot | x)$ and $f_\psi(\cdot, x)$.
+
+        With a shared embedding, x is embedded once for both.
 
         Args:
             x: Data, shape `(batch, *condition_shape)`.
-            function: Of the energy, instead of f itself: its `members`.
+            function: A method of the energy to return instead of f, such as `members`.
         """
         flow = self.flow.given(x)
         energy = partial(function or self.energy, condition=x)
-        if self.energy.embedding_net is self.flow.embedding_net:
+        if self.shares_embedding:
             energy = partial(energy, embedded=flow.embedded)
         return flow, energy
+
+    def energy_with_own_embedding(self) -> ConditionalEnergy:
+        """Return the energy with a copy of its embedding, for training the flow alone.
+
+        It has the same log-ratio network as the pair's energy; all else is copied.
+        """
+        return deepcopy(self.energy, {id(self.energy.net): self.energy.net})
+
+    def energy_beside(
+        self, flow: ConditionalFlow, energy: ConditionalEnergy
+    ) -> ConditionalEnergy:
+        """Give an energy the embedding of a flow, if this pair shares one.
+
+        The embeddings must still have equal weights. If they do not, or if this pair does
+        not share an embedding, the energy keeps its own.
+
+        Args:
+            flow: This pair's flow, or a copy of it.
+            energy: A copy of this pair's energy, or of an energy made from it. It is
+                changed in place.
+
+        Returns:
+            The energy.
+        """
+        embedding_net = flow.embedding_net
+        if (
+            embedding_net is not None
+            and self.shares_embedding
+            and _have_equal_weights(energy.embedding_net, embedding_net)
+        ):
+            energy.embedding_net = embedding_net
+        return energy
 
     @torch.no_grad()
     def weighted_draws(
@@ -50,15 +93,15 @@ class ModelPair(nn.Module):
 
         Args:
             x: Data, shape `(batch, *condition_shape)`.
-            num: Draws for each.
-            prior: Outside of its support weights are zero.
-            size: Most draws at a time, for all x together.
+            num: Number of draws for each x.
+            prior: Draws outside its support have the weight zero.
+            size: Most draws evaluated at a time, over all x together.
 
         Returns:
             Draws, `(num, batch, D)`, and log weights in nats, `(num, batch)`.
 
         Raises:
-            FloatingPointError: If a weight is NaN or infinitely large.
+            FloatingPointError: If a weight is NaN or infinite.
         """
         theta = x.new_empty((num, len(x), *self.flow.input_shape))
         log_weights = x.new_empty((num, len(x)))
@@ -76,3 +119,16 @@ class ModelPair(nn.Module):
                 "against the flow are NaN or infinite."
             )
         return theta, log_weights
+
+
+def _have_equal_weights(one: nn.Module, other: nn.Module) -> bool:
+    """Return whether two modules have equal states with at least one entry."""
+    state, others = one.state_dict(), other.state_dict()
+    return (
+        bool(state)
+        and state.keys() == others.keys()
+        and all(
+            value.shape == others[name].shape and torch.equal(value, others[name])
+            for name, value in state.items()
+        )
+    )

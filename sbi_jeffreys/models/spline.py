@@ -1,4 +1,4 @@
-"""Monotone rational-quadratic splines without data-dependent shapes."""
+"""Monotone rational-quadratic splines whose tensor shapes do not depend on the data."""
 
 from math import expm1, log
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ def rational_quadratic_spline(
     tail_bound: float,
     inverse: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    r"""Monotone spline on [-tail_bound, tail_bound], the identity outside.
+    r"""Evaluate a monotone spline on [-tail_bound, tail_bound], the identity outside.
 
     With $\xi \in [0, 1]$ the position in a bin of width $w$, height $h$, chord $s = h/w$
     and end slopes $d_0, d_1$,
@@ -32,20 +32,20 @@ def rational_quadratic_spline(
     .. math:: g(\xi) = g_0 + h \frac{s \xi^2 + d_0 \xi (1 - \xi)}
         {s + (d_0 + d_1 - 2s) \xi (1 - \xi)}
 
-    (Durkan et al. 2019, arXiv:1906.04032, eqs. 4 and 5; the inverse solves a quadratic).
-    Bins come first, so that every operation runs over contiguous memory. Gradients are
-    written out, for speed; they can't be differentiated again.
+    (Durkan et al. 2019, arXiv:1906.04032, eqs. 4 and 5). The inverse solves a quadratic
+    equation. Bins are the first axis, so every operation runs over contiguous memory.
+    Gradients are written out for speed, and can't be differentiated again.
 
     Args:
         inputs: Points, shape `(...)`.
         sizes: Unnormalised bin widths and heights, shape `(2, bins, ...)`.
-        slopes: Unnormalised slopes at the inner knots, shape `(bins - 1, ...)`; where
-            these and the sizes are zero, the spline is the identity.
+        slopes: Unnormalised slopes at the inner knots, shape `(bins - 1, ...)`. The
+            spline is the identity where these and the sizes are zero.
         tail_bound: Half the length of the interval, positive.
         inverse: Whether to evaluate the inverse of the spline.
 
     Returns:
-        The outputs, and the log derivative of outputs by inputs, both of shape `(...)`.
+        The outputs, and the log derivatives of outputs by inputs, both of shape `(...)`.
     """
     return _Spline.apply(inputs, sizes, slopes, tail_bound, inverse)
 
@@ -97,7 +97,7 @@ class _Spline(Function):
     ) -> tuple[Tensor, Tensor]:
         num_bins = sizes.shape[1]
         least = 2 * tail_bound * MIN_BIN
-        free = 2 * tail_bound - num_bins * least  # what the softmax distributes
+        free = 2 * tail_bound - num_bins * least  # shared out by the softmax
         ctx.free, ctx.inverse = free, inverse
 
         inside = inputs.abs() < tail_bound
@@ -126,7 +126,7 @@ class _Spline(Function):
         bend = e.sum(0) - 2
 
         xi = _solve(e, bend, (point - y0) / h) if inverse else (point - x0) / w
-        curve = _curve(e, bend, xi.clamp_(0, 1))  # knots are known but to rounding
+        curve = _curve(e, bend, xi.clamp_(0, 1))  # knots have rounding errors
         slope = s * curve.slope
         if inverse:
             outputs, log_slope = torch.addcmul(x0, xi, w), -slope.log()
@@ -143,11 +143,12 @@ class _Spline(Function):
     def backward(
         ctx: Any, grad_outputs: Tensor, grad_log_slope: Tensor
     ) -> tuple[Tensor | None, ...]:
-        r"""Gradients by the partial derivatives of $g$ and of $\ell = \log g'$.
+        r"""Compute gradients from the derivatives of $g$ and of $\ell = \log g'$.
 
-        For a parameter b of the bin, the gradient is $\alpha \partial_b g + \beta
-        \partial_b \ell$. In the inverse direction, $x = g^{-1}(y)$ moves by
-        $(dy - \partial_b g\, db) / g'$, which gives another $\alpha$.
+        With $\alpha$ and $\beta$ the gradients of the two outputs, the gradient of a
+        parameter b of the bin is $\alpha \partial_b g + \beta \partial_b \ell$. In the
+        inverse direction, $x = g^{-1}(y)$ moves by $(dy - \partial_b g\, db) / g'$, so
+        $\alpha$ is replaced.
         """
         inside, passed, index, shares, share, before, *rest = ctx.saved_tensors
         raw_slopes, size, s, e, slope, *rest = rest
@@ -176,7 +177,7 @@ class _Spline(Function):
         grad_size += torch.stack([-grad_x * xi, alpha * curve.R])
         grad_corner = torch.stack([-grad_x, alpha])
 
-        # A corner is where the bins before it end: through the softmax to all sizes.
+        # A corner is where the bins before it end, so it depends on all sizes.
         grad_size *= ctx.free * share
         grad_corner *= ctx.free
         mean = torch.addcmul(grad_size, grad_corner, before)
@@ -198,5 +199,5 @@ class _Spline(Function):
 
 
 def _take(values: Tensor, index: Tensor) -> Tensor:
-    """Pick bins `(1, ...)` from `(2, bins, ...)`; return `(2, ...)`."""
+    """Return the bins at `index`, `(1, ...)`, of `(2, bins, ...)` as `(2, ...)`."""
     return values.gather(1, index.expand(2, *index.shape)).squeeze(1)

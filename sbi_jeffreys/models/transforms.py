@@ -1,9 +1,9 @@
-"""The layers of the default flow, an `nflows` transform.
+"""The layers of the default flow, and the `nflows` transform that runs them.
 
-Points come as rows and contexts as in `networks`. Each layer has three methods: `given`
-computes what depends on the context, or on nothing; `forward` maps parameters towards
-noise; `inverse` maps noise towards parameters. The last two take rows and what `given`
-returned, and return rows and log determinants.
+Rows and contexts have the shapes of `networks`. Each layer has three methods. `given`
+computes all that does not depend on the rows. `forward` maps parameters towards noise.
+`inverse` maps noise towards parameters. The last two take rows and the result of `given`,
+and return rows and log determinants.
 """
 
 from typing import Any, NamedTuple, Protocol, cast
@@ -17,35 +17,44 @@ from sbi_jeffreys.models.networks import ContextNet, per_row, zero_init
 from sbi_jeffreys.models.spline import rational_quadratic_spline
 
 MAX_LOG_SCALE = 6.0
-"""Bound on the log scales of the affine layer, for an x beyond all training data."""
+"""Bound on the log scales of the affine layer, for an x outside the training data."""
 
 
 class Layer(Protocol):
     """A layer as described above."""
 
     def given(self, context: Tensor) -> Any:
-        """Return what depends on embedded conditions, shape `(B, C)`, or on nothing."""
+        """Return all that does not depend on the rows.
+
+        Args:
+            context: Embedded conditions, shape `(B, C)`.
+        """
 
     def forward(self, rows: Tensor, given: Any) -> tuple[Tensor, Tensor]:
-        """Map parameters, shape `(S·B, D)`, to as many rows nearer to noise.
+        """Map parameters towards noise.
+
+        Args:
+            rows: Shape `(S·B, D)`.
+            given: The result of `given` for B conditions.
 
         Returns:
-            The rows, and log determinants in nats, shape `(S·B,)`.
+            Rows of the same shape, and log determinants in nats, shape `(S·B,)`.
         """
 
     def inverse(self, rows: Tensor, given: Any) -> tuple[Tensor, Tensor]:
-        """Map noise towards parameters; shapes as in `forward`."""
+        """Map noise towards parameters. Shapes are those of `forward`."""
 
 
 class LayersGivenContext(list[tuple[Layer, Any]]):
-    """Layers, each with what it computed from the context."""
+    """Layers, each with the result of its `given`."""
 
 
 class Layers(Transform):
-    """Layers in sequence. Takes a context, or what `given` made of it.
+    """Layers in sequence. They take a context, or the result of `given`.
 
-    Couplings act on halves: parameters are first put in the order 1, 3, ..., 0, 2, ...,
-    so that each half has every second one, for neighbours often belong together.
+    Couplings act on halves of the parameters. Neighbours often belong together, so
+    parameters are first put in the order 1, 3, ..., 0, 2, .... Each half then consists of
+    every second one.
     """
 
     order: Tensor
@@ -59,7 +68,7 @@ class Layers(Transform):
         self.register_buffer("restore", self.order.argsort())
 
     def given(self, context: Tensor) -> LayersGivenContext:
-        """Return what depends on the context alone, for use with many rows.
+        """Return all that does not depend on the rows, for use with many of them.
 
         Args:
             context: Embedded conditions, shape `(B, C)`.
@@ -70,7 +79,7 @@ class Layers(Transform):
     def forward(
         self, inputs: Tensor, context: Tensor | LayersGivenContext
     ) -> tuple[Tensor, Tensor]:
-        """Map parameters towards noise; return the rows and log determinants."""
+        """Map parameters to noise; return the rows and log determinants."""
         rows, log_dets = inputs.index_select(-1, self.order), []
         for layer, given in self._given(context):
             rows, log_det = layer.forward(rows, given)
@@ -80,7 +89,7 @@ class Layers(Transform):
     def inverse(
         self, inputs: Tensor, context: Tensor | LayersGivenContext
     ) -> tuple[Tensor, Tensor]:
-        """Map noise towards parameters; return the rows and log determinants."""
+        """Map noise to parameters; return the rows and log determinants."""
         rows, log_dets = inputs, []
         for layer, given in reversed(self._given(context)):
             rows, log_det = layer.inverse(rows, given)
@@ -99,10 +108,11 @@ def _sum(log_dets: list[Tensor]) -> Tensor:
 
 
 class SplineCoupling(nn.Module):
-    """Splines on one half of the parameters, whose knots depend on the rest.
+    """Splines on one half of the parameters, with knots that depend on the other half.
 
-    Durkan et al. 2019, arXiv:1906.04032. A single parameter is moved by a spline that
-    depends on the context alone. The identity at initialisation.
+    The knots depend on the context, too (Durkan et al. 2019, arXiv:1906.04032). If there
+    is only one parameter, they depend on the context alone. The layer is the identity at
+    initialisation.
     """
 
     def __init__(
@@ -128,7 +138,7 @@ class SplineCoupling(nn.Module):
         )
 
     def given(self, context: Tensor) -> Tensor:
-        """Return the context's part in the first hidden layer, shape `(B, hidden)`."""
+        """Return the context's part of the first hidden layer, shape `(B, hidden)`."""
         return self.net.from_context(context)
 
     def forward(self, rows: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,7 +155,7 @@ class SplineCoupling(nn.Module):
         first, second = rows.split(self.halves, -1)
         moved, kept = (first, second) if self.moves_first_half else (second, first)
         features = per_row(self.net(kept, given), rows)
-        # Transposed, for the spline wants bins first.
+        # Transposed, because the spline takes bins as the first axis.
         linear = self.to_knots
         knots = torch.addmm(linear.bias.unsqueeze(-1), linear.weight, features.T)
         sizes, slopes = knots.view(-1, *moved.T.shape).split(
@@ -163,7 +173,7 @@ class SplineCoupling(nn.Module):
 
 
 class AffineGivenContext(NamedTuple):
-    """Shift m and log scale s, `(B, D)`, and the part of L below its diagonal."""
+    """Shift m and log scale s, `(B, D)`, and L below its diagonal, `(B, D, D)`."""
 
     shift: Tensor
     log_scale: Tensor
@@ -173,9 +183,9 @@ class AffineGivenContext(NamedTuple):
 class ConditionalAffine(nn.Module):
     r"""$z = e^{-s(x)} \odot L(x) (u - m(x))$, with L unit lower triangular.
 
-    A posterior that is Gaussian, with mean, scales and correlations that depend on x,
-    needs no other layer. Each of m, s and L is a linear function of the context plus a
-    residual network. The identity at initialisation.
+    It suffices for a Gaussian posterior whose mean, scales and correlations depend on x.
+    Each of m, s and L is a linear function of the context plus a residual network. The
+    layer is the identity at initialisation.
     """
 
     def __init__(
@@ -223,9 +233,10 @@ class ConditionalAffine(nn.Module):
 
 
 class Mixing(nn.Module):
-    r"""$z = L U u + b$ with learnt triangular factors; the identity at initialisation.
+    r"""$z = L U u + b$ with learned triangular factors.
 
-    L is unit lower triangular and U upper triangular with the diagonal $e^{d}$.
+    L is unit lower triangular. U is upper triangular with the diagonal $e^{d}$. The layer
+    is the identity at initialisation.
     """
 
     def __init__(self, features: int) -> None:

@@ -1,1 +1,1 @@
-"""The constrained Jeffreys objective: divergences, normalisers, multipliers."""
+"""The constrained Jeffreys objective: divergences, normalisers of log Z, multipliers."""

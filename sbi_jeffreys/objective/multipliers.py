@@ -1,22 +1,25 @@
-r"""Weights of the three divergences: fixed, or multipliers of a resilient problem.
+r"""Weights of the three divergences: fixed, or the multipliers of a resilient problem.
+
+The resilient problem is
 
     min over φ, ψ, ε of h(ε)   subject to   D_i(φ, ψ) ≤ ε_i ,   i = 1, 2, 3
 
-with $h(\epsilon) = \frac\alpha2 \sum_i (\epsilon_i + \kappa_i)^2$. Descent on the
-Lagrangian $h(\epsilon) + \sum_i \lambda_i (D_i - \epsilon_i)$ weighs each divergence by
-its multiplier; the relaxation that minimises it is $\epsilon_i = \lambda_i / \alpha -
-\kappa_i$. (Hounie, Ribeiro & Chamon, arXiv:2306.02426.)
+with the cost $h(\epsilon) = \frac\alpha2 \sum_i (\epsilon_i + \kappa_i)^2$ of the
+relaxations $\epsilon$. In the Lagrangian $h(\epsilon) + \sum_i \lambda_i (D_i -
+\epsilon_i)$, each divergence is weighted by its multiplier. The relaxation that minimises
+it is $\epsilon_i = \lambda_i / \alpha - \kappa_i$ (Hounie, Ribeiro & Chamon,
+arXiv:2306.02426).
 
-With bounds on the multipliers, h grows linearly where these are reached (Huber's
-function): it is the largest of $\lambda (\epsilon + \kappa) - \lambda^2 / 2 \alpha$
-within the bounds. Models with divergences D have the primal value P = h(D), and with
-multipliers $\lambda$ the Lagrangian
+The multipliers are bounded. Where a bound is reached, h grows linearly, as Huber's
+function does: h is the maximum of $\lambda (\epsilon + \kappa) - \lambda^2 / 2 \alpha$
+over the $\lambda$ within the bounds. Models with divergences D have the primal value
+P = h(D). With multipliers $\lambda$ they have the Lagrangian
 
-    L = Σ_i λ_i (D_i + κ_i) − λ_i² / 2α ≤ P ,
+    L = Σ_i λ_i (D_i + κ_i) − λ_i² / 2α ≤ P .
 
-with equality exactly at the multipliers that answer to D. The dual value, the least L of
-any models, is below the least P (weak duality); that both meet where models are rich
-enough is Theorem 1 of arXiv:2511.11159.
+L = P holds exactly for the multipliers that maximise L. The dual value is the minimum of
+L over all models. It is at most the minimum of P (weak duality). Both are equal where the
+models are rich enough (Theorem 1 of arXiv:2511.11159).
 """
 
 from typing import NamedTuple
@@ -26,10 +29,10 @@ from torch import Tensor
 
 
 class Duality(NamedTuple):
-    r"""How far models and multipliers are from a saddle point; no more than that.
+    r"""How far models and multipliers are from a saddle point, where P = L.
 
-    The gap P − L is zero at one. It is a part of what separates P from the dual value:
-    the other, from L down to its least over all models, is not known for networks.
+    P − L is only a part of the duality gap. The other part, from L down to its minimum
+    over all models, is not known for networks.
 
     Attributes:
         violations: $D - \epsilon$ in nats, shape `(3,)`.
@@ -50,9 +53,9 @@ class Duality(NamedTuple):
 class ResilientMultipliers:
     r"""Projected dual ascent, $\lambda \leftarrow [\lambda + \eta (D - \epsilon)]$.
 
-    At rest $\lambda_i = \alpha (D_i + \kappa_i)$: whatever fits worst gets the attention,
-    a divergence of zero keeps the weight $\alpha\kappa_i$, and one of $-\kappa_i$ nats
-    loses it. The upper bound makes h Lipschitz.
+    At rest $\lambda_i = \alpha (D_i + \kappa_i)$. The divergence that fits worst gets the
+    largest weight. A divergence of zero keeps the weight $\alpha\kappa_i$. A divergence
+    of $-\kappa_i$ nats has the least weight. The upper bound makes h Lipschitz.
     """
 
     def __init__(
@@ -65,10 +68,11 @@ class ResilientMultipliers:
     ) -> None:
         r"""
         Args:
-            slack: $\kappa$, in nats: one for all, or three.
+            slack: $\kappa$ in nats, one number for all divergences or three.
             relaxation_cost: $\alpha$, in 1/nats.
-            step_size: $\eta$.
+            step_size: $\eta$, in 1/nats.
             bounds: Least and largest value of a multiplier.
+            device: Where the multipliers are kept.
         """
         self.slack = torch.tensor(slack, device=device).expand(3)
         self.relaxation_cost = relaxation_cost
@@ -82,16 +86,20 @@ class ResilientMultipliers:
         return self.values / self.relaxation_cost - self.slack
 
     def update(self, divergences: Tensor) -> None:
-        """Ascend by one step, in place, given D1, D2 and D3 in nats, shape `(3,)`.
+        """Take one step of dual ascent, in place.
 
-        Stay, if one of them is not finite, as when the entropy reference is not known.
+        If a divergence is not finite, the multipliers stay as they are. This is so
+        before the entropy reference has its first value.
+
+        Args:
+            divergences: D1, D2 and D3 in nats, shape `(3,)`.
         """
         violation = divergences.detach() - self.relaxation
         violation = torch.where(violation.isfinite().all(), violation, 0.0)
         self.values.add_(violation, alpha=self.step_size).clamp_(*self.bounds)
 
     def duality(self, divergences: Tensor) -> Duality:
-        """Compare the models with the multipliers.
+        """Return how far the models and the multipliers are from a saddle point.
 
         Args:
             divergences: D1, D2 and D3 in nats, shape `(3,)`.
@@ -106,33 +114,47 @@ class ResilientMultipliers:
 
 
 class FixedMultipliers:
-    """The penalty problem: three weights that stay as they are."""
+    """Three constant weights, for the penalty problem."""
 
     def __init__(
         self, values: tuple[float, float, float], device: torch.device | str = "cpu"
     ) -> None:
+        """
+        Args:
+            values: Weights of D1, D2 and D3.
+            device: Where the weights are kept.
+        """
         self.values = torch.tensor(values, device=device)
 
     def update(self, divergences: Tensor) -> None:
-        """Do nothing."""
+        """Do nothing: the weights are constant."""
 
 
 class EntropyReference:
-    r"""Stands in for the unknown expected entropy H of the posterior.
+    r"""An estimate of the unknown expected entropy H of the posterior.
 
-    The lowest held-out negative log-likelihood of the flow seen so far. D1 is then below
-    zero exactly when the flow fits its training set better than any model yet has
-    fitted unseen pairs, that is, when it memorises. Infinite before the first value.
+    It is the lowest held-out negative log-likelihood of the flow so far. D1 is then
+    negative exactly if the flow fits its training set better than any flow so far has
+    fitted held-out pairs. This is a sign of overfitting. The estimate is infinite before
+    the first value.
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.value = torch.tensor(torch.inf, device=device)
 
     def update(self, held_out_nll: float) -> None:
-        """Take in a held-out negative log-likelihood, in nats."""
+        """Include another held-out negative log-likelihood, in nats."""
         self.value.clamp_(max=held_out_nll)
 
     def subtract(self, divergences: Tensor) -> Tensor:
-        """Return D1 − H, D2 and D3 − H, shape `(3,)`; before any value, not finite."""
-        to_flow, between, to_energy = divergences
-        return torch.stack([to_flow - self.value, between, to_energy - self.value])
+        """Return D1, D2 and D3 in nats, shape `(3,)`.
+
+        D1 and D3 are not finite before the first value.
+
+        Args:
+            divergences: D1 + H, D2 and D3 + H in nats, shape `(3,)`.
+        """
+        kl_data_flow, kl_flow_energy, kl_data_energy = divergences
+        return torch.stack(
+            [kl_data_flow - self.value, kl_flow_energy, kl_data_energy - self.value]
+        )

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from sbi_jeffreys.diagnostics.agreement import MAX_KL_FLOW_ENERGY, AgreementReport
 from sbi_jeffreys.plots.style import GREY, RED, color_of, panels
-from sbi_jeffreys.sampling.importance import MAX_PARETO_K
+from sbi_jeffreys.sampling.psis import MAX_PARETO_K
 
 LEAST_SHOWN = 1e-30
 """The lowest weight on the axis, as a multiple of the mean weight."""

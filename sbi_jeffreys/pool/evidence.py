@@ -1,9 +1,13 @@
-r"""What is subtracted from an unnormalised log-ratio so that its Z is about one.
+r"""The log evidence of an unnormalised log-ratio, as a function of x.
 
-.. math:: c(x) = a^T s(x) + b^T s(x)^2 + c_0
+A log-ratio $r'(\theta, x)$ that is known up to a function of x has the log evidence
 
-is fitted to $\log Z(x)$, of which draws of a proposal give estimates. It changes no
-posterior, but gives $\log Z$ its meaning: whether models agree, and the evidence.
+.. math:: \log E_{p(\theta)}[e^{r'(\theta, x)}] \approx
+    c(x) = a^T s(x) + b^T s(x)^2 + c_0
+
+The quadratic c is fitted to estimates of the left-hand side from importance weights, and
+$r = r' - c$ is the log-ratio that is pooled. Its Z is about 1. Subtracting c changes no
+posterior, but makes log Z comparable between models and between observations.
 """
 
 from math import log
@@ -12,9 +16,11 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from sbi_jeffreys.pool.regression import least_squares
+
 
 class Evidence(nn.Module):
-    """c(x), quadratic in each summary of x; zero before it is fitted."""
+    """c(x), quadratic in each summary of x. It is zero until it is fitted."""
 
     def __init__(self, num_summaries: int) -> None:
         """
@@ -32,15 +38,12 @@ class Evidence(nn.Module):
 
         Args:
             summaries: s, shape `(N, num_summaries)`.
-            log_weights: Importance weights in nats, shape `(K, N)`, of which the mean
-                over K draws estimates Z.
+            log_weights: Log importance weights in nats, shape `(K, N)`. The mean weight
+                over K draws estimates the evidence.
         """
-        log_z = log_weights.logsumexp(0) - log(len(log_weights))
-        terms = _with_squares(summaries)
-        design = torch.cat([terms, torch.ones_like(terms[:, :1])], 1).cpu()
-        fit = torch.linalg.lstsq(design, log_z.cpu().unsqueeze(1), driver="gelsd")
-        self.linear.weight.copy_(fit.solution[:-1].T)
-        self.linear.bias.copy_(fit.solution[-1])
+        log_evidence = log_weights.logsumexp(0) - log(len(log_weights))
+        fit = least_squares(log_evidence.unsqueeze(1), _with_squares(summaries))
+        self.linear.load_state_dict(fit.state_dict())
         return self
 
     def forward(self, summaries: Tensor) -> Tensor:

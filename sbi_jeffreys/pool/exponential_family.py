@@ -1,18 +1,18 @@
-r"""A simulator that is an exponential family with statistics linear in features of x.
+r"""An exponential family whose statistics are linear in features of x.
 
 .. math:: r(\theta, x) = \theta^T \eta(x) - \psi(\theta) - c(x), \qquad \eta(x) = A s + a
 
-with s the features, is all there is where
-$p(x | \theta) = h(x) \exp(\theta^T T(x) - \psi(\theta))$ and T is linear in s: counts or
-spikes of a generalised linear model with the canonical link, Gaussian errors of known
-size. What networks of both $\theta$ and x have to learn is then a function $\psi$ of
-$\theta$ alone, and a convex one, being a cumulant generating function. So is
+with s the features of x, is the exact log-ratio if
+$p(x | \theta) = h(x) \exp(\theta^T T(x) - \psi(\theta))$ and T is linear in s. Examples
+are counts or spikes of a generalised linear model with the canonical link, and Gaussian
+errors of known size. Networks of both $\theta$ and x then need only learn $\psi$, a
+function of $\theta$ alone. It is convex, as a cumulant generating function. The model
 
 .. math:: \psi(\theta) = |L \theta|^2 + \sum_j c_j^2 \log(1 + e^{b_j^T \theta + d_j})
 
-(an input convex network of one layer; Amos et al. 2017, arXiv:1609.07152), and posteriors
-of a log-concave prior are log-concave. The parameters are few enough to be fitted to all
-pairs together, by a quasi-Newton method.
+is convex, too: it is an input convex network of one layer (Amos et al. 2017,
+arXiv:1609.07152). Posteriors of a log-concave prior are therefore log-concave. The model
+has so few parameters that a quasi-Newton method fits them to all pairs together.
 """
 
 from math import sqrt
@@ -22,23 +22,25 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 from typing_extensions import Self
 
+from sbi_jeffreys.pool.candidates import Candidates
 from sbi_jeffreys.pool.evidence import Evidence
+from sbi_jeffreys.preprocessing.scaling import varies
 
-HIDDEN_FEATURES = 64
+NUM_TERMS = 64
 """Terms of the sum in psi."""
 
 NATURAL_SCALE = 7.0
-"""Standard deviation, a priori, of a natural parameter: of A s for s of unit variance.
-That is meant of the entry of largest variance, whatever it is."""
+"""Prior standard deviation of a natural parameter, an entry of A s. All features are
+divided by one number first, after which the largest variance of a feature is one."""
 
 WEIGHT_SCALE = 5.0
-"""Likewise, of each weight of psi."""
+"""Prior standard deviation of each weight of psi."""
 
 MAX_ITERATIONS = 300
-"""Of L-BFGS."""
+"""Largest number of iterations of L-BFGS."""
 
 TOLERANCE = 1e-4
-"""Change of the loss, in nats, with which it counts as converged."""
+"""L-BFGS has converged when an iteration changes the loss by less than this, in nats."""
 
 
 class ExponentialFamily(nn.Module):
@@ -53,40 +55,38 @@ class ExponentialFamily(nn.Module):
         super().__init__()
         self.natural = nn.Linear(condition_features, input_features)
         self.root = nn.Parameter(0.1 * torch.eye(input_features))
-        self.hidden = nn.Linear(input_features, HIDDEN_FEATURES)
-        self.root_output = nn.Parameter(torch.full((HIDDEN_FEATURES,), 0.1))
+        self.hidden = nn.Linear(input_features, NUM_TERMS)
+        self.root_output = nn.Parameter(torch.full((NUM_TERMS,), 0.1))
         self.evidence = Evidence(input_features)
         nn.init.normal_(self.hidden.weight, std=1 / sqrt(input_features))
         nn.init.zeros_(self.natural.weight)
         nn.init.zeros_(self.natural.bias)
 
     @classmethod
-    def fit(cls, candidates: Tensor, features: Tensor, log_weights: Tensor) -> Self:
-        r"""Fit, in double precision, what tells parameters from draws of a proposal.
+    def fit(cls, candidates: Candidates, earlier: Self | None = None) -> Self:
+        r"""Fit the model in double precision.
 
-        The loss is $-\log \frac{w(\theta_0)}{\sum_k w(\theta_k)}$ with
-        $w(\theta) = p(\theta) e^{r(\theta, x)} / proposal(\theta | x)$, penalised by
-        Gaussian priors of the weights. Then c is fitted to log Z, estimated from the
-        same draws, by least squares on $\eta$ and its squares, so that Z is about 1.
+        The loss is $-\log \frac{w(\theta_0)}{\sum_k w(\theta_k)}$, with importance
+        weights $w(\theta) = p(\theta) e^{r(\theta, x)} / p_\phi(\theta | x)$ of the true
+        parameters $\theta_0$ and of draws $\theta_k$ of the flow. Gaussian priors of the
+        weights of the model are added as penalties. Then c is fitted to estimates of log
+        Z from the same draws, by least squares on $\eta$ and its squares, so that Z is
+        about 1.
 
         Args:
-            candidates: Standardised parameters, shape `(1 + K, N, D)`: those of each
-                pair, then K draws of the proposal given its x.
-            features: Of x, shape `(N, features)`.
-            log_weights: $\log p - \log proposal$ in nats, shape `(1 + K, N)`.
+            candidates: The simulations, and draws of the flow for each.
+            earlier: Not used.
 
         Returns:
-            The model, on the device and in the precision of `candidates`.
+            The model, on the device and in the precision of the candidates.
         """
-        kind = candidates.dtype
-        candidates, features, log_weights = (
-            values.double() for values in (candidates, features, log_weights)
-        )
+        kind = candidates.theta.dtype
+        theta, features, log_weights = (values.double() for values in candidates)
         num, dim = features.shape
-        unit = features.std(0, correction=0).max()
-        unit = torch.where(unit > 1e-6 * features.abs().max(), unit, 1.0)
+        unit = torch.where(varies(features), features.std(0, correction=0), 0.0).max()
+        unit = torch.where(unit > 0, unit, 1.0)
         scaled = features / unit
-        model = cls(candidates.shape[-1], dim).to(candidates)
+        model = cls(theta.shape[-1], dim).to(theta)
         rest = [model.root, *model.hidden.parameters(), model.root_output]
         optimizer = torch.optim.LBFGS(
             [*model.natural.parameters(), *rest],
@@ -98,7 +98,7 @@ class ExponentialFamily(nn.Module):
 
         def penalised_loss() -> Tensor:
             optimizer.zero_grad()
-            log_posterior = (log_weights + model(candidates, scaled)).log_softmax(0)
+            log_posterior = (log_weights + model(theta, scaled)).log_softmax(0)
             penalty = model.natural.weight.square().sum() * dim / NATURAL_SCALE**2
             for weights in rest:
                 penalty = penalty + weights.square().sum() / WEIGHT_SCALE**2
@@ -110,7 +110,7 @@ class ExponentialFamily(nn.Module):
             optimizer.step(penalised_loss)
         model.requires_grad_(False)
         model.natural.weight /= unit
-        log_weights = log_weights + model(candidates, features)
+        log_weights = log_weights + model(theta, features)
         model.evidence.fit(model.natural(features), log_weights[1:])
         return model.to(kind)
 

@@ -1,1 +1,1 @@
-"""Posteriors of the flow and of the energy, as sbi's."""
+"""Posteriors of the flow and of the energy, with the interface of sbi's posteriors."""

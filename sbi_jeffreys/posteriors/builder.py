@@ -1,8 +1,9 @@
-"""sbi's trainer, but one that builds posteriors of the flow and of the energy."""
+"""Posteriors of a training: of the flow, and of the energy that corrects it."""
 
+from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import asdict
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from sbi.inference.posteriors.base_posterior import NeuralPosterior
@@ -10,12 +11,9 @@ from sbi.inference.posteriors.posterior_parameters import (
     DirectPosteriorParameters,
     PosteriorParameters,
 )
-from sbi.neural_nets.estimators.base import ConditionalDensityEstimator
-from torch import Tensor
 from torch.distributions import Distribution
 
-from sbi_jeffreys.data.arrays import evenly_spaced
-from sbi_jeffreys.data.store import UncopiedSimulations
+from sbi_jeffreys.data.store import SimulationStore
 from sbi_jeffreys.diagnostics.novelty import Novelty
 from sbi_jeffreys.models.energy import ConditionalEnergy
 from sbi_jeffreys.models.flow import ConditionalFlow
@@ -28,189 +26,129 @@ from sbi_jeffreys.posteriors.flow_posterior import FlowPosterior, never_leaves
 from sbi_jeffreys.posteriors.sbi_samplers import sampled_by_sbi
 
 
-class BothPosteriors(UncopiedSimulations):
-    """Holds an energy beside the flow that `sbi` knows, and builds posteriors of both."""
+@dataclass(frozen=True)
+class PosteriorBuilder:
+    """Builds posteriors from what a training gave.
 
-    _energy: ConditionalEnergy | None = None
-    _trained_energy: ConditionalEnergy | None = None
-    """The energy's networks, that are trained beside `_neural_net`."""
+    Attributes:
+        networks: Flow and energy as they were trained; None before training.
+        energy: The energy that was kept, pooled or not; None before training.
+        prior: Of the training.
+        training_device: Where that prior is.
+        simulations: What observations are compared with.
+        num_simulations: Simulations of the training, held-out ones included.
+    """
 
-    @property
-    def energy(self) -> ConditionalEnergy:
-        r"""The trained energy $f(\theta, x)$, an unnormalised log posterior.
+    networks: ModelPair | None
+    energy: ConditionalEnergy | None
+    prior: Distribution | None
+    training_device: str
+    simulations: SimulationStore
+    num_simulations: int
 
-        Its networks, pooled with simpler models where those fit held-out simulations
-        better (`pool`).
-
-        Raises:
-            RuntimeError: Before training.
-        """
-        if self._energy is None:
-            raise RuntimeError("There is no energy yet: call `.train()` first.")
-        return self._energy
-
-    def build_posterior(
+    def build(
         self,
-        density_estimator: ConditionalDensityEstimator | None = None,
-        prior: Distribution | None = None,
-        sample_with: Literal[
-            "direct", "energy", "mcmc", "rejection", "vi", "importance"
-        ] = "direct",
-        mcmc_method: str = "slice_np_vectorized",
-        vi_method: str = "rKL",
-        direct_sampling_parameters: dict[str, Any] | None = None,
-        mcmc_parameters: dict[str, Any] | None = None,
-        vi_parameters: dict[str, Any] | None = None,
-        rejection_sampling_parameters: dict[str, Any] | None = None,
-        importance_sampling_parameters: dict[str, Any] | None = None,
-        posterior_parameters: PosteriorParameters | None = None,
-    ) -> NeuralPosterior:
-        """Return the flow as a posterior, or the energy that was trained beside it.
-
-        Args:
-            density_estimator: A flow; by default the trained one.
-            prior: By default that of the constructor. Only its support is used, which
-                bounds the posterior; of a `RestrictedPrior`, as in `sbi`, that of the
-                prior which it restricts.
-            sample_with: "direct" samples the flow. "energy" corrects its samples by the
-                energy, or samples the energy as `posterior_parameters` say. The others
-                are `sbi`'s ways to sample the flow.
-            mcmc_method: Deprecated in `sbi`, as are the next six; for the flow only.
-            vi_method: Likewise.
-            direct_sampling_parameters: Likewise.
-            mcmc_parameters: Likewise.
-            vi_parameters: Likewise.
-            rejection_sampling_parameters: Likewise.
-            importance_sampling_parameters: Likewise.
-            posterior_parameters: For "energy", an `EnergyPosteriorParameters`, the
-                default; or `sbi`'s `MCMCPosteriorParameters`, `VIPosteriorParameters`,
-                `RejectionPosteriorParameters` or `ImportanceSamplingPosteriorParameters`,
-                for `sbi`'s posterior of that name with the energy as its potential and
-                the flow as its proposal (VI has none). For the others, as in `sbi`.
-
-        Raises:
-            ValueError: If there is no prior, and `sample_with` is not "direct".
-            ValueError: If parameters of another posterior are given for "energy".
-            RuntimeError: If there is no energy, before training.
-            TypeError: If `density_estimator` is not a `ConditionalFlow`, for "energy".
-        """
-        return super().build_posterior(
-            density_estimator,
-            prior,
-            sample_with,
-            mcmc_method,
-            vi_method,
-            direct_sampling_parameters,
-            mcmc_parameters,
-            vi_parameters,
-            rejection_sampling_parameters,
-            importance_sampling_parameters,
-            posterior_parameters,
-        )
-
-    def _build_posterior_parameters(
-        self, sample_with: str, **kwargs: Any
-    ) -> PosteriorParameters:
-        if sample_with == "energy":
-            given = [
-                name for name, value in kwargs.items() if "_parameters" in name and value
-            ]
-            if given:
-                raise ValueError(
-                    "Expected only `posterior_parameters` with `sample_with='energy'`, "
-                    f"got {', '.join(given)}."
-                )
-            return EnergyPosteriorParameters()
-        return super()._build_posterior_parameters(sample_with, **kwargs)
-
-    def _create_posterior(
-        self,
-        estimator: ConditionalDensityEstimator,
+        flow: Any,
         prior: Distribution,
         sample_with: str,
         device: torch.device | str,
-        posterior_parameters: Any,
-    ) -> NeuralPosterior:
-        """Return the energy's posterior, or the flow's: ours where possible, or sbi's."""
-        if sample_with == "energy" or isinstance(
-            posterior_parameters, EnergyPosteriorParameters
-        ):
-            if not isinstance(estimator, ConditionalFlow):
-                raise TypeError(
-                    "Expected `density_estimator` to be a flow that `train` returned, "
-                    f"got a {type(estimator).__name__}."
-                )
-            pair = ModelPair(estimator, self._energy_beside(estimator, device))
-            if isinstance(posterior_parameters, EnergyPosteriorParameters):
-                return EnergyPosterior(
-                    pair,
-                    prior,
-                    self._novelty(device),
-                    self._num_trained_on(),
-                    posterior_parameters,
-                    device,
-                )
-            return sampled_by_sbi(pair, prior, posterior_parameters, device)
+        parameters: PosteriorParameters,
+    ) -> NeuralPosterior | None:
+        """Return a posterior, or None where sbi's own serves.
+
+        Args:
+            flow: A density estimator.
+            prior: Its support bounds the posterior.
+            sample_with: As in `JNPE.build_posterior`.
+            device: Where to sample.
+            parameters: How to sample.
+
+        Raises:
+            RuntimeError: For the energy, before training.
+            TypeError: For the energy, if `flow` is not a `ConditionalFlow`.
+        """
+        if sample_with == "energy" or isinstance(parameters, EnergyPosteriorParameters):
+            return self._energy_posterior(flow, prior, device, parameters)
         if (
-            isinstance(posterior_parameters, DirectPosteriorParameters)
-            and prior is self._prior
-            and never_leaves(estimator, prior, self._device)
+            isinstance(parameters, DirectPosteriorParameters)
+            and prior is self.prior
+            and never_leaves(flow, prior, self.training_device)
         ):
-            return FlowPosterior(
-                estimator,
-                prior,
-                device=device,
-                energy=self._energy and self._energy_beside(estimator, device),
-                novelty=self._novelty(device),
-                num_simulations=self._num_trained_on(),
-                **asdict(posterior_parameters),
+            return self._flow_posterior(flow, prior, device, parameters)
+        return None
+
+    def default_parameters(
+        self, sample_with: str, deprecated: Mapping[str, Any]
+    ) -> PosteriorParameters | None:
+        """Return the parameters of the corrected posterior, for "energy".
+
+        Args:
+            sample_with: As in `JNPE.build_posterior`.
+            deprecated: Arguments that sbi has deprecated, by name.
+
+        Raises:
+            ValueError: If deprecated parameters are given for "energy".
+        """
+        if sample_with != "energy":
+            return None
+        given = [n for n, value in deprecated.items() if "_parameters" in n and value]
+        if given:
+            raise ValueError(
+                "Expected only `posterior_parameters` with `sample_with='energy'`, got "
+                f"{', '.join(given)}."
             )
-        return super()._create_posterior(
-            estimator, prior, sample_with, device, posterior_parameters
+        return EnergyPosteriorParameters()
+
+    def _energy_posterior(
+        self,
+        flow: Any,
+        prior: Distribution,
+        device: torch.device | str,
+        parameters: PosteriorParameters,
+    ) -> NeuralPosterior:
+        """Return the posterior of the energy, sampled with the help of a flow."""
+        if not isinstance(flow, ConditionalFlow):
+            raise TypeError(
+                "Expected `density_estimator` to be a flow that `train` returned, got a "
+                f"{type(flow).__name__}."
+            )
+        pair = ModelPair(flow, self._energy_for(flow, device))
+        if not isinstance(parameters, EnergyPosteriorParameters):
+            return sampled_by_sbi(pair, prior, parameters, device)
+        novelty, num = self._novelty(device), self.num_simulations
+        return EnergyPosterior(pair, prior, novelty, num, parameters, device)
+
+    def _flow_posterior(
+        self,
+        flow: ConditionalFlow,
+        prior: Distribution,
+        device: torch.device | str,
+        parameters: DirectPosteriorParameters,
+    ) -> FlowPosterior:
+        """Return the posterior of a flow that never leaves the prior's support."""
+        return FlowPosterior(
+            flow,
+            prior,
+            device=device,
+            energy=None if self.energy is None else self._energy_for(flow, device),
+            novelty=self._novelty(device),
+            num_simulations=self.num_simulations,
+            **asdict(parameters),
         )
 
-    def _energy_beside(
+    def _energy_for(
         self, flow: ConditionalFlow, device: torch.device | str
     ) -> ConditionalEnergy:
         """Return a copy of the energy, which shares the flow's embedding.
 
         That is, if it was trained with it, and both still have the same weights.
         """
+        if self.energy is None or self.networks is None:
+            raise RuntimeError("There is no energy yet: call `.train()` first.")
         energy = deepcopy(self.energy).to(device)
-        own, flows = energy.embedding_net, flow.embedding_net
-        trained = self._trained_energy
-        if (
-            flows is not None
-            and trained is not None
-            and trained.embedding_net is self._neural_net.embedding_net
-            and _equal(own.state_dict(), flows.state_dict())
-        ):
-            energy.embedding_net = flows
-        return energy
+        return self.networks.energy_beside(flow, energy)
 
     def _novelty(self, device: torch.device | str) -> Novelty | None:
         """Return what compares observations with the simulations there are."""
-        if not self._x_roundwise:
-            return None
-        x = torch.cat(evenly_spaced(*self._x_roundwise))
-        x = x[x.flatten(1).isfinite().all(-1)]
+        x = self.simulations.valid_x()
         return Novelty(x).to(device) if len(x) > 1 else None
-
-    def _num_simulations(self) -> int:
-        return sum(map(len, self._theta_roundwise))
-
-    def _num_trained_on(self) -> int:
-        """Return how many simulations the last training had, held-out ones included."""
-        return len(self.train_indices) + len(self.val_indices)
-
-
-def _equal(some: dict[str, Tensor], others: dict[str, Tensor]) -> bool:
-    """Return whether two modules have the same weights, of which there are any."""
-    return (
-        bool(some)
-        and some.keys() == others.keys()
-        and all(
-            value.shape == others[name].shape and torch.equal(value, others[name])
-            for name, value in some.items()
-        )
-    )

@@ -10,21 +10,22 @@ from torch.distributions import Distribution
 from typing_extensions import Self
 
 from sbi_jeffreys.models.energy import ConditionalEnergy
+from sbi_jeffreys.sampling.blocks import blocks
 
 ROWS_AT_ONCE = 50_000
-"""Pairs of parameters and observations evaluated together, gradients aside."""
+"""Most pairs of parameters and observations evaluated at a time without gradients."""
 
 
 class EnergyPotential(BasePotential):
-    r"""$f(\theta, x_o)$, an unnormalised log posterior, in nats.
+    r"""The energy :math:`f(\theta, x_o)`, an unnormalised log posterior in nats.
 
-    Given several observations, independent given the parameters, log-ratios add up and
-    the prior counts once:
+    For several observations that are independent given the parameters, log-ratios add up
+    and the prior counts once:
 
     .. math:: \log p(\theta) + \sum_{i=1}^n r(\theta, x_i)
         = \sum_{i=1}^n f(\theta, x_i) - (n - 1) \log p(\theta).
 
-    Minus infinity outside of the prior.
+    The potential is minus infinity outside the prior.
     """
 
     def __init__(
@@ -36,9 +37,10 @@ class EnergyPotential(BasePotential):
     ) -> None:
         """
         Args:
-            energy: f.
-            prior: Its support bounds the potential. The prior that counts, for several
-                observations, is the one that the energy was trained with.
+            energy: The energy f.
+            prior: Only its support is used, outside which the potential is minus
+                infinity. The prior that several observations count once is the one that
+                the energy was trained with.
             x_o: Observations, shape `(n, *condition_shape)`.
             device: Where to evaluate.
         """
@@ -50,26 +52,26 @@ class EnergyPotential(BasePotential):
 
         Args:
             x_o: Shape `(n, *condition_shape)`.
-            x_is_iid: Whether they are several observations of the same parameters;
-                otherwise the i-th belongs to the i-th parameters.
+            x_is_iid: Whether they are several observations of the same parameters. If
+                not, the i-th observation belongs to the i-th parameters.
 
         Raises:
-            ValueError: If there are several of the same parameters, but the energy was
-                trained without a proper prior.
+            ValueError: If there are several observations of the same parameters, but
+                the energy was trained without a proper prior.
         """
         if x_o is not None:
             x_o = reshape_to_batch_event(x_o, self.energy.condition_shape)
             if x_is_iid and len(x_o) > 1 and self.energy.prior is None:
                 raise ValueError(
-                    "Expected one observation, or an energy that was trained with a "
-                    f"prior, got {len(x_o)} observations: their posterior counts the "
-                    "prior once."
+                    f"Expected one observation, got {len(x_o)} observations and an "
+                    "energy that was trained without a prior. Their joint posterior "
+                    "needs the prior."
                 )
         super().set_x(x_o, x_is_iid)
         self._embedded: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Self:
-        """Move the energy, the prior and the observations."""
+        """Move the energy, the prior and the observations to a device."""
         super().to(device)
         self.energy.to(self.device)
         self._embedded = None
@@ -80,7 +82,7 @@ class EnergyPotential(BasePotential):
 
         Args:
             theta: Parameters, shape `(N, D)`.
-            track_gradients: Whether the result is differentiable to them.
+            track_gradients: Whether the result is differentiable to `theta`.
 
         Raises:
             ValueError: If no observation is set.
@@ -106,19 +108,41 @@ class EnergyPotential(BasePotential):
             return f
         log_prior = self.log_prior(theta)
         inside = log_prior > -torch.inf
-        log_prior = log_prior.clamp(min=self.energy.least_log_prior)
+        log_prior = log_prior.clamp(min=self.energy.log_prior_floor)
         return torch.where(inside, f - (len(x) - 1) * log_prior, -torch.inf)
 
     def log_prior(self, theta: Tensor) -> Tensor:
         """Return the log density of the prior that the energy was trained with.
 
         Args:
-            theta: Parameters, shape `(N, D)`; they are moved inside of its bounds.
+            theta: Parameters, shape `(N, D)`. They are moved inside its bounds.
 
         Returns:
-            Shape `(N,)`, in nats; zero if it is not known.
+            Log densities in nats, shape `(N,)`; zeros if the prior is unknown.
         """
         if self.energy.prior is None:
             return theta.new_zeros(len(theta))
         inside = self.energy.support.inside(theta)
         return self.energy.prior.log_prob(inside).reshape(len(theta))
+
+
+@torch.no_grad()
+def batched_potential(
+    energy: ConditionalEnergy, prior: Distribution, theta: Tensor, x: Tensor, size: int
+) -> Tensor:
+    """Return the energy at parameters of their own for each observation, `(N, batch)`.
+
+    It is minus infinity outside the prior.
+
+    Args:
+        energy: The energy f.
+        prior: Only its support is used.
+        theta: Parameters, shape `(N, batch, D)`.
+        x: Observations, shape `(batch, *condition_shape)`.
+        size: Most parameters evaluated at a time.
+    """
+    f = theta.new_empty(theta.shape[:2])
+    for rows, columns in blocks(len(f), len(x), size):
+        f[rows, columns] = energy(theta[rows, columns], x[columns])
+    inside = within_support(prior, theta.flatten(0, 1)).reshape(f.shape)
+    return torch.where(inside, f, -torch.inf)

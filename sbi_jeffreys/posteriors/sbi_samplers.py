@@ -1,4 +1,4 @@
-"""sbi's samplers, with the energy as their potential and the flow as their proposal."""
+"""sbi's samplers with the energy as their potential and the flow as their proposal."""
 
 from dataclasses import asdict
 from math import log
@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from sbi.inference.posteriors import (
     ImportanceSamplingPosterior,
-    MCMCPosterior,
     RejectionPosterior,
     VIPosterior,
 )
@@ -23,22 +22,23 @@ from sbi.utils import mcmc_transform
 from torch import Tensor
 from torch.distributions import Distribution
 
+from sbi_jeffreys._sbi import MCMCPosteriorWithInit
 from sbi_jeffreys.models.flow import ConditionalFlow, Shape
 from sbi_jeffreys.models.pair import ModelPair
 from sbi_jeffreys.posteriors.potential import ROWS_AT_ONCE, EnergyPotential
 
 
 class FlowProposal:
-    """The flow at the observations a potential is set to, where sbi's samplers start.
+    """The flow given the observation of a potential: the proposal of sbi's samplers.
 
-    Given several observations, the mixture of the flow given each.
+    For several observations it is the mixture of the flow given each of them.
     """
 
     def __init__(self, flow: ConditionalFlow, potential: EnergyPotential) -> None:
         """
         Args:
-            flow: To draw from.
-            potential: Tells the observations, and the prior.
+            flow: The flow.
+            potential: Holds the observations and the prior.
         """
         self.flow, self.potential = flow, potential
 
@@ -81,21 +81,14 @@ class FlowProposal:
         return self.potential.prior.stddev
 
 
-class EnergyMCMCPosterior(MCMCPosterior):
-    """sbi's `MCMCPosterior`, whose chains start from the flow given their observation."""
+class EnergyMCMCPosterior(MCMCPosteriorWithInit):
+    """sbi's `MCMCPosterior` with chains that start from the flow at their observation."""
 
-    def _build_mcmc_init_fn(
-        self,
-        proposal: FlowProposal,
-        potential_fn: EnergyPotential,
-        transform: Any,
-        init_strategy: str,
-        **kwargs: Any,
-    ) -> Any:
-        at_its_x = FlowProposal(proposal.flow, potential_fn)
-        return super()._build_mcmc_init_fn(
-            at_its_x, potential_fn, transform, init_strategy, **kwargs
-        )
+    def initial_proposal(
+        self, proposal: FlowProposal, potential: EnergyPotential
+    ) -> FlowProposal:
+        """Return the flow given the observation of the potential."""
+        return FlowProposal(proposal.flow, potential)
 
 
 def sampled_by_sbi(
@@ -108,13 +101,13 @@ def sampled_by_sbi(
 
     Args:
         pair: Flow and energy.
-        prior: Its support bounds all samples.
-        parameters: Of an MCMC, rejection, importance sampling or VI posterior, which has
-            no proposal.
+        prior: All samples are inside its support.
+        parameters: sbi's parameters for an MCMC, rejection, importance sampling or VI
+            posterior. A VI posterior has no proposal.
         device: Where to sample.
 
     Raises:
-        TypeError: If they are of another.
+        TypeError: If the parameters are for another kind of posterior.
     """
     potential = EnergyPotential(pair.energy, prior, device=device)
     options = {

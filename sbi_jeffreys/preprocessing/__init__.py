@@ -1,1 +1,1 @@
-"""Maps to the space in which networks see parameters and simulations."""
+"""Maps from parameters and simulations to what the networks see."""

@@ -1,18 +1,22 @@
-"""Positive entries of x on their logarithmic scale, where that is less skewed."""
+"""Logarithms of positive entries of x, where they are less skewed than the entries."""
 
 from math import sqrt
 
 import torch
 from torch import Tensor, nn
 
+from sbi_jeffreys.preprocessing.scaling import varies
+
 
 class LogScale(nn.Module):
-    r"""Replaces entries of x that are positive in all simulations by their logarithms.
+    r"""Replaces skewed entries of x that are always positive by their logarithms.
 
-    Concentrations, populations or fluxes are often positive, with errors in proportion to
-    them: standardised as they are, a few large ones leave no room for the others. An
-    entry is replaced if the skewness $E[(x - \mu)^3] / \sigma^3$ of its logarithm is
-    nearer to zero, by more than three standard errors $\sqrt{6 / N}$ of a Gaussian's.
+    Concentrations, populations and fluxes are often positive, and their errors are often
+    proportional to their size. After standardisation, a few large values would squeeze
+    all others together. The skewness is $E[(x - \mu)^3] / \sigma^3$; for N Gaussian
+    numbers its standard error is $\sqrt{6 / N}$. An entry is replaced if it is positive
+    in all simulations and taking the logarithm lowers its absolute skewness by more than
+    three standard errors.
     """
 
     positive_and_skewed: Tensor
@@ -30,18 +34,21 @@ class LogScale(nn.Module):
         self.register_buffer("positive_and_skewed", positive & is_less_skewed)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x, `(batch, *condition_shape)`, with some of its entries' logarithms.
+        """Return x, `(batch, *condition_shape)`, with some entries replaced by their
+        logs.
 
-        An observation that is not positive where all simulations are counts as the least
-        positive number.
+        Where all simulations are positive and an observation is not, the smallest normal
+        number takes the place of the observation.
         """
         log_x = x.clamp(min=torch.finfo(x.dtype).tiny).log()
         return torch.where(self.positive_and_skewed, log_x, x)
 
 
 def _skewness(x: Tensor) -> Tensor:
-    """Return the skewness of each entry, zero where it is constant."""
+    """Return the skewness of each entry, zero where it does not vary."""
     centred = x.double() - x.double().mean(0)
-    size = centred.abs().amax(0)  # x may be in any unit
-    z = centred / torch.where(size > 0, size, 1.0)
-    return z.pow(3).mean(0) / z.square().mean(0).clamp(min=1e-30).pow(1.5)
+    changes = varies(x)
+    # Powers of tiny or huge numbers are not finite: divide by the largest.
+    z = centred / torch.where(changes, centred.abs().amax(0), 1.0)
+    skewness = z.pow(3).mean(0) / z.square().mean(0).clamp(min=1e-30).pow(1.5)
+    return torch.where(changes, skewness, 0.0)

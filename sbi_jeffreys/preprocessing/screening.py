@@ -1,19 +1,23 @@
-r"""Which entries of x show a dependence on θ: what networks should look at first.
+r"""Screening: which entries of x show a dependence on θ.
 
-With few simulations a network memorises them by whatever tells them apart, noise too. An
-entry that has nothing to do with θ is better kept out of its sight. Ranks of θ's entries
-and of x's, standardised, are $t_d$ and $u_i$, with $u_0 = 1$. For every
+With few simulations a network memorises them, and it uses noise to tell them apart.
+Entries that are unrelated to θ are therefore scaled down. Let $t_d$ and $u_i$ be the
+standardised ranks of the entries of θ and of x, and let $u_0 = 1$. For every
 $p \in \{t_d, t_d^2 - 1\}$ and every pair i ≤ j the score
 
 .. math:: S = \Big(\sum_n p_n u_{ni} u_{nj}\Big)^2 \Big/ \sum_n (p_n u_{ni} u_{nj})^2
 
-is about $\chi^2_1$ if $u_i u_j$ is independent of $p$. It finds what changes a mean
-(j = 0), a spread (i = j) or a correlation. Entries with a score above
-$2 \log(\text{number of scores})$, about the largest of as many by chance (Foster & George
-1994), are related to θ. Then t gives way to its residual from a linear regression on
-these, by which an entry shows that only removes the noise of another, until none is new
-(iterated sure independence screening, Fan & Lv 2008). At last the entries left over are
-looked at together: many may tell a little each.
+is about $\chi^2_1$ if $u_i u_j$ is independent of $p$. It detects that a mean (j = 0), a
+variance (i = j) or a correlation depends on θ.
+
+1. An entry is related to θ if one of its scores exceeds
+   $2 \log(\text{number of scores})$. That is about the largest of as many scores by
+   chance (Foster & George 1994).
+2. Then t is replaced by its residual from a linear regression on the related entries.
+   This reveals entries that only remove the noise of another. The step is repeated until
+   no new entry is found (iterated sure independence screening, Fan & Lv 2008).
+3. The remaining entries are tested together, because each of many may depend on θ only a
+   little.
 """
 
 from math import log
@@ -22,33 +26,38 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
+from sbi_jeffreys.preprocessing.scaling import varies
+
 UNRELATED_SCALE = 0.01
-"""What entries without a visible dependence are multiplied by, rather than left out: a
-network can still learn to use them, where training is long and simulations are many."""
+"""Factor for entries without a visible dependence. They are not left out: with many
+simulations and long training a network can still learn to use them."""
 
 NUM_PERMUTATIONS = 99
-"""Shuffles of θ, all of which have to show less dependence on the entries left over."""
+"""Shuffles of θ in the test of the remaining entries. The remaining entries count as
+related if θ shows more dependence on them than any shuffle does."""
 
 MAX_EXPLAINED = 0.1
-"""Share of a variance that an entry may explain and be left over, or too few simulations
-are there to look at them."""
+"""Largest share of a variance that an unrelated entry may explain. If the threshold of
+the scores corresponds to more, there are too few simulations to screen."""
 
 MAX_SIMULATIONS = 10_000
-"""How many simulations are looked at."""
+"""Largest number of simulations that are used."""
 
 MAX_WORK = 10**9
-"""Simulations times squared entries of x, above which all entries count as related."""
+"""Number of simulations times squared number of entries above which nothing is screened,
+and all entries count as related."""
 
 
 class Screening(nn.Module):
-    """Flattens standardised x, and scales down its entries that are not related to θ."""
+    """Flattens standardised x and scales down its entries that are not related to θ."""
 
     scale: Tensor
 
     def __init__(self, related: Tensor) -> None:
         """
         Args:
-            related: Whether each entry of x is, see `related_to`, shape `(entries,)`.
+            related: Whether each entry of x is related to θ, shape `(entries,)`; see
+                `related_to`.
         """
         super().__init__()
         scale = torch.where(related, 1.0, UNRELATED_SCALE)
@@ -62,14 +71,18 @@ class Screening(nn.Module):
 def related_to(theta: Tensor, x: Tensor) -> Tensor:
     """Return whether each entry of x shows a dependence on θ, shape `(entries,)`.
 
-    All of them are returned as related where it is not safe to tell: if none shows any;
-    if those left over show some together (by chance with a probability of 0.01); if there
-    are so few simulations that one left over might still explain a tenth of a variance
-    (about 200 for 100 entries); or if x has too many entries to look at (1,000 with 1,000
-    simulations, 300 with 10,000 or more).
+    All entries are returned as related in the cases where screening is not safe:
 
-    Never seen is a dependence on three or more entries together where neither the mean or
-    spread of one nor the correlation of two depends on θ.
+    - No entry shows a dependence.
+    - The remaining entries show a dependence together. By chance this happens with a
+      probability of 0.01.
+    - There are so few simulations that a remaining entry might still explain a tenth of a
+      variance: about 200 simulations for 100 entries.
+    - x has too many entries: more than 1,000 with 1,000 simulations, or more than 300
+      with 10,000 simulations or more.
+
+    Screening misses a dependence that only three or more entries show together, while the
+    mean and the variance of each and the correlation of each two do not depend on θ.
 
     Args:
         theta: Parameters, shape `(N, D)`.
@@ -92,14 +105,14 @@ def related_to(theta: Tensor, x: Tensor) -> Tensor:
             break
         predictors = u[:, related]
         explained = predictors @ torch.linalg.lstsq(predictors, t).solution
-        p = _with_squares(t - explained)
+        p = _with_squares(t - explained, size=1.0)  # of t, which is standardised
     if not related.any() or _depend(_with_squares(t), u[:, ~related]):
         return everything
     return related.to(x.device)
 
 
 def _best_scores(p: Tensor, u: Tensor) -> Tensor:
-    """Return the highest score of each entry of x, alone or with another."""
+    """Return the highest score of each entry of x, alone or with another entry."""
     factors = torch.cat([torch.ones_like(u[:, :1]), u], 1)
     best = torch.zeros(u.shape[1], dtype=u.dtype)
     for column in p.T.unsqueeze(-1):
@@ -121,20 +134,20 @@ def _depend(p: Tensor, u: Tensor) -> bool:
     return own > max(others)
 
 
-def _with_squares(values: Tensor) -> Tensor:
-    """Return standardised columns and their standardised squares."""
-    values = _standardized(values)
+def _with_squares(values: Tensor, size: float | None = None) -> Tensor:
+    """Return standardised columns and their standardised squares; see `varies`."""
+    values = _standardized(values, size)
     return _standardized(torch.cat([values, values.square()], 1))
 
 
 def _ranks(values: Tensor) -> Tensor:
-    """Return standardised ranks of each column, ties averaged, on the CPU."""
+    """Return standardised ranks of each column on the CPU; ties get the average rank."""
     ranks = rankdata(values.detach().cpu().numpy(), axis=0)
     return _standardized(torch.as_tensor(ranks, dtype=torch.float64))
 
 
-def _standardized(values: Tensor) -> Tensor:
-    """Centre each column and divide it by its standard deviation; zero if constant."""
+def _standardized(values: Tensor, size: float | None = None) -> Tensor:
+    """Return columns of mean 0 and variance 1, or 0 where they do not vary."""
     centred = values - values.mean(0)
     scale = centred.square().mean(0).sqrt()
-    return torch.where(scale > 1e-9 * len(values), centred / scale, 0.0)
+    return torch.where(varies(values, size), centred / scale, 0.0)

@@ -6,14 +6,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import constraints
 from torch.nn.functional import softplus
+
+from sbi_jeffreys.preprocessing.bounds import bounds_of
+from sbi_jeffreys.preprocessing.scaling import location_and_scale
 
 SOFTNESS = 0.1
 """Width of an interval's rounded edges, in standard deviations of a uniform."""
 
 MAX_LOG_DISTANCE = 40.0
-"""How far a sample may be from the end of a half line: its square is still finite."""
+"""Largest log distance of a sample from the end of a half line. The square of such a
+distance is still finite in single precision."""
 
 _WIDTH = 2 * sqrt(3)  # of an interval whose uniform distribution has unit variance
 
@@ -21,21 +24,24 @@ _WIDTH = 2 * sqrt(3)  # of an interval whose uniform distribution has unit varia
 class Support(nn.Module):
     r"""Bijection between $\prod_d (low_d, high_d)$ and standardised $R^D$.
 
-    Each parameter is mapped by itself, according to which of its bounds are finite:
+    Each parameter is mapped separately. The map depends on which bounds are finite:
 
-    - none: $v = \theta$;
-    - one: $v = \log(\theta - low)$, or $v = -\log(high - \theta)$;
-    - both: with $t = (\theta - low) / (high - low)$, $W = 2\sqrt{3}$, softness $s$,
+    - neither: $v = \theta$;
+    - one: $v = \log(\theta - low)$ or $v = -\log(high - \theta)$;
+    - both: with $t = (\theta - low) / (high - low)$, $W = 2\sqrt{3}$ and softness $s$,
 
       .. math:: v = W (t - 1/2)
           + s [\log(1 - e^{-Wt/s}) - \log(1 - e^{-W(1-t)/s})],
 
-      the identity inside and logistic at the edges. A hard clip as $s \to 0$, the logit
-      as $s \to \infty$.
+      which is the identity inside and logistic at the edges. It tends to a hard clip as
+      $s \to 0$ and to the logit as $s \to \infty$.
 
-    Then $u = (v - loc) / scale$. `is_exact` is False where it stands in for a support
-    that is none of these. Jacobians are evaluated from the side a point comes
-    from, so a draw that rounds onto a bound keeps a finite density.
+    Then $u = (v - loc) / scale$. Each direction of the map computes the Jacobian from its
+    own input, so a draw that is rounded onto a bound keeps a finite density.
+
+    Attributes:
+        is_exact: False if the prior's support is not such a product, and this map only
+            standardises in its place.
     """
 
     low: Tensor
@@ -52,9 +58,9 @@ class Support(nn.Module):
     def __init__(self, low: Tensor, high: Tensor, softness: float = SOFTNESS) -> None:
         """
         Args:
-            low: Lower bounds, shape `(D,)`; minus infinity where there is none.
-            high: Upper bounds, shape `(D,)`; infinity where there is none.
-            softness: $s$ above, positive.
+            low: Lower bounds, shape `(D,)`. Minus infinity stands for no bound.
+            high: Upper bounds, shape `(D,)`. Infinity stands for no bound.
+            softness: $s$ above, a positive number.
 
         Raises:
             ValueError: If the bounds do not describe D non-empty intervals.
@@ -71,7 +77,8 @@ class Support(nn.Module):
         self.register_buffer("high", high.clone())
         self.register_buffer("loc", torch.zeros_like(low))
         self.register_buffer("scale", torch.ones_like(low))
-        # Finite stand-ins for infinite bounds, lest unused branches yield NaN gradients.
+        # Finite numbers replace infinite bounds: unused branches must not yield NaN
+        # gradients.
         self.register_buffer("_interval", has_low & has_high)
         self.register_buffer("_above", has_low & ~has_high)
         self.register_buffer("_below", ~has_low & has_high)
@@ -85,7 +92,7 @@ class Support(nn.Module):
     def standardize(self, theta: Tensor) -> "Support":
         """Set `loc` and `scale` so that `theta`, shape `(N, D)`, has unit variance.
 
-        A parameter that does not vary keeps the scale 1.
+        A parameter that does not vary keeps the scale 1; see `scaling.varies`.
         """
         self.loc.zero_()
         self.scale.fill_(1.0)
@@ -98,7 +105,7 @@ class Support(nn.Module):
     def forward(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         r"""Return $u$, shape `(..., D)`, and $\log|du/d\theta|$ summed over D, `(...)`.
 
-        Points on a bound or outside are moved just inside.
+        Points on a bound or outside of it are first moved just inside.
         """
         v, log_det = theta, torch.zeros_like(theta)
         if self._has_interval:
@@ -130,7 +137,8 @@ class Support(nn.Module):
         if self._has_interval:
             p = (v + _WIDTH / 2) / self.softness
             q = (v - _WIDTH / 2) / self.softness
-            # torch rounds softplus(x) to x beyond a threshold, by default too soon.
+            # The default threshold, beyond which torch rounds softplus(x) to x, is too
+            # low for this precision.
             over_low, over_high = softplus(p, threshold=40), softplus(q, threshold=40)
             t = self.softness / _WIDTH * (over_low - over_high)
             theta = torch.where(self._interval, self._low + t * self._span, theta)
@@ -146,11 +154,11 @@ class Support(nn.Module):
         return self.inside(theta), (log_det - self.scale.log()).sum(-1)
 
     def is_outside(self, theta: Tensor) -> Tensor:
-        """Return whether points `(..., D)` are outside of the bounds, shape `(...)`."""
+        """Return whether points, `(..., D)`, are outside of the bounds, shape `(...)`."""
         return ((theta < self.low) | (theta > self.high)).any(-1)
 
     def inside(self, theta: Tensor) -> Tensor:
-        """Move points on a bound or outside to the next normal number inside."""
+        """Move points on a bound or outside of it to the next normal number inside."""
         tiny = torch.finfo(theta.dtype).tiny
         low, high = self.low.to(theta.dtype), self.high.to(theta.dtype)
         first = torch.maximum(torch.nextafter(low, high), low + tiny)
@@ -158,20 +166,21 @@ class Support(nn.Module):
         return theta.clamp(first, last)
 
     def away_from_bounds(self, theta: Tensor, part: float) -> Tensor:
-        """Move points that are next to a bound of an interval to where it ends.
+        """Move points in the margins of an interval to the inner edge of the margin.
 
         Args:
-            theta: Shape `(..., D)`; outside of the bounds nothing is moved.
-            part: Of the interval, that counts as next to either bound.
+            theta: Shape `(..., D)`. Points outside of the bounds stay where they are.
+            part: Width of each margin, as a fraction of the interval.
         """
         margin = torch.where(self._interval, part * self._span, 0.0)
         moved = theta.clamp(self.low + margin, self.high - margin)
         return torch.where(self.is_outside(theta).unsqueeze(-1), theta, moved)
 
     def log_half_lines(self, theta: Tensor) -> Tensor:
-        """Return θ with the parameters on half lines on their log scale.
+        """Return θ with parameters on half lines replaced by their log distances.
 
-        What a network should see: intervals as they are, but no long tails.
+        Networks see parameters in this form. Parameters on intervals and on the whole
+        line stay as they are, and those on half lines lose their long tails.
         """
         if not self._has_half_line:
             return theta
@@ -179,25 +188,26 @@ class Support(nn.Module):
         return torch.where(self._above, up, torch.where(self._below, -down, theta))
 
     def _log_distances(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """Logs of the distances from the ends of half lines, zero elsewhere."""
+        """Return logs of distances from the ends of half lines, zero elsewhere."""
         up = torch.where(self._above, theta - self._low, 1.0)
         down = torch.where(self._below, self._high - theta, 1.0)
         tiny = torch.finfo(theta.dtype).tiny
         return up.clamp(min=tiny).log(), down.clamp(min=tiny).log()
 
     def _fraction(self, distance: Tensor) -> Tensor:
-        """A distance from a bound, as a positive fraction of the interval."""
+        """Return a distance from a bound as a positive fraction of the interval."""
         fraction = torch.where(self._interval, distance / self._span, 0.5)
         return fraction.clamp(torch.finfo(distance.dtype).tiny, 1)
 
     def _log_edge(self, t: Tensor) -> Tensor:
-        r"""$\log(1 - e^{-Wt/s})$."""
+        r"""Return $\log(1 - e^{-Wt/s})$."""
         return torch.log(-torch.expm1(-_WIDTH / self.softness * t))
 
     def _log_slope(self, below_low: Tensor, over_high: Tensor) -> Tensor:
-        r"""$\log|dv/d\theta|$ on an interval, for which
-        $dt/dv = [\sigma((v + W/2)/s) - \sigma((v - W/2)/s)] / W$, a constant times
-        $\sigma((v + W/2)/s)\, \sigma((W/2 - v)/s)$.
+        r"""Return $\log|dv/d\theta|$ on an interval.
+
+        It follows from $dt/dv = [\sigma((v + W/2)/s) - \sigma((v - W/2)/s)] / W$, which
+        is a constant times $\sigma((v + W/2)/s)\, \sigma((W/2 - v)/s)$.
 
         Args:
             below_low: $\log(1 + e^{-(v + W/2)/s})$.
@@ -208,77 +218,34 @@ class Support(nn.Module):
         return below_low + over_high + (constant - self._span.log())
 
 
-def location_and_scale(theta: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of each entry of `theta`, shape `(N, ...)`.
-
-    One that does not vary, but for rounding, gets the scale 1.
-    """
-    if len(theta) < 2:
-        return theta.mean(0), torch.ones_like(theta[0])
-    spread = theta - theta[0]
-    size = spread.abs().amax(0)  # 1 / size is of order one, whatever the units are
-    varies = size > 1e-7 * theta.abs().amax(0)
-    size = torch.where(varies, size, 1.0)
-    loc, scale = theta.mean(0), size * (spread / size).std(0)
-    return loc, torch.where(varies, scale, 1.0)
-
-
 def support_of(prior: Any, theta: Tensor) -> Support:
     """Return the map for the prior's support, standardised by `theta`.
 
     Args:
         prior: A distribution over `(D,)`, or None.
-        theta: Parameters from which scales are taken, shape `(N, D)`.
+        theta: Parameters that give the standardisation, shape `(N, D)`.
 
     Returns:
-        The bijection. Where the prior's support is not a product of intervals, half
-        lines and lines, or is not known, one that only standardises: samples can then
-        leave the support, as they can in `sbi`, which rejects them. A warning says so,
-        except where there is no prior to ask.
+        The bijection. If the support is not known, or is not a product of intervals, half
+        lines and lines, the map only standardises. Samples can then leave the support, as
+        they can in `sbi`, and are rejected. A warning says so, unless `prior` is None.
     """
     dim = theta.shape[-1]
     unbounded = torch.full((dim,), -inf), torch.full((dim,), inf)
     bounds: tuple[Tensor, Tensor] | None = unbounded
     if prior is not None:
         try:
-            bounds = _bounds(prior.support, dim)
+            bounds = bounds_of(prior.support, dim)
         except (AttributeError, NotImplementedError):
             bounds = None
     if bounds is None:
         warnings.warn(
             f"The support of the prior ({type(prior).__name__}) is not a product of "
-            "intervals: parameters are only standardised, and the energy starts from a "
-            "Gaussian. Samples outside of the prior are rejected, as in sbi's NPE.",
+            "intervals. Parameters are only standardised, and the base of the energy is "
+            "a Gaussian. Samples outside of the prior are rejected, as in sbi's NPE.",
             stacklevel=2,
         )
     low, high = (bound.to(theta) for bound in bounds or unbounded)
     support = Support(low, high).standardize(theta)
     support.is_exact = bounds is not None
     return support
-
-
-def _bounds(constraint: Any, dim: int) -> tuple[Tensor, Tensor] | None:
-    """Return the D lower and upper bounds that a support consists of, or None."""
-    if constraint.is_discrete:
-        return None
-    if hasattr(constraint, "base_constraint"):  # independent, or a mixture of one family
-        return _bounds(constraint.base_constraint, dim)
-    if isinstance(constraint, constraints.cat):
-        lows, highs = [], []
-        for part, length in zip(constraint.cseq, constraint.lengths, strict=True):
-            bounds = _bounds(part, length)
-            if bounds is None:
-                return None
-            lows.append(bounds[0])
-            highs.append(bounds[1])
-        return torch.cat(lows), torch.cat(highs)
-    sides = [getattr(constraint, f"{side}_bound", None) for side in ("lower", "upper")]
-    if sides == [None, None] and not isinstance(constraint, type(constraints.real)):
-        return None
-    low, high = (
-        torch.as_tensor(default if bound is None else bound, device="cpu")
-        .reshape(-1)
-        .expand(dim)
-        for bound, default in zip(sides, (-inf, inf), strict=True)
-    )
-    return low, high

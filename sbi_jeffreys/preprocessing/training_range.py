@@ -1,20 +1,21 @@
-"""Where simulations end, and with them what can be learnt from x."""
+"""The range of the simulations, outside of which networks have learnt nothing."""
 
 from torch import Tensor, nn
 
 MARGIN = 0.1
-"""Of the range of the simulations' values, that an entry of x may leave it by."""
+"""Distance by which an entry of x may leave the range of the simulations, as a fraction
+of that range."""
 
 MAX_STANDARD_DEVIATIONS = 20.0
-"""Most that it may be from the mean."""
+"""Largest distance of an entry from its mean, in standard deviations."""
 
 
 class TrainingRange(nn.Module):
-    """Moves entries of x that are far outside of the simulations to where these end.
+    """Clips entries of x to the range of the simulations and a margin around it.
 
-    Networks go on in straight lines beyond their training data: of heavy-tailed x a flow
-    may make a point, far from the truth. Such an x is better taken for the most extreme
-    of the simulations. `agreement` tells that it is unlike them.
+    Networks extrapolate linearly beyond their training data. Given an extreme x, a flow
+    may shrink to a point far from the truth. Treating such an x as the most extreme of
+    the simulations is safer. `agreement` reports that it is unlike them.
     """
 
     low: Tensor

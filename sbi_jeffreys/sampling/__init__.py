@@ -1,1 +1,1 @@
-"""Draws and their importance weights."""
+"""Importance weights, resampling and sequential Monte Carlo."""

@@ -1,4 +1,4 @@
-"""Draws for many observations, a block at a time, so that memory is bounded."""
+"""Blocks of draws and observations, so that memory stays bounded."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,8 @@ def blocks(num: int, batch: int, size: int) -> Iterator[tuple[slice, slice]]:
     """Split `num` draws for each of `batch` observations into blocks of at most `size`.
 
     Returns:
-        Slices of draws and of observations, all draws for some before those for others.
+        A slice of the draws and a slice of the observations for each block. All draws
+        for some observations come before those for the next ones.
 
     Raises:
         ValueError: If `size` is less than 1.
@@ -26,7 +27,7 @@ def blocks(num: int, batch: int, size: int) -> Iterator[tuple[slice, slice]]:
 
 
 def progress_bar(num: int, batch: int, show: bool) -> tqdm:
-    """Return the bar that counts `num` samples for each of `batch` observations."""
+    """Return a bar that counts `num` samples for each of `batch` observations."""
     return tqdm(
         total=num * batch,
         desc=f"Drawing {num} samples for each of {batch} observations",

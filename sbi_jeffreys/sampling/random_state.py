@@ -1,4 +1,4 @@
-"""Random numbers that depend on a seed alone, and leave those outside as they were."""
+"""Random numbers that depend on a seed alone and leave the global state unchanged."""
 
 import random
 from collections.abc import Iterator
@@ -12,13 +12,13 @@ from sbi.utils.sbiutils import seed_all_backends
 
 @contextmanager
 def seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Seed torch's generators of the CPU and of one device, meanwhile.
+    """Seed the generators of the CPU and of one device inside a `with` block.
 
-    `torch.manual_seed` would seed all CUDA devices, of which others may be in use.
+    `torch.manual_seed` would seed all CUDA devices, and other programs may use them.
 
     Args:
-        device: Beside the CPU.
-        seed: Of both.
+        device: The device beside the CPU.
+        seed: The seed of both.
     """
     on_cuda = device.type == "cuda"
     with torch.random.fork_rng([device] if on_cuda else []):

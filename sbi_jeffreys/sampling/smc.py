@@ -1,63 +1,68 @@
-r"""Draws from densities that the flow is far from, by way of others in between.
+r"""Sequential Monte Carlo: from draws of one density to draws of another far from it.
 
-The flow knows one observation at a time, and no draw of it may come close to the joint
-posterior of many. So particles go through
+Weighted draws ("particles") go along the geometric path
 
-    q_t(θ) ∝ p(θ) exp(t Σ_i r(θ, x_i)),        t from 1/n to 1:
+.. math:: q_t \propto q_0^{1 - t} q_1^t, \qquad 0 \le t \le 1.
 
-the first is about as wide as the posterior of one observation, the last is the joint
-posterior. A step in t weighs and resamples the particles; Metropolis moves spread them
-out again. This is a sequential Monte Carlo sampler (Del Moral, Doucet & Jasra, 2006),
-with moves by differential evolution (ter Braak, 2006), one half of the particles by the
-other. Where hardly any draw of the flow has a weight under the first of these, they get
-there in the same way, on the geometric path from flow to energy; and so do the draws for
-one observation.
+Each step in t is as long as the effective sample size allows. It weights and resamples
+the particles. Metropolis moves then separate particles that are copies of each other.
+
+Sources: Del Moral, Doucet & Jasra (JRSS B, 2006) for the sampler; ter Braak (Statistics
+and Computing, 2006) for the moves by differential evolution. Here one half of the
+particles gives the proposals for the other half.
 """
 
 from collections.abc import Callable
-from math import ceil, log, sqrt
+from math import ceil, sqrt
 from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sbi_jeffreys._arviz import pareto_smoothed
-from sbi_jeffreys.posteriors.potential import EnergyPotential
-from sbi_jeffreys.posteriors.sbi_samplers import FlowProposal
 from sbi_jeffreys.preprocessing.support import Support
-from sbi_jeffreys.sampling.importance import effective_sample_size, resample
+from sbi_jeffreys.sampling.importance_weights import (
+    effective_sample_size,
+    log_mean_exp,
+    log_z_variance,
+)
+from sbi_jeffreys.sampling.psis import pareto_smoothed
+from sbi_jeffreys.sampling.resampling import resample
 
 MIN_PARTICLES = 1_000
-"""Particles that are tempered, however few samples are asked for."""
+"""Smallest number of particles, however few samples are asked for."""
 
 MIN_ESS = 0.5
-"""Fraction of the effective sample size that a step in t keeps."""
-
-LEAST_EFFECTIVE = 100.0
-"""Effective draws that particles for one observation are chosen from, at least."""
+"""Effective sample size after a step in t, as a fraction of that before it."""
 
 MIN_ACCEPTED, ACCEPTED_PER_PARAMETER = 4.0, 0.5
-"""Accepted moves per particle, on average, after which particles count as spread out:
-the second for each parameter, but the first at least."""
+"""Accepted moves per particle, on average, after which particles count as independent.
+
+The larger of the first number and the second number times the number of parameters."""
 
 ATTEMPTS_PER_ACCEPTED = 15
-"""Attempts at moves, for each accepted one that is wanted, before giving up."""
+"""Largest number of attempted moves for each accepted move that is wanted."""
 
+SHARE_OF_FULL_STEPS = 0.1
+"""Share of proposals that go the full distance between two particles.
 
-Ends: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""The logs of two densities, in nats, shape `(num, batch)`, of `(num, batch, D)`."""
+They lead from one mode to another."""
+
+DensityPair: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Maps parameters `(num, batch, D)` to two log densities in nats, each `(num, batch)`.
+
+The densities are q_0 and q_1 and need not be normalised."""
 
 
 class Particles(NamedTuple):
-    """Weighted draws, and what was found on the way to them.
+    """Weighted draws, with what was estimated on the way to them.
 
     Attributes:
         theta: Shape `(num, batch, D)`.
-        log_weights: Not normalised, of the last step, `(num, batch)`.
+        log_weights: Log weights of the last step, not normalised, `(num, batch)`.
         log_z: Estimate of log Z in nats, `(batch,)`.
-        log_z_se: Its standard error, as if moves made the particles independent.
-        pareto_k: The largest shape k̂ of the weights' tails, of all steps, `(batch,)`.
+        log_z_se: Its standard error if moves make the particles independent, `(batch,)`.
+        pareto_k: Largest shape k̂ of the weights' tail over all steps, `(batch,)`.
     """
 
     theta: Tensor
@@ -68,98 +73,46 @@ class Particles(NamedTuple):
 
 
 @torch.no_grad()
-def temper(
-    potential: EnergyPotential,
-    proposal: FlowProposal,
-    num: int,
-    show_progress: bool = False,
-) -> Particles:
-    r"""Draw from the posterior of the observations that the potential is set to.
-
-    Args:
-        potential: $\log p(\theta) + \sum_i r(\theta, x_i)$.
-        proposal: The mixture of the flow given each observation.
-        num: Number of particles, at least 4.
-        show_progress: Whether to show how far t has come.
-
-    Returns:
-        Particles of a batch of one.
-
-    Raises:
-        RuntimeError: If no draw of the flow is inside of the prior's support.
-        FloatingPointError: If the energy is NaN or infinite.
-    """
-    n, support = len(potential.x_o), potential.energy.support
-
-    def single(theta: Tensor) -> tuple[Tensor, Tensor]:
-        """From q_{1/n} to the joint posterior."""
-        log_prior, log_ratios = _parts(potential, theta.flatten(0, 1))
-        ends = log_prior + log_ratios / n, log_prior + log_ratios
-        return ends[0].reshape(theta.shape[:2]), ends[1].reshape(theta.shape[:2])
-
-    def flow(theta: Tensor) -> tuple[Tensor, Tensor]:
-        """From the flow to q_{1/n}."""
-        log_flow = proposal.log_prob(theta.flatten(0, 1))
-        return log_flow.reshape(theta.shape[:2]), single(theta)[0]
-
-    theta = proposal.sample((num,)).unsqueeze(1)
-    log_weights = log_ratio(flow, theta)
-    if bool(log_weights.isneginf().all()):
-        raise RuntimeError("No draw of the flow is inside of the prior's support.")
-    first = annealed(flow, support, theta, log_weights, num, MIN_ESS * num)
-    if n == 1:
-        return first
-    theta = resample_and_move(lambda theta: single(theta)[0], support, first, num)
-    log_weights = log_ratio(single, theta)
-    last = annealed(
-        single, support, theta, log_weights, num, MIN_ESS * num, show_progress
-    )
-    return last._replace(
-        log_z=first.log_z + last.log_z,
-        log_z_se=torch.hypot(first.log_z_se, last.log_z_se),
-        pareto_k=torch.maximum(first.pareto_k, last.pareto_k),
-    )
-
-
-@torch.no_grad()
-def annealed(
-    ends: Ends,
+def anneal(
+    densities: DensityPair,
     support: Support,
     theta: Tensor,
     log_weights: Tensor,
     num: int,
-    least: float,
+    min_ess: float,
     show_progress: bool = False,
 ) -> Particles:
-    r"""Go from one density to another by way of $q_0^{1 - t} q_1^t$, t from 0 to 1.
+    r"""Go from :math:`q_0` to :math:`q_1` along :math:`q_0^{1 - t} q_1^t`.
 
     Args:
-        ends: The logs of both, which need not be normalised; that of the first is finite.
-        support: The map to unconstrained space, in which particles move.
-        theta: Draws from the first, shape `(draws, batch, D)`.
-        log_weights: Of these under the second, `(draws, batch)`: the `log_ratio`.
-        num: Particles to go on with where one step is too long.
-        least: Effective draws that the first step keeps; later ones keep `MIN_ESS`.
+        densities: The logs of q_0 and q_1. That of q_0 has to be finite.
+        support: Maps parameters to the unconstrained space in which particles move.
+        theta: Draws from q_0, shape `(draws, batch, D)`.
+        log_weights: Their `log_ratio`, shape `(draws, batch)`.
+        num: Number of particles after the first step, if one step is not enough.
+        min_ess: Effective sample size that the first step keeps. Later steps keep
+            `MIN_ESS` times `num`.
         show_progress: Whether to show how far t has come.
 
     Returns:
-        Draws, with the weights of the last step: those given, if it was the first. log Z
-        is the difference of the two normalisers.
+        Particles with the weights of the last step. These are the given draws if one
+        step was enough. `log_z` is the log of the ratio of the two normalisers.
 
     Raises:
-        FloatingPointError: If a density is NaN or infinitely large.
+        FloatingPointError: If a density is NaN or plus infinity.
     """
     t, log_z, variance = 0.0, log_weights.new_zeros(()), log_weights.new_zeros(())
     pareto_k = torch.full_like(log_weights[0], -torch.inf)
     with tqdm(desc="Tempering", total=1.0, disable=not show_progress) as progress:
         while True:
             rest = 1 - t
-            step = _longest_step(log_weights, rest, least)
+            step = _longest_step(log_weights, rest, min_ess)
             t, log_weights = t + step, step * log_weights
-            more, its_variance = _log_mean(log_weights)
-            log_z, variance = log_z + more, variance + its_variance
-            tails = pareto_smoothed(log_weights.double().T.cpu().numpy())[1]
-            pareto_k = torch.maximum(pareto_k, torch.from_numpy(tails).to(pareto_k))
+            log_z = log_z + log_mean_exp(log_weights)
+            ess = effective_sample_size(log_weights)
+            variance = variance + log_z_variance(ess, len(log_weights)).to(log_weights)
+            tail_shapes = pareto_smoothed(log_weights.double().T.cpu().numpy())[1]
+            pareto_k = torch.maximum(pareto_k, torch.from_numpy(tail_shapes).to(pareto_k))
             progress.update(step)
             particles = Particles(
                 theta, log_weights, log_z, variance.clamp(min=0).sqrt(), pareto_k
@@ -168,24 +121,21 @@ def annealed(
                 return particles
 
             def between(theta: Tensor, t: float = t) -> Tensor:
-                start, end = ends(theta)
-                return (1 - t) * start + t * end
+                log_first, log_last = densities(theta)
+                return (1 - t) * log_first + t * log_last
 
-            theta, least = (
-                resample_and_move(between, support, particles, num),
-                MIN_ESS * num,
-            )
-            log_weights = log_ratio(ends, theta)
+            theta = resample_and_move(between, support, particles, num)
+            log_weights, min_ess = log_ratio(densities, theta), MIN_ESS * num
 
 
-def log_ratio(ends: Ends, theta: Tensor) -> Tensor:
-    """Return the log of the second density over the first, in nats, `(num, batch)`.
+def log_ratio(densities: DensityPair, theta: Tensor) -> Tensor:
+    """Return the log of q_1 / q_0 in nats, shape `(num, batch)`.
 
     Raises:
-        FloatingPointError: If it is NaN or infinitely large.
+        FloatingPointError: If it is NaN or plus infinity.
     """
-    start, end = ends(theta)
-    return _checked(end - start)
+    log_first, log_last = densities(theta)
+    return checked(log_last - log_first)
 
 
 @torch.no_grad()
@@ -195,7 +145,10 @@ def resample_and_move(
     particles: Particles,
     num: int,
 ) -> Tensor:
-    """Return draws of equal weight, moved apart under a density, `(num, batch, D)`."""
+    """Return `num` draws without weights, moved under a density, `(num, batch, D)`.
+
+    The arguments are those of `move_particles`.
+    """
     chosen = resample(particles.log_weights, num, replacement=True)
     theta = particles.theta.take_along_dim(chosen.unsqueeze(-1), 0)
     return move_particles(log_density, support, theta)
@@ -205,23 +158,25 @@ def resample_and_move(
 def move_particles(
     log_density: Callable[[Tensor], Tensor], support: Support, theta: Tensor
 ) -> Tensor:
-    """Return draws, of which some were the same, moved in unconstrained space.
+    """Move draws by Metropolis steps in unconstrained space, so that copies separate.
 
-    A draw is proposed the step from one to another of the other half, scaled as is best
-    for a Gaussian, or now and then in full, which leads from mode to mode.
+    The proposal for a draw is to go parallel to the difference of two draws of the other
+    half. The difference is scaled by the best factor for a Gaussian. Some proposals take
+    the full difference instead.
 
     Args:
-        log_density: Returns what is not normalised, in nats, shape `(num, *batch)`, of
-            `(num, *batch, D)`. Draws move among those of the same column of the batch.
+        log_density: Maps parameters `(num, *batch, D)` to an unnormalised log density in
+            nats, `(num, *batch)`.
         support: The map to unconstrained space.
-        theta: Draws that have this density, shape `(num, *batch, D)`.
+        theta: Draws from this density, shape `(num, *batch, D)`. Only draws in the same
+            column of the batch give proposals for each other.
 
     Raises:
-        FloatingPointError: If the density is NaN or infinite.
+        FloatingPointError: If the density is NaN or plus infinity.
     """
     theta = theta.clone()
     u, log_det = support(theta)
-    values = _checked(log_density(theta)) - log_det
+    values = checked(log_density(theta)) - log_det
     accepted = torch.zeros_like(values[0])
     enough = max(MIN_ACCEPTED, ACCEPTED_PER_PARAMETER * u.shape[-1])
     for _ in range(ceil(ATTEMPTS_PER_ACCEPTED * enough)):
@@ -230,12 +185,14 @@ def move_particles(
             start, end = (others[torch.randperm(len(others))] for _ in range(2))
             start = start.repeat(2)[: len(some)]
             end = end.repeat(2)[: len(some)]
-            full = torch.rand(*values[some].shape, 1, device=u.device) < 0.1
-            scale = torch.where(full, 1.0, 2.38 / sqrt(2 * u.shape[-1]))
+            draw = torch.rand(*values[some].shape, 1, device=u.device)
+            scale = torch.where(
+                draw < SHARE_OF_FULL_STEPS, 1.0, 2.38 / sqrt(2 * u.shape[-1])
+            )
             step = scale * (u[end] - u[start])
             new_u = u[some] + step
             new, log_det = support.inverse(new_u)
-            new_values = _checked(log_density(new)) - log_det
+            new_values = checked(log_density(new)) - log_det
             moves = torch.rand_like(new_values).log() < new_values - values[some]
             moves &= (step != 0).any(-1)
             for kept, proposed in ((values, new_values), (u, new_u), (theta, new)):
@@ -247,8 +204,12 @@ def move_particles(
     return theta
 
 
-def _checked(log_density: Tensor) -> Tensor:
-    """Return log densities, none of which is NaN or infinitely large."""
+def checked(log_density: Tensor) -> Tensor:
+    """Return log densities after a check that none of them is NaN or plus infinity.
+
+    Raises:
+        FloatingPointError: If one is.
+    """
     bad = ~(log_density < torch.inf)
     if bool(bad.any()):
         raise FloatingPointError(
@@ -257,34 +218,20 @@ def _checked(log_density: Tensor) -> Tensor:
     return log_density
 
 
-def _parts(potential: EnergyPotential, theta: Tensor) -> tuple[Tensor, Tensor]:
-    values = _checked(potential(theta, track_gradients=False))
-    outside = values.isneginf()
-    log_prior = torch.where(outside, 0.0, potential.log_prior(theta))
-    return log_prior, torch.where(outside, -torch.inf, values - log_prior)
+def _longest_step(log_weights: Tensor, rest: float, min_ess: float) -> float:
+    """Return the longest step in t, at most `rest`, that keeps the ESS in each column.
 
-
-def _log_mean(log_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the log of mean weights, in nats, and the variance of that estimate."""
-    num = len(log_weights)
-    ess = effective_sample_size(log_weights)
-    return log_weights.logsumexp(0) - log(num), (1 / ess - 1 / num).to(log_weights)
-
-
-def _longest_step(log_weights: Tensor, most: float, least: float) -> float:
-    """Return the longest step in t that leaves `least` effective draws in each column.
-
-    Or the part `MIN_ESS` of those that have any weight, if they are fewer.
+    It keeps `min_ess`, or `MIN_ESS` times the number of positive weights if that is less.
     """
-    enough = (MIN_ESS * log_weights.isfinite().sum(0)).clamp(max=least)
+    enough = (MIN_ESS * log_weights.isfinite().sum(0)).clamp(max=min_ess)
 
-    def is_short(step: float) -> bool:
+    def is_short_enough(step: float) -> bool:
         return bool((effective_sample_size(step * log_weights) >= enough).all())
 
-    if is_short(most):
-        return most
-    low, high = 0.0, most
+    if is_short_enough(rest):
+        return rest
+    low, high = 0.0, rest
     while high - low > 1e-3 * high:
         middle = (low + high) / 2
-        low, high = (middle, high) if is_short(middle) else (low, middle)
+        low, high = (middle, high) if is_short_enough(middle) else (low, middle)
     return high

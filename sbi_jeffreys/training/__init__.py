@@ -1,1 +1,1 @@
-"""The primal-dual step, the loop around it, and what surrounds the loop."""
+"""Training of a flow and an energy together: the step, the loop, early stopping."""

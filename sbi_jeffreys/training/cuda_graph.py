@@ -1,4 +1,7 @@
-"""Steps replayed as a CUDA graph, which launches their thousands of kernels at once."""
+"""Steps that are replayed as a CUDA graph.
+
+A step launches thousands of small kernels. A graph launches all of them at once.
+"""
 
 import warnings
 from collections.abc import Callable
@@ -9,14 +12,18 @@ from torch import Tensor
 Record = Callable[[Callable[[], None]], Callable[[], None]]
 
 NUM_EAGER_STEPS = 3
-"""Steps that run as they are before one is captured, so that all is set up."""
+"""Number of steps that run eagerly before one is captured, so that all is set up."""
 
 
 def cuda_graph(function: Callable[[], None]) -> Callable[[], None]:
-    """Capture the kernels that `function` launches; return what launches them again.
+    """Capture the kernels that `function` launches.
+
+    Returns:
+        A function that launches them again.
 
     Raises:
-        RuntimeError: If `function` waits for the device, or can't be captured otherwise.
+        RuntimeError: If `function` waits for the device, or can't be captured for another
+            reason.
     """
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(
@@ -34,9 +41,9 @@ def cuda_graph(function: Callable[[], None]) -> Callable[[], None]:
 class CapturedStep:
     """A step that is captured once and replayed for every batch of the same shapes.
 
-    Batches of other shapes, such as the last one of an epoch, run eagerly; so do all of
-    them if the step can't be captured, for example because a network of the user's
-    waits for the device. A warning says so.
+    Batches of other shapes, such as the last batch of an epoch, run eagerly. If the step
+    can't be captured, all batches run eagerly, with a warning. An example is a network of
+    the user that waits for the device.
     """
 
     def __init__(
@@ -44,8 +51,8 @@ class CapturedStep:
     ) -> None:
         """
         Args:
-            step: Takes a batch; leaves its results at addresses that do not change.
-            record: Runs or captures a function, and returns what repeats it.
+            step: Takes a batch, and leaves its results at addresses that do not change.
+            record: Runs or captures a function, and returns a function that repeats it.
         """
         self.step, self.record = step, record
         self.num_eager = 0
@@ -54,7 +61,7 @@ class CapturedStep:
         self.failed = False
 
     def __call__(self, *batch: Tensor) -> None:
-        """Take a step."""
+        """Take a step on a batch."""
         seen = [tensor.shape for tensor in batch] == [kept.shape for kept in self.inputs]
         if seen and self.replay is None and not self.failed:
             self._capture()
@@ -69,7 +76,7 @@ class CapturedStep:
             self.inputs = tuple(tensor.clone() for tensor in batch)
 
     def forget(self) -> None:
-        """Capture anew: something that was captured as a constant has changed."""
+        """Capture the next step anew, because a captured constant has changed."""
         self.replay = None
 
     def _capture(self) -> None:

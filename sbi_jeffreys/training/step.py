@@ -1,10 +1,12 @@
-"""One primal-dual step: descent on the Lagrangian, ascent on its multipliers.
+r"""One primal-dual step: descent on the Lagrangian, ascent on its multipliers.
 
-Everything a step reads or writes stays on the device, at addresses that do not change,
-and nothing in it waits for the device: what an epoch reports is summed up there.
+    φ, ψ ← Adam step along −∇ Σ_i λ_i D_i(φ, ψ)
+    λ_i  ← [λ_i + η (D_i − ε_i)] within its bounds
+
+All that a step reads or writes stays on the device, at addresses that do not change. A
+step never waits for the device, so what an epoch reports is summed there.
 """
 
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,24 +19,26 @@ from sbi_jeffreys.data.processes import mean_over_processes, num_processes
 from sbi_jeffreys.models.energy import ConditionalEnergy
 from sbi_jeffreys.models.flow import ConditionalFlow
 from sbi_jeffreys.models.pair import ModelPair
-from sbi_jeffreys.objective.divergences import Normalizer, jeffreys_divergences
+from sbi_jeffreys.objective.divergences import jeffreys_divergences
 from sbi_jeffreys.objective.multipliers import (
     EntropyReference,
     FixedMultipliers,
     ResilientMultipliers,
 )
+from sbi_jeffreys.objective.normalizers import Normalizer
+from sbi_jeffreys.training.averaging import MovingAverage
 
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """What does not change while a pair of models is trained.
+    """Options that do not change while a pair of models is trained.
 
     Attributes:
-        num_particles: Draws K from the flow for each x of a batch.
-        normalizer: Estimate of log Z, see `objective.log_normalizer`.
+        num_particles: Number K of draws from the flow for each x of a batch.
+        normalizer: Estimate of log Z, see `objective.normalizers`.
         averaging: Weight of the past in the moving average of the weights, per step.
-        decay: Factor by which learning rates fall when validation stalls.
-        num_validation_particles: Draws for each held-out x.
+        decay: Factor by which the learning rates fall when the held-out loss stalls.
+        num_validation_particles: Number of draws from the flow for each held-out x.
     """
 
     num_particles: int = 4
@@ -45,7 +49,7 @@ class TrainingOptions:
 
 
 class TrainedPair(ModelPair):
-    """A pair that is being trained, whose value is its divergences on a batch."""
+    """A pair in training: called with a batch, it returns the mean divergences."""
 
     def __init__(
         self,
@@ -53,16 +57,22 @@ class TrainedPair(ModelPair):
         energy: ConditionalEnergy,
         options: TrainingOptions,
     ) -> None:
+        """
+        Args:
+            flow: The flow.
+            energy: The energy.
+            options: The number of particles and the normaliser are used.
+        """
         super().__init__(flow, energy)
         self.options = options
 
     def forward(self, theta: Tensor, x: Tensor, weights: Tensor) -> Tensor:
-        """Return the mean divergences of a batch, shape `(3,)`, as `objective` has them.
+        """Return the means of D1 + H, D2 and D3 + H in nats, shape `(3,)`.
 
         Args:
             theta: Parameters, shape `(batch, D)`.
-            x: The simulations that belong to them, shape `(batch, ...)`.
-            weights: Of the pairs, shape `(batch,)`.
+            x: The simulations of these parameters, shape `(batch, ...)`.
+            weights: Weights of the pairs, shape `(batch,)`.
         """
         flow, energy = self.given(x, self.energy.members)
         return jeffreys_divergences(
@@ -70,47 +80,13 @@ class TrainedPair(ModelPair):
         ).mean(weights)
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Return the flow's parameters, and those that are the energy's alone."""
+        """Return the flow's parameters, and those that only the energy has.
+
+        The parameters of a shared embedding belong to the flow's.
+        """
         flow = list(self.flow.parameters())
         shared = set(map(id, flow))
         return flow, [p for p in self.energy.parameters() if id(p) not in shared]
-
-
-class MovingAverage:
-    r"""Exponential moving average of a module's parameters, $\bar w$.
-
-    Early on it forgets the start faster: after n updates, the share of the newest
-    weights is $\max(1 - \rho, 9 / (9 + n))$. Torch's `AveragedModel` waits for the device
-    at each update, to see whether it is the first.
-    """
-
-    def __init__(self, module: nn.Module, past: float) -> None:
-        r"""
-        Args:
-            module: Its parameters are averaged.
-            past: $\rho$, weight of the past.
-        """
-        self.source, self.past = module, past
-        self.module = deepcopy(module).requires_grad_(False).eval()
-        first = next(module.parameters())
-        self.num_updates = torch.zeros((), device=first.device)
-        self._averages: list[Tensor] = list(self.module.parameters())
-        self._weights: list[Tensor] = list(module.parameters())
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Take in the present parameters."""
-        share = (9 / (9 + self.num_updates)).clamp(min=1 - self.past)
-        self.num_updates += 1
-        steps = torch._foreach_sub(self._weights, self._averages)
-        torch._foreach_mul_(steps, share)
-        torch._foreach_add_(self._averages, steps)
-
-    def copy_buffers(self) -> None:
-        """Take over the module's buffers, for example of a batch normalisation."""
-        buffers = zip(self.module.buffers(), self.source.buffers(), strict=True)
-        for average, buffer in buffers:
-            average.copy_(buffer)
 
 
 class PrimalDualStep:
@@ -118,8 +94,10 @@ class PrimalDualStep:
 
     Attributes:
         total: Sum of the divergences since `reset_statistics`, in nats, shape `(3,)`.
-        onset: Number of the step at which each of them was first not finite, shape
-            `(3,)`; infinite if it never was.
+        count: Number of steps since `reset_statistics`, shape `()`.
+        first_bad_step: For each divergence, the number of the first step since
+            `reset_statistics` in which it was not finite, shape `(3,)`. Infinity if there
+            was none.
     """
 
     def __init__(
@@ -127,25 +105,31 @@ class PrimalDualStep:
         pair: TrainedPair,
         multipliers: ResilientMultipliers | FixedMultipliers,
         learning_rate: float,
-        energy_learning_rate: float,
+        energy_learning_rate: float | None,
     ) -> None:
         """
         Args:
             pair: The models.
             multipliers: Weights of the three divergences.
-            learning_rate: Of Adam, for the flow.
-            energy_learning_rate: Likewise for the energy.
+            learning_rate: Learning rate of Adam for the flow.
+            energy_learning_rate: Learning rate of Adam for the energy. With None the
+                energy is not trained.
         """
         self.pair = pair
         self.model: nn.Module = pair
         self.multipliers = multipliers
-        self.groups = pair.parameter_groups()
+        self.trains_energy = energy_learning_rate is not None
+        flow_parameters, energy_parameters = pair.parameter_groups()
+        self.groups = [flow_parameters]
+        settings: list[dict[str, Any]] = [
+            {"params": flow_parameters, "lr": learning_rate}
+        ]
+        if energy_learning_rate is not None:
+            self.groups.append(energy_parameters)
+            settings.append({"params": energy_parameters, "lr": energy_learning_rate})
         device = multipliers.values.device
         self.optimizer = Adam(
-            [
-                {"params": self.groups[0], "lr": learning_rate},
-                {"params": self.groups[1], "lr": energy_learning_rate},
-            ],
+            settings,
             fused=all(p.is_floating_point() for p in pair.parameters()),
             capturable=device.type == "cuda" and num_processes() == 1,
         )
@@ -153,23 +137,28 @@ class PrimalDualStep:
         self.reference = EntropyReference(device)
         self.clip_max_norm: float | None = None
         self.total = torch.zeros(3, device=device)
-        self.onset = torch.zeros(3, device=device)
+        self.first_bad_step = torch.zeros(3, device=device)
         self.count = torch.zeros((), device=device)
         self.reset_statistics()
 
+    def train(self) -> None:
+        """Put the models into training mode, but an energy that is not trained."""
+        self.pair.flow.train()
+        self.pair.energy.train(self.trains_energy)
+
     def reset_statistics(self) -> None:
-        """Start to count anew."""
+        """Set the sums and counts to zero."""
         self.total.zero_()
-        self.onset.fill_(torch.inf)
+        self.first_bad_step.fill_(torch.inf)
         self.count.zero_()
 
     def __call__(self, theta: Tensor, x: Tensor, weights: Tensor) -> None:
-        """Descend, average, ascend.
+        """Take a step of descent, update the averages, and take a step of ascent.
 
         Args:
             theta: Parameters, shape `(batch, D)`.
-            x: The simulations that belong to them, shape `(batch, ...)`.
-            weights: Of the pairs, shape `(batch,)`.
+            x: The simulations of these parameters, shape `(batch, ...)`.
+            weights: Weights of the pairs, shape `(batch,)`.
         """
         divergences = self.model(theta, x, weights)
         self.optimizer.zero_grad()
@@ -185,10 +174,10 @@ class PrimalDualStep:
         self.count += 1
         self.total += divergences
         bad = torch.where(divergences.isfinite(), torch.inf, self.count)
-        torch.minimum(self.onset, bad, out=self.onset)
+        torch.minimum(self.first_bad_step, bad, out=self.first_bad_step)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that the next step depends on, without copying it."""
+        """Return all that the next step depends on, not copied."""
         return {
             "pair": self.pair.state_dict(),
             "average": self.average.module.state_dict(),

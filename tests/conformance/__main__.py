@@ -17,7 +17,8 @@ import tarfile
 from pathlib import Path
 
 SBI_VERSION = "0.27.0"
-CACHE = Path(__file__).parents[2] / ".conformance"
+HERE = Path(__file__).parent
+CACHE = HERE.parents[1] / ".conformance"
 FAST_TIER = (
     "posterior_nn_test",
     "posterior_parameters_test",
@@ -66,7 +67,10 @@ def main() -> int:
     return subprocess.run(
         [*command, *pytest_arguments, *files],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(map(str, (HERE, HERE.parents[1]))),
+        },
     ).returncode
 
 

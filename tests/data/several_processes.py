@@ -1,36 +1,43 @@
-"""Training that `test_distributed` runs in one process, and under `torchrun` in two."""
+"""Training that `test_processes` runs in one process, and under `torchrun` in two."""
 
 import sys
 import warnings
+from functools import partial
 
 import torch
 from sbi.utils import BoxUniform
 from torch import distributed
 
-from sbi_jeffreys import JNPE
-from sbi_jeffreys.models import flow
-from sbi_jeffreys.pool import synthetic_likelihood
+from sbi_jeffreys import JNPE, LogRatioNet, build_spline_flow
+from sbi_jeffreys.pool.synthetic_likelihood import ensemble
 
 NUM_PARTICLES = 8  # in training, and by default in validation
 NOISE = torch.randn(NUM_PARTICLES, 1, 2, generator=torch.Generator().manual_seed(5))
 
 
 def same_noise_for_every_x(like):
-    """Noise `(K · batch, 2)` that does not depend on which rows a process has."""
+    """Noise `(K · batch, 2)` that does not depend on the rows that a process has."""
     if len(like) < NUM_PARTICLES:  # the trial draws when networks are built
         return torch.zeros_like(like)
     return NOISE.expand(-1, len(like) // NUM_PARTICLES, -1).reshape(like.shape)
 
 
 def train(rank, batch_size=100, num_simulations=460):
-    flow.torch.randn_like = same_noise_for_every_x
-    synthetic_likelihood.MAX_STEPS = 20  # with every step, rounding errors grow
+    torch.randn_like = same_noise_for_every_x
+    ensemble.MAX_STEPS = 20  # with every step, rounding errors grow
     generator = torch.Generator().manual_seed(1)
     theta = 2 * torch.rand(num_simulations, 2, generator=generator) - 1
     x = theta + 0.3 * torch.randn(theta.shape, generator=generator)
     prior = BoxUniform(-torch.ones(2), torch.ones(2))
     torch.manual_seed(rank)
-    trainer = JNPE(prior, show_progress_bars=False, num_particles=NUM_PARTICLES)
+    trainer = JNPE(
+        prior,
+        partial(build_spline_flow, hidden_features=16, num_transforms=2),
+        show_progress_bars=False,
+        energy_net=partial(LogRatioNet, hidden_features=32),
+        num_energies=2,
+        num_particles=NUM_PARTICLES,
+    )
     trainer.append_simulations(theta, x)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Training stopped at")
@@ -45,8 +52,8 @@ def result(trainer):
         f = trainer.energy(points.expand(20, 20, 2), points.expand(20, 2))
     return {
         "summary": {k: v for k, v in trainer.summary.items() if "sec" not in k},
-        "flow": trainer._neural_net.state_dict(),
-        "energy": trainer._trained_energy.state_dict(),
+        "flow": trainer.flow.state_dict(),
+        "energy": trainer._fit.networks.energy.state_dict(),
         "pool": {"f": f},
     }
 

@@ -5,15 +5,10 @@ import threading
 
 import pytest
 import torch
-from torch.utils.data import (
-    ConcatDataset,
-    DataLoader,
-    SubsetRandomSampler,
-    TensorDataset,
-)
 
 from sbi_jeffreys.data.arrays import ConcatenatedRows
-from sbi_jeffreys.data.batches import SlicedBatches, StreamedBatches, batches_from
+from sbi_jeffreys.data.batches import LoadedBatches, SlicedBatches, StreamedBatches
+from sbi_jeffreys.data.store import SimulationStore
 
 
 def kernel(x):
@@ -129,21 +124,48 @@ def test_an_error_of_the_step_ends_the_thread(error):
         epoch()
 
 
+def make_store(theta, device="cpu"):
+    store = SimulationStore(device)
+    store.theta, store.x = list(theta), [part + 1 for part in theta]
+    return store
+
+
 @pytest.mark.parametrize("on_disk", [True, False])
 def test_only_what_is_far_from_the_training_device_is_streamed(on_disk):
     rows = torch.randn(20, 2)
-    datasets = [TensorDataset(part, part + 1, part) for part in rows.split((8, 12))]
     indices = torch.randperm(20)[:15]
-    sampler = SubsetRandomSampler(indices)
-    loader = DataLoader(ConcatDataset(datasets), batch_size=4, sampler=sampler)
-    batches = batches_from(loader, kernel, "cpu", on_disk)
+    store = make_store(rows.split((8, 12)))
+    store.on_disk = on_disk
+    batches = store.batches(indices, 4, kernel, None)
     assert type(batches) is (StreamedBatches if on_disk else SlicedBatches)
     assert torch.equal(torch.cat([b.theta for b in batches.ordered()]), rows[indices])
     assert torch.equal(torch.cat([b.x for b in batches.ordered()]), rows[indices] + 1)
 
 
+def test_a_collation_of_the_users_own_delivers_the_batches():
+    rows, indices = torch.randn(60, 2), torch.arange(30)
+    store = make_store([rows])
+
+    def collate(triples):
+        return [torch.stack(column) for column in zip(*triples, strict=True)]
+
+    sliced = store.batches(indices, 10, kernel, {"num_workers": 0})
+    loaded = store.batches(indices, 10, kernel, {"collate_fn": collate})
+    assert isinstance(sliced, SlicedBatches)
+    assert isinstance(loaded, LoadedBatches)
+    for batches in (sliced, loaded):
+        assert len(batches) == 3
+        seen = torch.cat([batch.theta for batch in batches.shuffled(0)])
+        assert set(seen.flatten().tolist()) == set(rows[:30].flatten().tolist())
+
+
+def test_arguments_that_a_data_loader_does_not_know_are_refused():
+    store = make_store([torch.randn(20, 2)])
+    with pytest.raises(TypeError, match="no_such"):
+        store.batches(torch.arange(20), 10, kernel, {"no_such": 1})
+
+
 @pytest.mark.gpu
 def test_data_in_memory_are_streamed_to_a_gpu():
-    dataset = TensorDataset(torch.zeros(8, 2), torch.zeros(8, 2))
-    loader = DataLoader(dataset, batch_size=4, sampler=SubsetRandomSampler(range(8)))
-    assert isinstance(batches_from(loader, kernel, "cuda"), StreamedBatches)
+    store = make_store([torch.zeros(8, 2)], "cuda")
+    assert isinstance(store.batches(torch.arange(8), 4, kernel, None), StreamedBatches)

@@ -42,9 +42,9 @@ def test_two_processes_train_the_same_models(results):
 
 def test_two_processes_give_the_result_of_one(results, monkeypatch):
     # What the training replaces is put back afterwards.
-    monkeypatch.setattr(several_processes.flow.torch, "randn_like", torch.randn_like)
-    steps = several_processes.synthetic_likelihood.MAX_STEPS
-    monkeypatch.setattr(several_processes.synthetic_likelihood, "MAX_STEPS", steps)
+    monkeypatch.setattr(torch, "randn_like", torch.randn_like)
+    steps = several_processes.ensemble.MAX_STEPS
+    monkeypatch.setattr(several_processes.ensemble, "MAX_STEPS", steps)
     alone = several_processes.result(several_processes.train(rank=0))
     for model in ("flow", "energy"):
         for name, want in alone[model].items():

@@ -15,12 +15,9 @@ from torch.distributions import (
     constraints,
 )
 
-from sbi_jeffreys.models.energy import (
-    ConditionalEnergy,
-    LogRatioEnsemble,
-    LogRatioNet,
-    base_density,
-)
+from sbi_jeffreys.models.energy import ConditionalEnergy
+from sbi_jeffreys.models.log_ratio import LogRatioEnsemble, LogRatioNet
+from sbi_jeffreys.models.prior_base import base_density
 from sbi_jeffreys.preprocessing.support import support_of
 
 PRIORS = {

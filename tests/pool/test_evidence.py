@@ -1,4 +1,4 @@
-"""log Z, fitted by a function that is quadratic in each summary."""
+"""The log evidence, fitted by a function that is quadratic in each summary."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Posteriors without rejection, beside sbi's own on the same flow."""
+"""The flow's posterior, which needs no rejection, against sbi's for the same flow."""
 
 import pickle
 from math import ceil
@@ -12,7 +12,8 @@ from scipy.stats import ks_2samp
 from torch.distributions import Gamma, Independent, MultivariateNormal
 
 from sbi_jeffreys import JNPE
-from sbi_jeffreys.models.flow import ConditionalFlow, build_spline_flow
+from sbi_jeffreys.models.flow import ConditionalFlow
+from sbi_jeffreys.models.spline_flow import build_spline_flow
 from sbi_jeffreys.models.transforms import ConditionalAffine
 from sbi_jeffreys.posteriors.flow_posterior import FlowPosterior, never_leaves
 from sbi_jeffreys.preprocessing.support import support_of
@@ -62,8 +63,11 @@ def test_shapes_and_samples_are_those_of_sbi(shape):
     assert not got.requires_grad
 
 
-@pytest.mark.parametrize("size", [1, 7, 40, 100, 10_000])
-@pytest.mark.parametrize("num", [1, 30, 101])
+@pytest.mark.parametrize(
+    ("size", "num"),
+    [(size, num) for size in (7, 40, 100, 10_000) for num in (1, 30, 101)]
+    + [(1, 1), (1, 30)],
+)
 def test_no_draw_is_larger_than_asked_for(monkeypatch, size, num):
     posterior, _ = make_posteriors()
     flow = posterior.posterior_estimator

@@ -14,7 +14,8 @@ from torch.distributions import (
     TransformedDistribution,
 )
 
-from sbi_jeffreys.models.energy import ConditionalEnergy, least_log_prior
+from sbi_jeffreys.models.energy import ConditionalEnergy
+from sbi_jeffreys.models.prior_base import log_prior_floor
 from sbi_jeffreys.posteriors.potential import EnergyPotential
 from sbi_jeffreys.preprocessing.support import support_of
 from tests.closed_forms import ConjugateGaussian
@@ -109,7 +110,7 @@ def test_a_prior_is_not_divided_out_where_the_energy_does_not_know_of_it():
     )
     theta = prior.sample((200,))
     base = Independent(Normal(theta.mean(0), theta.std(0)), 1)
-    least = least_log_prior(prior, base, theta)
+    least = log_prior_floor(prior, base, theta)
     assert least == float(prior.log_prob(theta).min())
     energy = ConditionalEnergy(
         log_ratio,
@@ -131,8 +132,8 @@ def test_a_prior_is_not_divided_out_where_the_energy_does_not_know_of_it():
 
 
 def test_a_prior_that_the_energy_starts_from_is_divided_out_in_all_places():
-    assert least_log_prior(TASK.prior, deepcopy(TASK.prior), THETA[:9]) == -torch.inf
-    assert least_log_prior(None, TASK.prior, THETA[:9]) == -torch.inf
+    assert log_prior_floor(TASK.prior, deepcopy(TASK.prior), THETA[:9]) == -torch.inf
+    assert log_prior_floor(None, TASK.prior, THETA[:9]) == -torch.inf
 
 
 def test_a_new_observation_replaces_the_old_one():

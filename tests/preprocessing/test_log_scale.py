@@ -24,6 +24,7 @@ def entries():
         "lognormal, negative": (-z.exp(), False),
         "uniform": (torch.rand(NUM), False),
         "constant": (torch.ones(NUM), False),
+        "constant that sums are rounded of": (torch.full((NUM,), 0.1), False),
     }
 
 

@@ -7,10 +7,9 @@ from hypothesis import strategies as st
 from sbi.utils import BoxUniform
 from torch import nn
 
-from benchmarks.held_out import energy_nll, flow_nll
+from benchmarks.accuracy.held_out import energy_nll, flow_nll
 from sbi_jeffreys import JNPE
 from sbi_jeffreys import trainer as trainer_module
-from sbi_jeffreys.pool.opinion_pool import Weights
 from sbi_jeffreys.preprocessing.screening import (
     UNRELATED_SCALE,
     Screening,
@@ -167,8 +166,7 @@ def test_training_screens_unless_there_is_an_embedding_net(monkeypatch):
     1.58 without, energy 1.09 to 1.10 and 1.28 to 1.44. Without the pool, which helps the
     plain networks, and which the flow follows. Of 1,000 test pairs, a difference has a
     standard error of 0.02 or so."""
-    alone = Weights(0.0, 0.0, 0.0)
-    monkeypatch.setattr(trainer_module, "fit_pool", lambda pair, *_: (pair.energy, alone))
+    monkeypatch.setattr(trainer_module, "fit_pool", lambda pair, *_: (pair.energy, {}))
     screened, plain = train(), train(nn.Flatten())
     (screening,) = [m for m in screened[0].energy.modules() if type(m) is Screening]
     assert screening.scale.tolist() == pytest.approx([1.0] * 2 + [UNRELATED_SCALE] * 40)
@@ -177,6 +175,6 @@ def test_training_screens_unless_there_is_an_embedding_net(monkeypatch):
     test = simulate(1000, 1)
     for nll in (
         lambda trainer, flow: flow_nll(flow, *test),
-        lambda trainer, flow: energy_nll(trainer._trained_energy, flow, *test),
+        lambda trainer, flow: energy_nll(trainer._fit.networks.energy, flow, *test),
     ):
         assert nll(*screened) < nll(*plain) - 0.1

@@ -16,7 +16,7 @@ from torch.distributions import (
     MultivariateNormal,
 )
 
-from sbi_jeffreys.preprocessing.support import Support, location_and_scale, support_of
+from sbi_jeffreys.preprocessing.support import Support, support_of
 
 one = torch.ones(1)
 PRIORS = {
@@ -90,16 +90,6 @@ def test_a_constant_parameter_keeps_the_scale_one():
     support = Support(torch.full((2,), -inf), torch.full((2,), inf)).standardize(theta)
     assert support.scale[1] == 1
     assert support(theta)[0].isfinite().all()
-
-
-@pytest.mark.parametrize("unit", [1e-30, 1e-9, 1e9, 1e30])
-def test_scales_are_in_the_units_of_the_parameters(unit):
-    theta = torch.randn(100, 2, generator=torch.Generator().manual_seed(0)) + 3.0
-    theta[:, 1] = 0.1
-    loc, scale = location_and_scale(theta * unit)
-    torch.testing.assert_close(loc / unit, theta.mean(0))
-    torch.testing.assert_close(scale[0] / unit, theta[:, 0].std())
-    assert scale[1] == 1
 
 
 def test_points_on_or_beyond_a_bound_stay_finite():

@@ -1,7 +1,8 @@
-"""The step as something to be captured. Without a GPU, "capturing" keeps the function and
-"replaying" calls it: what a CUDA graph does with the kernels."""
+"""The captured step. Without a GPU, "capturing" keeps the function and "replaying" calls
+it, as a CUDA graph does with the kernels."""
 
 import copy
+from functools import cache, partial
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch.distributions import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sbi_jeffreys import JNPE
+from sbi_jeffreys import JNPE, build_spline_flow
 from sbi_jeffreys.training.cuda_graph import NUM_EAGER_STEPS, CapturedStep
 
 PRIORS = {
@@ -30,22 +31,46 @@ PRIORS = {
 }
 
 
-def trained_step(prior, device="cpu", num=100):
-    """The step of a training that has begun, with what to call it with."""
+FLOW = partial(build_spline_flow, hidden_features=16, num_transforms=2)
+
+
+@cache
+def training_and_batch(name):
+    """A short training on the CPU, without the pool, and a batch."""
+    torch.manual_seed(0)
+    theta = PRIORS[name].sample((100,))
+    x = theta + 0.1 * torch.randn_like(theta)
+    trainer = JNPE(PRIORS[name], FLOW, show_progress_bars=False)
+    trainer.append_simulations(theta, x)
+    with pytest.warns(UserWarning, match="Training stopped at"):
+        trainer.train(max_num_epochs=2, calibration_kernel=lambda x: torch.ones(len(x)))
+    return trainer._fit.training, (theta, x, torch.ones(100))
+
+
+def trained_step(name):
+    """The step of a training that has begun, and a batch."""
+    training, batch = training_and_batch(name)
+    step = copy.deepcopy(training.step)
+    step.pair.train()
+    return step, batch
+
+
+def trained_step_on_gpu(num=100):
+    prior = BoxUniform(-torch.ones(2), torch.ones(2), device="cuda")
     torch.manual_seed(0)
     theta = prior.sample((num,))
     x = theta + 0.1 * torch.randn_like(theta)
-    trainer = JNPE(prior, device=device, show_progress_bars=False)
+    trainer = JNPE(prior, device="cuda", show_progress_bars=False)
     with pytest.warns(UserWarning, match="Training stopped at"):
         trainer.append_simulations(theta, x).train(max_num_epochs=2)
-    step = trainer._training.step
+    step = trainer._fit.training.step
     step.pair.train()
-    return step, [t.to(device) for t in (theta, x, torch.ones(num))]
+    return step, [t.to("cuda") for t in (theta, x, torch.ones(num))]
 
 
 class NoWaiting(TorchDispatchMode):
-    """Refuse operations that make the host wait, or whose result's shape depends on
-    values: neither can be captured."""
+    """Refuse operations that can't be captured: those that make the host wait, and those
+    whose result has a shape that depends on values."""
 
     REFUSED = (
         *("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "equal"),
@@ -63,7 +88,7 @@ class NoWaiting(TorchDispatchMode):
 
 @pytest.mark.parametrize("name", PRIORS)
 def test_a_step_does_not_wait_for_the_device(name):
-    step, batch = trained_step(PRIORS[name])
+    step, batch = trained_step(name)
     step.reset_statistics()
     with NoWaiting():
         step(*batch)
@@ -86,10 +111,10 @@ def test_no_waiting_notices(wait, name):
 
 
 def test_a_step_leaves_its_results_where_they_were():
-    step, batch = trained_step(PRIORS["box"])
+    step, batch = trained_step("box")
 
     def addresses():
-        kept = [step.total, step.onset, step.count, step.multipliers.values]
+        kept = [step.total, step.first_bad_step, step.count, step.multipliers.values]
         kept += [*step.pair.parameters(), *step.average.module.parameters()]
         return [tensor.data_ptr() for tensor in kept]
 
@@ -99,7 +124,7 @@ def test_a_step_leaves_its_results_where_they_were():
 
 
 def test_replaying_gives_the_numbers_of_calling():
-    eager, batch = trained_step(PRIORS["box"])
+    eager, batch = trained_step("box")
     replayed = copy.deepcopy(eager)
     captured = CapturedStep(replayed, record=lambda function: function)
     for step, train in ((eager, eager), (replayed, captured)):
@@ -148,8 +173,7 @@ def test_what_can_not_be_captured_runs_eagerly_with_a_warning():
 
 @pytest.mark.gpu
 def test_a_cuda_graph_gives_the_numbers_of_eager_steps():
-    prior = BoxUniform(-torch.ones(2), torch.ones(2), device="cuda")
-    eager, batch = trained_step(prior, device="cuda")
+    eager, batch = trained_step_on_gpu()
     replayed = copy.deepcopy(eager)
     for step, train in ((eager, eager), (replayed, CapturedStep(replayed))):
         step.reset_statistics()
@@ -168,8 +192,7 @@ def test_a_cuda_graph_gives_the_numbers_of_eager_steps():
 
 @pytest.mark.gpu
 def test_training_on_a_gpu_captures_its_step(recwarn):
-    prior = BoxUniform(-torch.ones(2), torch.ones(2), device="cuda")
-    trained_step(prior, device="cuda", num=2000)
+    trained_step_on_gpu(num=2000)
     assert not [w for w in recwarn if "could not be captured" in str(w.message)]
 
 

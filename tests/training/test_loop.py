@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import Adam
-from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
-from sbi_jeffreys.data.batches import LoadedBatches, SlicedBatches, batches_from
+from sbi_jeffreys.data.batches import SlicedBatches
 from sbi_jeffreys.objective.multipliers import FixedMultipliers, ResilientMultipliers
 from sbi_jeffreys.training.loop import JeffreysTraining
 from sbi_jeffreys.training.step import TrainedPair, TrainingOptions
@@ -238,25 +237,3 @@ def test_every_epoch_visits_pairs_once_in_full_batches():
     assert set(seen) <= set(theta[:50].flatten().tolist())
     ordered = torch.cat([batch.theta for batch in batches.ordered()])
     assert torch.equal(ordered, theta[:50])
-
-
-def test_sbi_loaders_are_sliced_and_others_used():
-    theta, x = make_data()
-    dataset = TensorDataset(theta, x, torch.ones(60))
-    sampler = SubsetRandomSampler(list(range(30)))
-    plain = DataLoader(dataset, batch_size=10, sampler=sampler, drop_last=True)
-    assert isinstance(batches_from(plain, kernel, "cpu"), SlicedBatches)
-    own = DataLoader(
-        dataset,
-        batch_size=10,
-        sampler=sampler,
-        collate_fn=lambda rows: [
-            torch.stack(column) for column in zip(*rows, strict=True)
-        ],
-    )
-    loaded = batches_from(own, kernel, "cpu")
-    assert isinstance(loaded, LoadedBatches)
-    for batches in (batches_from(plain, kernel, "cpu"), loaded):
-        assert len(batches) == 3
-        seen = torch.cat([batch.theta for batch in batches.shuffled(0)])
-        assert set(seen.flatten().tolist()) == set(theta[:30].flatten().tolist())

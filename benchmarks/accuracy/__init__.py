@@ -1,0 +1,1 @@
+"""How accurate posteriors are: C2ST, calibration and test NLL."""

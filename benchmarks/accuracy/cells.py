@@ -1,0 +1,292 @@
+"""A benchmark in cells, one for each task, method, budget, seed and observation.
+
+Each finished cell is a line of a CSV file, and each training is a file beside it. A run
+that was interrupted continues, and nothing finished is computed again. Use a folder for
+one version of the code: cells that another version finished there count as finished.
+"""
+
+import csv
+import os
+import sys
+import time
+import traceback
+import warnings
+import zlib
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+from joblib import Parallel, delayed
+from scipy.stats import uniform, wasserstein_distance
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from benchmarks.accuracy.c2st import (
+    c2st_mlp,
+    c2st_mlp_fold,
+    c2st_random_forest,
+    c2st_random_forest_fold,
+)
+from benchmarks.accuracy.held_out import NUM_TEST_PAIRS, TEST_SEED
+from benchmarks.methods.registry import METHODS, TRAININGS
+from benchmarks.methods.training import NO_VALUE, Fit
+from benchmarks.report import measured_with
+from benchmarks.tasks.references import NUM_SAMPLES, reference
+from benchmarks.tasks.sbibm import TASKS
+from sbi_jeffreys import __version__
+from sbi_jeffreys.diagnostics import calibrate
+
+NUM_CALIBRATION_PAIRS, NUM_CALIBRATION_SAMPLES = 300, 500
+CLASSIFIERS = {
+    "rf": c2st_random_forest,
+    "rf_fold": c2st_random_forest_fold,
+    "mlp": c2st_mlp,
+    "mlp_fold": c2st_mlp_fold,
+}
+FINER = {"rf_fold": "rf", "mlp_fold": "mlp"}
+"""The classifier on all folds, whose value is used in place of one fold's."""
+
+
+class Cell(NamedTuple):
+    """One measurement: a method's posterior given one observation of a task."""
+
+    task: str
+    method: str
+    num_simulations: int
+    seed: int
+    observation: int
+
+
+class Unit(NamedTuple):
+    """One training. It serves the cells of all observations and of all its methods."""
+
+    task: str
+    training: str
+    num_simulations: int
+    seed: int
+
+
+class TrainedFit(NamedTuple):
+    """A fit, and its calibration.
+
+    Attributes:
+        fit: Posterior, test NLLs and cost.
+        sbc_error: Mean distance of parameters' ranks from a uniform distribution
+            (Wasserstein-1, ranks scaled to [0, 1]), over fresh simulations.
+        tarp_error: Mean distance of TARP's coverage from its level.
+        measured_with: Versions, machine and device of the training.
+    """
+
+    fit: Fit
+    sbc_error: float
+    tarp_error: float
+    measured_with: str
+
+
+FIT_COLUMNS = ("nll", "nll_last", "epochs", "training_seconds")
+COLUMNS = (
+    *Cell._fields,
+    *(f"c2st_{name}" for name in CLASSIFIERS),
+    *FIT_COLUMNS,
+    "sbc_error",
+    "tarp_error",
+    "sampling_seconds",
+    "sbi_jeffreys",
+    "measured_with",
+)
+
+
+def cells(
+    tasks: Iterable[str],
+    methods: Iterable[str],
+    budgets: Iterable[int],
+    seeds: Iterable[int],
+    observations: Iterable[int],
+) -> list[Cell]:
+    """Return the cells of a grid, seed by seed, so that a run cut short has all tasks."""
+    grid = product(seeds, budgets, tasks, methods, observations)
+    return [Cell(task, method, num, seed, o) for seed, num, task, method, o in grid]
+
+
+def read(paths: Iterable[Path]) -> pd.DataFrame:
+    """Return finished cells, one a row. Of a value measured twice, the last is kept.
+
+    Args:
+        paths: Paths of CSV files, which need not exist.
+    """
+    files = [pd.read_csv(path) for path in paths if path.exists()]
+    if not files:
+        return pd.DataFrame(columns=list(COLUMNS))
+    lines = pd.concat(files).reindex(columns=list(COLUMNS))
+    return lines.groupby(list(Cell._fields), as_index=False, sort=False).last()
+
+
+def missing(
+    wanted: Sequence[Cell], finished: pd.DataFrame, classifiers: Sequence[str]
+) -> dict[Cell, list[str]]:
+    """Return the unfinished cells, with the classifiers that each lacks."""
+    key = list(Cell._fields)
+    measured = {}
+    for name in classifiers:
+        columns = [f"c2st_{name}", f"c2st_{FINER.get(name, name)}"]
+        rows = finished.dropna(subset=columns, how="all")
+        measured[name] = set(map(Cell._make, rows[key].to_numpy()))
+    lacking = {
+        cell: [name for name in classifiers if cell not in measured[name]]
+        for cell in wanted
+    }
+    return {cell: names for cell, names in lacking.items() if names}
+
+
+def run(
+    wanted: Sequence[Cell],
+    classifiers: Sequence[str],
+    folder: Path,
+    jobs: int,
+    device: str = "cpu",
+) -> int:
+    """Compute the cells that are missing, and return how many failed.
+
+    Args:
+        wanted: Cells to have in the end.
+        classifiers: Names from `CLASSIFIERS`.
+        folder: Folder for `cells.csv` and the trained posteriors.
+        jobs: Number of processes, with one thread each.
+        device: Device that JNPE trains on. Everything else is done on the CPU.
+
+    Raises:
+        ModuleNotFoundError: If a task needs sbibm, before any work is done.
+    """
+    for task, observation in {(cell.task, cell.observation) for cell in wanted}:
+        reference(TASKS[task], observation)
+        TASKS[task].simulate(1, 0)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "cells.csv"
+    with suppress(FileExistsError), path.open("x") as file:
+        file.write(",".join(COLUMNS) + "\n")
+    todo = missing(wanted, read([path]), classifiers)
+    units: dict[Unit, dict[Cell, list[str]]] = {}
+    for cell, names in todo.items():
+        unit = Unit(cell.task, METHODS[cell.method], cell.num_simulations, cell.seed)
+        units.setdefault(unit, {})[cell] = names
+    failed = 0
+    work = Parallel(jobs, return_as="generator_unordered")(
+        delayed(_work)(unit, of_unit, folder, device) for unit, of_unit in units.items()
+    )
+    with tqdm(total=len(todo), unit=" cells", desc="Benchmark") as bar:
+        for unit, num, errors in work:
+            bar.update(num)
+            bar.set_postfix_str(f"{unit.task}, {unit.training}, seed {unit.seed}")
+            for error in errors:
+                tqdm.write(error, file=sys.stderr)
+            failed += len(errors)
+    return failed
+
+
+def _work(
+    unit: Unit, todo: dict[Cell, list[str]], folder: Path, device: str
+) -> tuple[Unit, int, list[str]]:
+    """Train if necessary, finish the cells, and return their number and errors."""
+    torch.set_num_threads(1)
+    errors = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # such as those of rejected samples
+        try:
+            fits = _trained(unit, folder, device)
+        except Exception:
+            return unit, len(todo), [f"{unit} failed.\n{traceback.format_exc()}"]
+        for cell, classifiers in todo.items():
+            try:
+                row = _measure(fits[cell.method], cell, classifiers)
+            except Exception:
+                errors.append(f"{cell} failed.\n{traceback.format_exc()}")
+                continue
+            _append(folder / "cells.csv", row)
+    return unit, len(todo), errors
+
+
+def _trained(unit: Unit, folder: Path, device: str) -> dict[str, TrainedFit]:
+    """Return the fits of a unit, from a file or by training."""
+    path = folder / "trained" / f"{'-'.join(map(str, unit))}.pt"
+    if path.exists():
+        return torch.load(path, weights_only=False)
+    task, training = TASKS[unit.task], TRAININGS[unit.training].on(device)
+    theta, x = task.simulate(unit.num_simulations, unit.seed)
+    test = task.simulate(NUM_TEST_PAIRS, TEST_SEED)
+    fits = training.fit(task.prior, theta, x, test, unit.seed)
+    pairs = test[0][:NUM_CALIBRATION_PAIRS], test[1][:NUM_CALIBRATION_PAIRS]
+    trained = {
+        method: TrainedFit(
+            fit,
+            *_calibration_errors(fit.posterior, *pairs, training),
+            measured_with(training.device),
+        )
+        for method, fit in zip(training.methods, fits, strict=True)
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}")
+    torch.save(trained, partial)
+    partial.rename(path)
+    return trained
+
+
+class _Unrejected:
+    """A posterior that is sampled without rejecting samples outside of the prior.
+
+    Where a flow leaks much, sbi's rejection may not end.
+    """
+
+    def __init__(self, posterior: Any, options: dict[str, Any]) -> None:
+        self.posterior, self.options = posterior, options
+
+    def sample_batched(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.posterior.sample_batched(*args, **kwargs, **self.options)
+
+
+def _calibration_errors(
+    posterior: Any, theta: Tensor, x: Tensor, training: Any
+) -> tuple[float, float]:
+    """Return errors of SBC and TARP, NaN where sampling for many x takes too long."""
+    if training.batched_options is None:
+        return NO_VALUE, NO_VALUE
+    calibration = calibrate(
+        _Unrejected(posterior, training.batched_options),
+        theta,
+        x,
+        num_posterior_samples=NUM_CALIBRATION_SAMPLES,
+        seed=0,
+        show_progress_bars=False,
+    )
+    levels = uniform.ppf((torch.arange(len(theta)) + 0.5) / len(theta))
+    distances = [wasserstein_distance(pit, levels) for pit in calibration.pit.values()]
+    coverage_error = (calibration.ecp - calibration.alpha).abs().mean()
+    return sum(distances) / len(distances), float(coverage_error)
+
+
+def _measure(trained: TrainedFit, cell: Cell, classifiers: list[str]) -> dict[str, Any]:
+    """Return the row of a cell."""
+    x_o, samples = reference(TASKS[cell.task], cell.observation)[1:]
+    torch.manual_seed(zlib.crc32(repr(cell).encode()))
+    start = time.perf_counter()
+    drawn = trained.fit.posterior.sample((NUM_SAMPLES,), x=x_o, show_progress_bars=False)
+    seconds = time.perf_counter() - start
+    return {
+        **cell._asdict(),
+        **{f"c2st_{name}": CLASSIFIERS[name](samples, drawn) for name in classifiers},
+        **{name: getattr(trained.fit, name) for name in FIT_COLUMNS},
+        "sbc_error": trained.sbc_error,
+        "tarp_error": trained.tarp_error,
+        "sampling_seconds": seconds,
+        "sbi_jeffreys": __version__,
+        "measured_with": trained.measured_with,
+    }
+
+
+def _append(path: Path, row: dict[str, Any]) -> None:
+    """Add a line in one write, because other processes append to the file, too."""
+    with path.open("a", newline="") as file:
+        csv.DictWriter(file, COLUMNS, restval="").writerow(row)

@@ -1,0 +1,1 @@
+"""The methods that are compared: sbi's own and JNPE."""

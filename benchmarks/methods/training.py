@@ -1,0 +1,70 @@
+"""A training turns simulations into one fitted posterior for each of its methods."""
+
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from torch.distributions import Distribution
+
+NO_VALUE = float("nan")
+
+
+class Fit(NamedTuple):
+    """A posterior, and figures of its training.
+
+    Attributes:
+        posterior: A posterior with the interface of sbi's.
+        nll: Test NLL in nats of the weights kept. NaN where densities are unnormalised,
+            or where each density takes an ODE to be solved.
+        nll_last: Test NLL in nats of the weights after the last epoch. NaN where there
+            are none, as for a linear model or for networks pooled with one.
+        epochs: Epochs trained, of all networks together.
+        training_seconds: CPU seconds of training, of all networks together.
+    """
+
+    posterior: Any
+    nll: float
+    nll_last: float
+    epochs: int
+    training_seconds: float
+
+
+class Training(ABC):
+    """Fits its methods to simulations.
+
+    Attributes:
+        methods: Names of the methods that it fits.
+        batched_options: Options of `sample_batched` for drawing for hundreds of x without
+            rejecting samples. None where that takes too long.
+        device: Device that it trains on.
+    """
+
+    methods: tuple[str, ...]
+    device: str = "cpu"
+    batched_options: dict[str, Any] | None = None
+
+    @abstractmethod
+    def fit(
+        self,
+        prior: Distribution,
+        theta: Tensor,
+        x: Tensor,
+        test: tuple[Tensor, Tensor],
+        seed: int,
+    ) -> list[Fit]:
+        """Return a fit for each of the methods.
+
+        Args:
+            prior: Prior over `(D,)`.
+            theta: Parameters of simulations, shape `(N, D)`.
+            x: Simulations, shape `(N, ...)`.
+            test: Fresh pairs, of shapes `(M, D)` and `(M, ...)`.
+            seed: Seed of networks and batches.
+        """
+
+    def on(self, device: str) -> "Training":
+        """Return this training on the device, if it can use one.
+
+        Its posteriors are on the CPU.
+        """
+        return self

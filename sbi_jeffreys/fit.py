@@ -1,0 +1,286 @@
+"""Flow and energy fitted to simulations: networks, then the pool, then following."""
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+from sbi.utils import test_posterior_net_for_multi_d_x
+from torch import Tensor
+from torch.distributions import Distribution
+
+from sbi_jeffreys._sbi import TrainConfig
+from sbi_jeffreys.data.arrays import ConcatenatedRows
+from sbi_jeffreys.data.batches import (
+    Batches,
+    CalibrationKernel,
+    SlicedBatches,
+    check_shares,
+    scale_weights,
+)
+from sbi_jeffreys.data.processes import all_have
+from sbi_jeffreys.data.store import SimulationStore, unit_weights
+from sbi_jeffreys.models.building import PairBuilder
+from sbi_jeffreys.models.energy import ConditionalEnergy
+from sbi_jeffreys.models.pair import ModelPair
+from sbi_jeffreys.options import JeffreysOptions
+from sbi_jeffreys.pool.opinion_pool import fit_pool
+from sbi_jeffreys.pool.registry import POOL_MODELS
+from sbi_jeffreys.training.loop import JeffreysTraining
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one call of `Fit.run` gave.
+
+    Attributes:
+        results: Numbers of this call, by their name in `summary`.
+        history: One list for each quantity, with one entry for each epoch so far.
+        first_epoch: The epoch of the history at which this call began.
+        has_converged: Whether training ended by itself, before `max_num_epochs`.
+    """
+
+    results: dict[str, float]
+    history: dict[str, list[Any]]
+    first_epoch: int
+    has_converged: bool
+
+
+class Fit:
+    """The models of a trainer, and all that their training continues from.
+
+    Attributes:
+        networks: Flow and energy as trained together; None before training.
+        energy: The energy that is kept, pooled or not; None before training.
+        training: The training of the networks; None before training.
+        rows: Rows of the simulations to train on, and held-out ones.
+    """
+
+    def __init__(
+        self,
+        simulations: SimulationStore,
+        build_pair: PairBuilder,
+        options: JeffreysOptions,
+        pools: bool,
+        show_progress: bool,
+    ) -> None:
+        """
+        Args:
+            simulations: What the models are fitted to.
+            build_pair: Builds the networks.
+            options: Of the method.
+            pools: Whether the energy is pooled with simpler models.
+            show_progress: Whether to show progress bars.
+        """
+        self.simulations = simulations
+        self.build_pair = build_pair
+        self.options = options
+        self.pools = pools
+        self.show_progress = show_progress
+        self.rows: tuple[Tensor, Tensor] | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        self.networks: ModelPair | None = None
+        self.energy: ConditionalEnergy | None = None
+        self.training: JeffreysTraining | None = None
+
+    @property
+    def num_simulations(self) -> int:
+        """Simulations of the last training, held-out ones included."""
+        return sum(map(len, self.rows or ()))
+
+    def check(self, config: TrainConfig, goes_on: bool) -> None:
+        """Check that there is something to train on, and that it is clear how.
+
+        Args:
+            config: Arguments of `train`.
+            goes_on: Whether to train again from the present weights.
+
+        Raises:
+            RuntimeError: If there are no simulations, or there is no training to resume.
+            ValueError: If there are too few simulations, if processes differ in their
+                number, or if arguments contradict each other or what was done before.
+        """
+        self.simulations.check_enough(config.validation_fraction)
+        num = len(self.simulations)
+        if not all_have(num, self.build_pair.device):
+            raise ValueError(
+                "Expected the same simulations in all processes that train together, but "
+                f"their numbers differ; this one has {num}."
+            )
+        if config.resume_training and config.retrain_from_scratch:
+            raise ValueError(
+                "Expected at most one of `resume_training` and `retrain_from_scratch`."
+            )
+        if config.resume_training:
+            if self.training is None:
+                raise RuntimeError(
+                    "There is no training to resume: call `.train()` without "
+                    "`resume_training` first."
+                )
+            if new := num - self.num_simulations:
+                warnings.warn(
+                    f"Resuming goes on with the simulations of before. The {new} that "
+                    "were appended since have no part. "
+                    "`train(force_first_round_loss=True)` goes on with all.",
+                    stacklevel=3,
+                )
+        elif self.networks is not None and not (goes_on or config.retrain_from_scratch):
+            raise ValueError(
+                "This JNPE has already been trained. Set `resume_training=True` to "
+                "continue, `force_first_round_loss=True` to go on from its weights with "
+                "all simulations, or `retrain_from_scratch=True` to start anew."
+            )
+
+    def run(
+        self,
+        config: TrainConfig,
+        prior: Distribution | None,
+        calibration_kernel: CalibrationKernel | None,
+        dataloader_kwargs: dict[str, Any] | None,
+    ) -> Report:
+        """Train the networks, pool the energy, and let the flow follow it.
+
+        Args:
+            config: Arguments of `train`.
+            prior: Of the parameters; None if there is none.
+            calibration_kernel: Weights of simulations, from x to `(batch,)`, or None.
+            dataloader_kwargs: As in sbi.
+        """
+        if self.rows is None or not config.resume_training:
+            self.rows = self.simulations.split(config.validation_fraction)
+        batches, held_out = (
+            self._batches(rows, config, calibration_kernel, dataloader_kwargs)
+            for rows in self.rows
+        )
+        check_shares(batches)
+        if not (len(batches) and len(held_out)):
+            raise ValueError(
+                "Expected `dataloader_kwargs` that leave a batch to train and one to "
+                f"validate on, got {len(batches)} and {len(held_out)} batches."
+            )
+        training = self._resumed_or_new_training(config, prior)
+        first_epoch = training.epoch
+        try:
+            has_converged = training.run(
+                batches,
+                held_out,
+                max_num_epochs=config.max_num_epochs,
+                stop_after_epochs=config.stop_after_epochs,
+                clip_max_norm=config.clip_max_norm,
+                show_progress=self.show_progress,
+            )
+        except FloatingPointError:  # in the first epoch: forget it, to allow another try
+            self._forget()
+            raise
+        self.energy = training.pair.energy
+        results = {
+            "epochs_trained": training.epoch,
+            "best_validation_loss": training.best_loss,
+            "followed_validation_loss": training.best_loss,
+        }
+        # A pool would not know of weights, nor of a data loader's own simulations.
+        if calibration_kernel is None and isinstance(batches, SlicedBatches):
+            weights = self._pool(training.pair)
+            results |= {f"{name}_weight": weight for name, weight in weights.items()}
+            results["followed_validation_loss"] = self._follow(
+                training, batches, held_out, config, any(weights.values())
+            )
+        else:
+            results |= {f"{name}_weight": 0.0 for name in POOL_MODELS}
+        return Report(results, training.history, first_epoch, has_converged)
+
+    def _batches(
+        self,
+        rows: Tensor,
+        config: TrainConfig,
+        calibration_kernel: CalibrationKernel | None,
+        dataloader_kwargs: dict[str, Any] | None,
+    ) -> Batches:
+        """Return batches of some rows, whose weights have a mean of one."""
+        batches = self.simulations.batches(
+            rows,
+            config.training_batch_size,
+            calibration_kernel or unit_weights,
+            dataloader_kwargs,
+        )
+        if calibration_kernel is not None:
+            scale_weights(batches)
+        return batches
+
+    def _resumed_or_new_training(
+        self, config: TrainConfig, prior: Distribution | None
+    ) -> JeffreysTraining:
+        """Return the training to run, with new networks where there are none."""
+        if config.resume_training and self.training is not None:
+            return self.training
+        if self.networks is None or config.retrain_from_scratch:
+            assert self.rows is not None
+            theta, x = self.simulations.rows_to_standardize(self.rows[0])
+            self.networks = self.build_pair(theta, x, prior)
+            test_posterior_net_for_multi_d_x(self.networks.flow, theta.unsqueeze(0), x)
+        device, rate = self.build_pair.device, config.learning_rate
+        self.training = JeffreysTraining(
+            self.networks.flow.to(device),
+            self.networks.energy.to(device),
+            self.options.multipliers(device),
+            self.options.step,
+            learning_rate=rate,
+            energy_learning_rate=self.options.energy_learning_rate or 2 * rate,
+        )
+        return self.training
+
+    def _pool(self, pair: ModelPair) -> dict[str, float]:
+        """Pool the energy; return the weights of the simpler models, by name."""
+        none = dict.fromkeys(POOL_MODELS, 0.0)
+        if not self.pools:
+            return none
+        assert self.rows is not None
+        theta = ConcatenatedRows(self.simulations.theta)
+        x = ConcatenatedRows(self.simulations.x)
+        try:
+            self.energy, weights = fit_pool(pair, theta, x, *self.rows)
+            return weights
+        except (KeyboardInterrupt, RuntimeError, ValueError) as error:
+            warnings.warn(
+                "The energy is that of its networks alone, for it could not be pooled "
+                f"with simpler models: {error!r}.",
+                stacklevel=4,
+            )
+            return none
+
+    def _follow(
+        self,
+        training: JeffreysTraining,
+        batches: Batches,
+        held_out: Batches,
+        config: TrainConfig,
+        is_pooled: bool,
+    ) -> float:
+        """Let the flow follow the pooled energy; return its held-out loss in nats.
+
+        Without a pool there is nothing to follow, but an earlier call may have lowered
+        the flow's loss.
+        """
+        assert self.energy is not None
+        if not is_pooled:
+            self.energy = training.pair.energy_with_own_embedding()
+        has_stalled = training.epochs_since_best >= config.stop_after_epochs
+        most = min(training.epoch, config.max_num_epochs - training.epoch)
+        return training.follow(
+            self.energy,
+            batches,
+            held_out,
+            max_num_epochs=most if has_stalled and is_pooled else 0,
+            stop_after_epochs=max(1, config.stop_after_epochs // 4),
+            clip_max_norm=config.clip_max_norm,
+            show_progress=self.show_progress,
+        )
+
+
+def default_patience(num_simulations: int) -> int:
+    """Return the default of `stop_after_epochs`, between 20 and 200.
+
+    In that many epochs the networks see 200,000 simulations, with repetition.
+    """
+    return min(200, max(20, 200_000 // max(1, num_simulations)))

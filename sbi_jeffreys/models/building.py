@@ -1,0 +1,135 @@
+"""Flow and energy, built for the simulations that they will be trained on."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from sbi.neural_nets import posterior_nn
+from sbi.neural_nets.estimators.base import ConditionalDensityEstimator
+from sbi.neural_nets.factory import model_builders
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from sbi_jeffreys.models.conditional import condition_on
+from sbi_jeffreys.models.energy import ConditionalEnergy
+from sbi_jeffreys.models.flow import ConditionalFlow
+from sbi_jeffreys.models.log_ratio import LogRatioEnsemble, LogRatioNet
+from sbi_jeffreys.models.pair import ModelPair
+from sbi_jeffreys.models.prior_base import base_density, log_prior_floor
+from sbi_jeffreys.models.spline_flow import build_spline_flow
+from sbi_jeffreys.preprocessing.embedding import standardizing_embedding
+from sbi_jeffreys.preprocessing.support import support_of
+
+FlowBuilder = Callable[[Tensor, Tensor], ConditionalDensityEstimator]
+EnergyBuilder = Callable[[int, int], nn.Module]
+
+NOT_REPARAMETERISED = ("mdn", "made", "mdn_snpe_a", "tabpfn")
+"""Estimators of sbi whose samples are not differentiable."""
+
+
+@dataclass(frozen=True)
+class PairBuilder:
+    """Builds the flow and the energy of one training.
+
+    Attributes:
+        flow: Called with standardised, unconstrained parameters `(N, D)` and simulations
+            `(N, ...)`; returns an nflows or zuko estimator.
+        energy_net: The log-ratio network, or what builds it from the numbers of
+            parameters and of embedded features of x.
+        energy_embedding_net: Embeds x for the energy; None for the flow's embedding.
+        num_energies: Networks whose mean is the energy, if `energy_net` builds them.
+        device: Where they will be trained.
+    """
+
+    flow: FlowBuilder
+    energy_net: nn.Module | EnergyBuilder = LogRatioNet
+    energy_embedding_net: nn.Module | None = None
+    num_energies: int = 4
+    device: str = "cpu"
+
+    def __call__(self, theta: Tensor, x: Tensor, prior: Distribution | None) -> ModelPair:
+        """Return the pair, on the CPU but for the densities of the prior.
+
+        Args:
+            theta: Parameters, shape `(N, D)`, on the CPU.
+            x: Their simulations, shape `(N, ...)`, on the CPU.
+            prior: Of the parameters, on the training device; None if there is none.
+
+        Raises:
+            TypeError: If the flow can't be sampled differentiably.
+        """
+        support = support_of(prior, theta)
+        net = self.flow(support(theta)[0], x)
+        with torch.no_grad():
+            condition_on(net, x[:2]).rsample_and_log_prob(1)
+        flow = ConditionalFlow(net, support)
+        embedding_net = flow.embedding_net
+        if self.energy_embedding_net is not None or embedding_net is None:
+            embedding_net = standardizing_embedding(theta, x, self.energy_embedding_net)
+        energy_net = self._log_ratio(embedding_net, theta, x)
+        inside = support.inside(theta).to(self.device)
+        base = base_density(prior, inside, deepcopy(support).to(self.device))
+        energy = ConditionalEnergy(
+            energy_net,
+            base,
+            support,
+            theta,
+            embedding_net,
+            x[0].shape,
+            prior,
+            log_prior_floor(prior, base, inside),
+        )
+        return ModelPair(flow, energy)
+
+    def _log_ratio(self, embedding_net: nn.Module, theta: Tensor, x: Tensor) -> nn.Module:
+        if isinstance(self.energy_net, nn.Module):
+            return self.energy_net
+        with torch.no_grad():
+            features = embedding_net.to(x.device)(x[:2]).shape[-1]
+        return LogRatioEnsemble(
+            self.energy_net(theta.shape[-1], features) for _ in range(self.num_energies)
+        )
+
+
+def flow_builder(
+    density_estimator: str | FlowBuilder, embedding_net: nn.Module | None
+) -> FlowBuilder:
+    """Return what builds a flow.
+
+    Args:
+        density_estimator: The name of a flow, or what builds it.
+        embedding_net: Embeds x, for a flow that is given by name.
+
+    Raises:
+        ValueError: If the name is unknown, or `embedding_net` comes with a builder.
+    """
+    if not isinstance(density_estimator, str):
+        if embedding_net is not None:
+            raise ValueError(
+                "Expected `embedding_net` only with a named `density_estimator`; give "
+                "it to the builder instead."
+            )
+        return density_estimator
+    name = density_estimator.lower()
+    if name == "nsf":
+        return partial(build_spline_flow, embedding_net=embedding_net)
+    if name in NOT_REPARAMETERISED or name not in model_builders:
+        raise ValueError(
+            "Expected `density_estimator` to be 'nsf', 'maf' or another of sbi's flows, "
+            f"which can be sampled differentiably, got {density_estimator!r}."
+        )
+    return posterior_nn(name, embedding_net=embedding_net or nn.Identity())
+
+
+def check_is_one(prior: Any) -> None:
+    """Raise a ValueError where `prior` is a batch of distributions, as in sbi."""
+    several = getattr(prior, "batch_shape", torch.Size())
+    if several.numel() > 1:
+        raise ValueError(
+            "Expected `prior` to be one distribution over all D parameters, got a batch "
+            f"of {several.numel()} (`batch_shape={tuple(several)}`). "
+            "`torch.distributions.Independent(prior, 1)` makes one of them."
+        )

@@ -1,0 +1,105 @@
+"""Parameters among which a model has to find the true ones of each simulation."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from sbi_jeffreys.data.arrays import ConcatenatedRows
+from sbi_jeffreys.models.pair import ModelPair
+
+MAX_CONDITIONS = 64
+"""Number of x that are evaluated at a time, with all of their draws."""
+
+
+class Candidates(NamedTuple):
+    """The true parameters of each simulation x, and draws of the flow given x.
+
+    Attributes:
+        theta: Standardised parameters, shape `(1 + K, N, D)`: the true ones of each
+            simulation, followed by K draws of the flow.
+        features: Features of x, shape `(N, features)`.
+        log_weights: Log density of the prior minus that of the flow, in nats, shape
+            `(1 + K, N)`.
+    """
+
+    theta: Tensor
+    features: Tensor
+    log_weights: Tensor
+
+    @classmethod
+    def without_draws(cls, theta: Tensor, features: Tensor) -> Self:
+        """Return pairs alone, which is enough to fit a model that needs no draws.
+
+        Args:
+            theta: Standardised parameters, shape `(N, D)`.
+            features: Features of x, shape `(N, features)`.
+        """
+        return cls(theta[None], features, theta.new_zeros(1, len(theta)))
+
+    @classmethod
+    def draw(
+        cls,
+        pair: ModelPair,
+        theta: Tensor | ConcatenatedRows,
+        x: Tensor | ConcatenatedRows,
+        rows: Tensor,
+        num: int,
+    ) -> Self:
+        """Draw from the flow for some of the simulations.
+
+        Args:
+            pair: The flow to draw from, and the energy that standardises and embeds.
+            theta: Parameters, shape `(N, D)`.
+            x: Simulations, shape `(N, ...)`.
+            rows: Indices of the simulations, shape `(M,)`.
+            num: Draws for each of them, K.
+        """
+        energy = pair.energy
+        device = energy.loc.device
+        parts = []
+        for some in rows.split(MAX_CONDITIONS):
+            true, x_o = theta[some].to(device).unsqueeze(0), x[some].to(device)
+            flow, _ = pair.given(x_o)
+            draws, log_p = flow.rsample_and_log_prob(num)
+            both = energy.support.inside(torch.cat([true, draws]))
+            log_flow = torch.cat([flow.log_prob(true), log_p])
+            log_base = energy.base.log_prob(both.flatten(0, 1)).reshape(log_flow.shape)
+            features = energy.embedding_net(x_o).flatten(1)
+            parts.append((energy.standardize(both), features, log_base - log_flow))
+        thetas, features, log_weights = zip(*parts, strict=True)
+        return cls(torch.cat(thetas, 1), torch.cat(features), torch.cat(log_weights, 1))
+
+    def log_ratios(self, model: nn.Module) -> Tensor:
+        """Return a model's log-ratios in nats, shape `(1 + K, N)`.
+
+        Args:
+            model: Maps standardised parameters and features to log-ratios, as `Pool`
+                does. The log-ratios of an ensemble are averaged.
+        """
+        parts = zip(
+            self.theta.split(MAX_CONDITIONS, 1),
+            self.features.split(MAX_CONDITIONS),
+            strict=True,
+        )
+        return torch.cat([mean_of_members(model(theta, x)) for theta, x in parts], 1)
+
+    def joined_with(self, more: Self) -> Self:
+        """Return these and others for all N + M simulations.
+
+        Args:
+            more: Others, with at least as many draws for each. The rest of their draws
+                is dropped.
+        """
+        rows = len(self.theta)
+        return type(self)(
+            torch.cat([self.theta, more.theta[:rows]], 1),
+            torch.cat([self.features, more.features]),
+            torch.cat([self.log_weights, more.log_weights[:rows]], 1),
+        )
+
+
+def mean_of_members(r: Tensor) -> Tensor:
+    """Return log-ratios `(sample, batch)`, averaged over members if there are any."""
+    return r.mean(0) if r.ndim > 2 else r

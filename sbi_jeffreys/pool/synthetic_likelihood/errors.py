@@ -1,0 +1,119 @@
+r"""The density e of errors, and what keeps networks from memorising simulations.
+
+.. math:: e(z) = \sum_c \pi_c \, |L_c| \; t_\nu\big(L_c (z - b_c)\big)
+
+with t the standard multivariate density of Student. Its tails are heavier than a
+Gaussian's, and tolerate a location that is somewhat wrong. There is one component, or,
+where s has few entries, a mixture.
+"""
+
+from math import log, pi
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+MAX_MIXTURE_ENTRIES = 5
+"""Largest number of entries of s with which a mixture is tried."""
+
+
+class ErrorModel(NamedTuple):
+    """One kind of errors, and the regularisation of the networks that goes with it.
+
+    Attributes:
+        num_components: Components of the mixture.
+        is_diagonal: Whether U is diagonal whatever the parameters. It then has d
+            functions to learn, instead of d (d + 1) / 2.
+        dropout: Fraction of activations dropped in each block while training.
+        weight_decay: Weight decay of the networks' layers. In each step, weights shrink
+            by this times the learning rate, divided by the number of simulations.
+        learning_rate: Learning rate of AdamW.
+    """
+
+    num_components: int = 1
+    is_diagonal: bool = False
+    dropout: float = 0.2
+    weight_decay: float = 1000.0
+    learning_rate: float = 2e-3
+
+
+CORRELATED = ErrorModel()
+
+MIXTURE = ErrorModel(num_components=16, dropout=0.0, weight_decay=100.0)
+"""Errors that lie close to a curve locate it precisely, so this kind needs less
+regularisation."""
+
+UNCORRELATED = ErrorModel(is_diagonal=True)
+
+SMALL = ErrorModel(is_diagonal=True, dropout=0.03, weight_decay=10.0, learning_rate=0.01)
+"""Small errors locate the curve precisely, too. The networks start far from locations
+that precise, and learn faster."""
+
+ERROR_MODELS = (CORRELATED, MIXTURE, UNCORRELATED, SMALL)
+"""The kinds that are tried. The one that fits held-out folds best is kept."""
+
+
+def error_models_for(num_entries: int) -> list[ErrorModel]:
+    """Return the kinds to try for summaries with this number of entries."""
+    return [
+        kind
+        for kind in ERROR_MODELS
+        if (num_entries <= MAX_MIXTURE_ENTRIES or kind.num_components == 1)
+        and (num_entries > 1 or kind != UNCORRELATED)  # the same as CORRELATED
+    ]
+
+
+class StudentMixture(nn.Module):
+    r"""$\log e_m(z)$ for each of M networks."""
+
+    INITIAL_SPREAD = 0.7
+    """Standard deviation of the centers of a mixture's components, and of each component,
+    at the start."""
+
+    def __init__(self, num: int, features: int, num_components: int) -> None:
+        """
+        Args:
+            num: M.
+            features: Entries d of z.
+            num_components: Components of each mixture. A single component is a standard
+                t density, of which only the degrees of freedom are fitted.
+        """
+        super().__init__()
+        spread = self.INITIAL_SPREAD
+        self.log_freedom = nn.Parameter(torch.full((num, 1), 2.0))
+        self.components: nn.ParameterDict | None = None
+        if num_components > 1:
+            self.components = nn.ParameterDict(
+                {
+                    "logits": torch.zeros(num, 1, num_components),
+                    "centers": spread * torch.randn(num, 1, num_components, features),
+                    "roots": torch.zeros(num, num_components, features, features),
+                    "log_diagonals": torch.full(
+                        (num, num_components, features), log(1 / spread)
+                    ),
+                }
+            )
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return log densities in nats, shape `(M, N)`, of errors `(M, N, d)`."""
+        if self.components is None:
+            return self._student(z, self.log_freedom)
+        log_shares = self.components["logits"].log_softmax(-1)
+        log_diagonals = self.components["log_diagonals"]
+        roots = self.components["roots"].tril(-1) + log_diagonals.exp().diag_embed()
+        z = z.unsqueeze(2) - self.components["centers"]
+        z = (roots.unsqueeze(1) @ z.unsqueeze(-1)).squeeze(-1)
+        log_scales = log_diagonals.sum(-1).unsqueeze(1)
+        log_t = self._student(z, self.log_freedom.unsqueeze(-1))
+        return (log_shares + log_scales + log_t).logsumexp(-1)
+
+    @staticmethod
+    def _student(z: Tensor, log_freedom: Tensor) -> Tensor:
+        dim, nu = z.shape[-1], 1 + log_freedom.exp()
+        half = (nu + dim) / 2
+        return (
+            torch.lgamma(half)
+            - torch.lgamma(nu / 2)
+            - dim / 2 * (log(pi) + nu.log())
+            - half * torch.log1p(z.square().sum(-1) / nu)
+        )

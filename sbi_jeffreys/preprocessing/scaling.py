@@ -1,0 +1,48 @@
+"""Whether an entry varies over the simulations, and by how much."""
+
+import torch
+from torch import Tensor
+
+ROUNDING = 1e-6
+"""Relative differences that count as rounding: eight units in the last place of single
+precision, which is $2^{-23}$ of a number."""
+
+
+def varies(values: Tensor, size: Tensor | float | None = None) -> Tensor:
+    r"""Return whether each entry varies by more than rounding in single precision.
+
+    This is the only such rule of the package. With $v_n$ the rows, an entry varies if
+
+    .. math:: \max_n |v_n - v_1| > 10^{-6} \, \max_n |v_n|
+
+    The rule is the same for all units, and for double precision, because simulations
+    pass through single precision. An entry with NaN does not vary.
+
+    Args:
+        values: Shape `(N, ...)`.
+        size: What differences are compared with, instead of the largest absolute value
+            of an entry. It is needed where `values` are differences of larger numbers.
+
+    Returns:
+        Booleans, shape `(...)`.
+    """
+    if size is None:
+        size = values.abs().amax(0)
+    return (values - values[0]).abs().amax(0) > ROUNDING * size
+
+
+def location_and_scale(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean and the standard deviation of each entry, both of shape `(...)`.
+
+    An entry that does not vary has the scale 1; see `varies`.
+
+    Args:
+        values: Shape `(N, ...)`. With a single row all scales are 1.
+    """
+    if len(values) < 2:
+        return values.mean(0), torch.ones_like(values[0])
+    changes, differences = varies(values), values - values[0]
+    # Squares of tiny or huge numbers are not finite: divide by the largest difference.
+    size = torch.where(changes, differences.abs().amax(0), 1.0)
+    scale = size * (differences / size).std(0)
+    return values.mean(0), torch.where(changes, scale, 1.0)

@@ -1,0 +1,176 @@
+"""Cells of the benchmark: what is finished is not computed again."""
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from benchmarks.accuracy import cells
+from benchmarks.accuracy.cells import Cell, missing, read, run
+from benchmarks.commands import main
+from benchmarks.methods.registry import METHODS, TRAININGS
+from benchmarks.methods.training import Fit, Training
+from benchmarks.tasks.sbibm import TASKS
+
+TASK = "folded_gaussian"
+
+
+class ExactPosterior:
+    """The true posterior of the task, or one shifted by a unit in each parameter."""
+
+    def __init__(self, shift):
+        self.shift = shift
+
+    def sample(self, shape, x, show_progress_bars):
+        return TASKS[TASK].exact_posterior(x, *shape) + self.shift
+
+    def sample_batched(self, shape, x, **kwargs):
+        rows = [TASKS[TASK].exact_posterior(row[None], *shape) for row in x]
+        return torch.stack(rows, 1) + self.shift
+
+
+@dataclass
+class StubTraining(Training):
+    """Counts its trainings; the second method's posterior is wrong."""
+
+    count: int = 0
+    batched_options: dict = field(default_factory=dict)
+    methods = ("exact", "shifted")
+
+    def fit(self, prior, theta, x, test, seed):
+        self.count += 1
+        return [Fit(ExactPosterior(shift), 1.0, 2.0, 3, 4.0) for shift in (0.0, 1.0)]
+
+
+class FailingTraining(StubTraining):
+    methods = ("failing",)
+
+    def fit(self, prior, theta, x, test, seed):
+        raise RuntimeError("no luck")
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    training = StubTraining()
+    monkeypatch.setitem(TRAININGS, "stub", training)
+    monkeypatch.setitem(TRAININGS, "failing", FailingTraining())
+    for method, name in (("exact", "stub"), ("shifted", "stub"), ("failing", "failing")):
+        monkeypatch.setitem(METHODS, method, name)
+    monkeypatch.setattr(cells, "NUM_CALIBRATION_PAIRS", 100)
+    calls = []
+    accuracy = {"exact": 0.5, "shifted": 0.9}
+
+    def classify(reference, samples):
+        calls.append(len(samples))
+        shifted = samples.mean() > 0.5
+        return accuracy["shifted" if shifted else "exact"]
+
+    monkeypatch.setitem(cells.CLASSIFIERS, "rf", classify)
+    monkeypatch.setitem(cells.CLASSIFIERS, "mlp", classify)
+    training.calls = calls
+    return training
+
+
+def grid(**changes):
+    options = {
+        "tasks": [TASK],
+        "methods": ["exact", "shifted"],
+        "budgets": [20],
+        "seeds": [0],
+        "observations": [1, 2],
+    }
+    return cells.cells(**(options | changes))
+
+
+def test_cells_come_seed_by_seed():
+    wanted = grid(seeds=[0, 1], tasks=["a", "b"], observations=[1])
+    assert [cell.seed for cell in wanted] == [0] * 4 + [1] * 4
+    assert len(set(wanted)) == 8
+
+
+def test_nothing_is_computed_twice(stub, tmp_path):
+    assert run(grid(observations=[1]), ["rf"], tmp_path, jobs=1) == 0
+    assert (stub.count, len(stub.calls)) == (1, 2)
+    assert run(grid(observations=[1]), ["rf"], tmp_path, jobs=1) == 0
+    assert (stub.count, len(stub.calls)) == (1, 2)
+
+    run(grid(), ["rf"], tmp_path, jobs=1)  # another observation: sampled, not trained
+    assert (stub.count, len(stub.calls)) == (1, 4)
+    run(grid(), ["rf", "mlp"], tmp_path, jobs=1)  # another classifier, alone
+    assert (stub.count, len(stub.calls)) == (1, 8)
+    run(grid(seeds=[1]), ["rf"], tmp_path, jobs=1)
+    assert stub.count == 2
+
+    finished = read([tmp_path / "cells.csv"])
+    assert len(finished) == 8
+    of_first = finished[finished.seed == 0]
+    assert of_first[["c2st_rf", "c2st_mlp"]].notna().all(axis=None)
+    assert set(of_first[of_first.method == "exact"].c2st_rf) == {0.5}
+    assert set(of_first[of_first.method == "shifted"].c2st_rf) == {0.9}
+    assert set(finished.training_seconds) == {4.0}
+    assert not missing(grid(seeds=[0, 1]), finished, ["rf"])
+    assert len(missing(grid(seeds=[0, 1]), finished, ["mlp"])) == 4
+    assert not missing(grid(seeds=[0, 1]), finished, ["rf_fold"])  # one of rf's folds
+    assert len(missing(grid(seeds=[0, 1]), finished, ["mlp_fold"])) == 4
+
+
+def test_rows_name_the_device_of_the_training(stub, tmp_path, monkeypatch):
+    monkeypatch.setattr(cells, "measured_with", lambda device: f"device {device}")
+    stub.device = "cuda:1"
+    run(grid(), ["rf"], tmp_path, jobs=1)
+    assert set(read([tmp_path / "cells.csv"]).measured_with) == {"device cuda:1"}
+
+
+def test_an_interrupted_run_continues(stub, tmp_path, monkeypatch):
+    measure, done = cells._measure, []
+
+    def measure_one(*args):
+        if done:
+            raise KeyboardInterrupt
+        done.append(args)
+        return measure(*args)
+
+    with monkeypatch.context() as context:
+        context.setattr(cells, "_measure", measure_one)
+        with pytest.raises(KeyboardInterrupt):
+            run(grid(), ["rf"], tmp_path, jobs=1)
+    assert len(read([tmp_path / "cells.csv"])) == 1
+    run(grid(), ["rf"], tmp_path, jobs=1)
+    assert len(read([tmp_path / "cells.csv"])) == 4
+    assert (stub.count, len(stub.calls)) == (1, 4)
+
+
+def test_what_fails_is_told_and_the_rest_is_done(stub, tmp_path, capsys):
+    failed = run(grid(methods=["failing", "exact"]), ["rf"], tmp_path, jobs=1)
+    assert failed == 1
+    assert "no luck" in capsys.readouterr().err
+    assert set(read([tmp_path / "cells.csv"]).method) == {"exact"}
+
+
+def test_calibration_errors_tell_a_wrong_posterior(stub, tmp_path):
+    """A uniform's mean distance from its quantiles is about 0.03 at N = 100."""
+    run(grid(observations=[1]), ["rf"], tmp_path, jobs=1)
+    finished = read([tmp_path / "cells.csv"]).set_index("method")
+    assert finished.sbc_error["exact"] < 0.08 < 0.2 < finished.sbc_error["shifted"]
+    assert finished.tarp_error["exact"] < 0.08
+
+
+def test_command_runs_by_default(stub, tmp_path, monkeypatch):
+    wanted = []
+
+    devices = []
+
+    def record(cells_wanted, classifiers, folder, jobs, device):
+        wanted.extend(cells_wanted)
+        devices.append(device)
+        return 2
+
+    monkeypatch.setattr(cells, "run", record)
+    options = ["--tasks", TASK, "--seeds", "3", "--observations", "1", "4"]
+    with pytest.raises(SystemExit, match="2 trainings or cells failed"):
+        main([*options, "--methods", "npe_nsf", "--output", str(tmp_path)])
+    assert wanted == [
+        Cell(TASK, "npe_nsf", 1000, 3, 1),
+        Cell(TASK, "npe_nsf", 1000, 3, 4),
+    ]
+    assert devices == ["cpu"]

@@ -1,0 +1,255 @@
+"""Simulations that JNPE is given: what is refused, left out, and kept without a copy."""
+
+import math
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sbi.utils import RestrictedPrior, get_density_thresholder
+from torch import Tensor
+
+from sbi_jeffreys import JNPE
+from sbi_jeffreys.data import arrays
+from sbi_jeffreys.data.batches import StreamedBatches
+from tests.small_trainings import (
+    BOX,
+    make_trainer,
+    new_trainer,
+    quick,
+    same_weights,
+    simulate,
+)
+
+
+def test_invalid_simulations_are_left_out_as_in_sbi():
+    theta = BOX.sample((100,))
+    x = simulate(theta)
+    x[:7, 0] = float("nan")
+    x[7:9] = float("inf")
+    trainer = JNPE(BOX, show_progress_bars=False)
+    trainer.append_simulations(theta, x)
+    assert len(trainer.get_simulations()[0]) == 91
+    keeping = new_trainer()
+    with pytest.warns(UserWarning, match="outliers"):
+        keeping.append_simulations(theta, x, exclude_invalid_x=False)
+    with pytest.raises(FloatingPointError, match="epoch 1"):
+        keeping.train()
+
+
+def test_bad_parameters_are_counted():
+    theta = BOX.sample((10,))
+    theta[3, 1] = float("nan")
+    with pytest.raises(ValueError, match="finite `theta`, but 1 of 10"):
+        JNPE(BOX).append_simulations(theta, theta.nan_to_num())
+    outside = BOX.sample((10,))
+    outside[:4] += 3
+    with pytest.raises(ValueError, match="4 of 10 `theta`"):
+        JNPE(BOX).append_simulations(outside, outside)
+
+
+def test_shapes_that_do_not_match_are_refused():
+    with pytest.raises(AssertionError, match="must match the number"):
+        JNPE(BOX).append_simulations(BOX.sample((5,)), torch.zeros(4, 2))
+    with pytest.warns(UserWarning, match="constant"):
+        trainer = JNPE().append_simulations(torch.zeros(5), torch.zeros(5, 1))
+    with pytest.raises(ValueError, match=r"shape \(num_simulations, D\).* new trainer"):
+        trainer.train()
+    with pytest.raises(ValueError, match="finite `theta`, but 5 of 5"):
+        JNPE().append_simulations(torch.full((5,), torch.nan), torch.zeros(5, 1))
+
+
+def test_x_with_a_single_axis_is_refused():
+    trainer = JNPE(BOX, show_progress_bars=False)
+    trainer.append_simulations(BOX.sample((20,)), torch.randn(20))
+    with pytest.raises(ValueError, match=r"`x` of shape \(num_simulations, \.\.\.\)"):
+        trainer.train()
+
+
+def test_no_simulations_are_refused_when_appended():
+    with pytest.raises(ValueError, match="`theta` of at least one simulation"):
+        JNPE(BOX).append_simulations(torch.zeros(0, 2), torch.zeros(0, 2))
+
+
+def test_simulators_may_be_differentiable():
+    trainer = new_trainer()
+    theta = BOX.sample((60,))
+    x = theta * torch.ones(2, requires_grad=True)
+    quick(trainer.append_simulations(theta, x))
+
+
+def test_simulations_of_another_shape_than_before_are_refused():
+    trainer = make_trainer()
+    with pytest.raises(ValueError, match=r"`x` of shape \('N', 2\), .* got \(10, 3\)"):
+        trainer.append_simulations(BOX.sample((10,)), torch.randn(10, 3))
+
+
+def test_truncated_proposals_train_and_others_are_refused():
+    trainer = make_trainer()
+    flow = quick(trainer)
+    posterior = trainer.build_posterior().set_default_x(torch.zeros(1, 2))
+    with pytest.raises(NotImplementedError, match="RestrictedPrior"):
+        trainer.append_simulations(BOX.sample((10,)), torch.zeros(10, 2), posterior)
+    accept = get_density_thresholder(posterior, 1e-2, 500)
+    proposal = RestrictedPrior(BOX, accept, sample_with="rejection")
+    theta = proposal.sample((60,), show_progress_bars=False)
+    trainer.append_simulations(theta, simulate(theta), proposal)
+    assert quick(trainer, force_first_round_loss=True) is flow
+
+
+def save(folder, **tensors):
+    """Return memory maps, which can't be written, of tensors saved to files."""
+    for name, values in tensors.items():
+        np.save(folder / f"{name}.npy", values.numpy())
+    return [np.load(folder / f"{name}.npy", mmap_mode="r") for name in tensors]
+
+
+@pytest.mark.parametrize("num_appended", [1, 3])
+def test_data_on_disk_train_as_data_in_memory_do(tmp_path, monkeypatch, num_appended):
+    trainers, flows, streamed = [], [], []
+    deliver = StreamedBatches._deliver
+    monkeypatch.setattr(
+        StreamedBatches,
+        "_deliver",
+        lambda self, batches: streamed.append(self) or deliver(self, batches),
+    )
+    for on_disk in (False, True):
+        torch.manual_seed(0)
+        theta = BOX.sample((150,))
+        x = simulate(theta)
+        trainer = new_trainer()
+        parts = zip(theta.chunk(num_appended), x.chunk(num_appended), strict=True)
+        for i, part in enumerate(parts):
+            if on_disk:
+                (tmp_path / f"{i}").mkdir()
+                part = save(tmp_path / f"{i}", theta=part[0], x=part[1])
+            trainer.append_simulations(*part)
+        flows.append(quick(trainer, max_num_epochs=3))
+        trainers.append(trainer)
+        assert bool(streamed) == on_disk
+    in_memory, mapped = trainers
+    assert same_weights(*flows)
+    for got, want in zip(mapped.get_simulations(), (theta, x), strict=False):
+        assert torch.equal(got, want)
+
+    want = quick(in_memory, max_num_epochs=5, resume_training=True)
+    with pytest.warns(UserWarning, match="pickled"):
+        mapped = pickle.loads(pickle.dumps(mapped))
+    assert same_weights(quick(mapped, max_num_epochs=5, resume_training=True), want)
+
+
+def test_tensors_arrays_and_files_are_kept_without_a_copy(tmp_path):
+    tensor = BOX.sample((50,))
+    mapped = save(tmp_path, theta=tensor, x=simulate(tensor))
+    for theta, x in ((tensor, simulate(tensor)), (tensor.numpy(), mapped[1]), mapped):
+        trainer = new_trainer().append_simulations(theta, x)
+        for kept, given in zip(trainer.get_simulations(), (theta, x), strict=False):
+            pointer = given.data_ptr() if isinstance(given, Tensor) else given.ctypes.data
+            assert kept.data_ptr() == pointer
+
+
+def test_invalid_rows_of_files_are_left_out(tmp_path, caplog):
+    theta = BOX.sample((50,))
+    x = simulate(theta)
+    x[7, 1] = math.nan
+    trainer = new_trainer().append_simulations(*save(tmp_path, theta=theta, x=x))
+    assert "Found 1 NaN simulations and 0 Inf" in caplog.text
+    kept = torch.arange(50) != 7
+    assert torch.equal(trainer.get_simulations()[0], theta[kept])
+    assert torch.equal(trainer.get_simulations()[1], x[kept])
+    quick(trainer)
+
+
+def test_bad_rows_are_counted_in_all_chunks(monkeypatch):
+    monkeypatch.setattr(arrays, "MAX_ROWS", 8)
+    theta = BOX.sample((50,))
+    outside = theta.clone()
+    outside[::10] += 3
+    with pytest.raises(ValueError, match="5 of 50 `theta` are outside"):
+        new_trainer().append_simulations(outside, theta)
+    outside[::10] = math.nan
+    with pytest.raises(ValueError, match="5 of 50 have NaN"):
+        new_trainer().append_simulations(outside, theta)
+    trainer = new_trainer().append_simulations(theta, simulate(theta))
+    flow = quick(trainer)  # standardised by 8 rows of the training set
+    first = theta[trainer.train_indices[:8]]
+    u, _ = flow.support(first)
+    torch.testing.assert_close(u.std(0), torch.ones(2))
+
+
+def test_arrays_that_would_have_to_be_copied_are_refused():
+    theta = BOX.sample((10,))
+    with pytest.raises(TypeError, match="`theta` of dtype float32, got float64"):
+        new_trainer().append_simulations(theta.double().numpy(), theta)
+    with pytest.raises(TypeError, match="`x` to be a tensor or a NumPy array"):
+        new_trainer().append_simulations(theta, theta.tolist())
+
+
+def test_simulations_are_kept_on_one_device():
+    theta = BOX.sample((20,))
+    trainer = new_trainer().append_simulations(theta, simulate(theta))
+    with pytest.raises(ValueError, match="to be 'cpu', where the simulations"):
+        trainer.append_simulations(theta, simulate(theta), data_device="cuda")
+    trainer.append_simulations(theta.numpy(), simulate(theta).numpy(), data_device="cpu")
+    assert len(trainer.get_simulations()[0]) == 40
+
+
+MEMORY_OF_A_RUN = """
+import sys, warnings, numpy, torch
+from functools import partial
+from sbi.utils import BoxUniform
+from sbi_jeffreys import JNPE, LogRatioNet, build_spline_flow
+
+warnings.simplefilter("ignore")
+torch.set_num_threads(1)
+prior = BoxUniform(-torch.ones(10), torch.ones(10))
+
+def memory(entry):
+    lines = dict(line.split(":") for line in open("/proc/self/status"))
+    return int(lines[entry].split()[0]) * 1024
+
+def train(theta, x):
+    trainer = JNPE(
+        prior,
+        partial(build_spline_flow, hidden_features=8, num_transforms=2),
+        energy_net=partial(LogRatioNet, hidden_features=16),
+        show_progress_bars=False,
+    )
+    trainer.append_simulations(theta, x)
+    trainer.train(max_num_epochs=1, training_batch_size=1000)
+
+train(prior.sample((5000,)), torch.randn(5000, 10))
+open("/proc/self/clear_refs", "w").write("5")  # forget the peak so far
+before = memory("VmRSS")
+mode = "r" if sys.argv[1] == "on disk" else None
+theta, x = (numpy.load(f"{sys.argv[2]}/{n}.npy", mmap_mode=mode) for n in ("theta", "x"))
+if sys.argv[1] == "in memory":
+    theta, x = torch.from_numpy(theta), torch.from_numpy(x)
+train(theta, x)
+print("growth:", (memory("VmHWM") - before) / 1e6)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="reads the peak where Linux has it"
+)
+@pytest.mark.parametrize("kept", ["in memory", "on disk"])
+def test_a_million_simulations_take_three_times_their_size(tmp_path, kept):
+    """An epoch on 80 MB; batches of 1,000, with small networks, take little beside it.
+
+    The data count where they are in memory, and pages of files that have been read do.
+    """
+    theta = 2 * torch.rand(1_000_000, 10) - 1
+    save(tmp_path, theta=theta, x=theta + 0.1 * torch.randn_like(theta))
+    run = subprocess.run(
+        [sys.executable, "-c", MEMORY_OF_A_RUN, kept, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    growth = float(run.stdout.split("growth:")[1])
+    assert growth < 240, f"{growth:.0f} MB"

@@ -1,0 +1,94 @@
+"""The options of JNPE: what they do, and which values they can't have."""
+
+import pytest
+import torch
+from sbi.neural_nets import posterior_nn
+from torch import nn
+from torch.distributions import Beta, Independent
+
+from sbi_jeffreys import JNPE
+from tests.small_trainings import BOX, SMALL, make_trainer, quick
+
+
+@pytest.mark.parametrize("name", ["nsf", "MAF", "zuko_nsf", posterior_nn("maf")])
+def test_estimators_by_name_and_by_builder(name):
+    flow = quick(make_trainer(density_estimator=name), max_num_epochs=1)
+    assert flow.log_prob(torch.zeros(1, 2), torch.zeros(1, 2)).shape == (1, 1)
+
+
+@pytest.mark.parametrize("normalizer", ["generalized", "importance", "ranking"])
+@pytest.mark.parametrize("weighting", ["resilient", "fixed"])
+def test_options_of_the_method(normalizer, weighting):
+    trainer = make_trainer(
+        normalizer=normalizer, weighting=weighting, weights=(1, 0.5, 1), num_particles=2
+    )
+    quick(trainer, max_num_epochs=4)
+    multipliers = trainer.summary["multipliers"]
+    assert (multipliers[-1] == [1.0, 0.5, 1.0]) == (weighting == "fixed")
+
+
+@pytest.mark.parametrize("num", [1, 3])
+def test_a_builder_is_called_for_each_energy(num):
+    trainer = make_trainer(num_energies=num, slack=(0.5, 1.0, 2.0))
+    quick(trainer, max_num_epochs=2)
+    assert len(trainer.latest.energy.net) == num
+    theta, x = trainer.get_simulations()[:2]
+    members = trainer.latest.energy.members(theta[:4].unsqueeze(0), x[:4])
+    assert members.shape == (num, 1, 4)
+    if num > 1:  # each has started, and is, different from the others
+        assert (members.std(0) > 0).all()
+
+
+def test_construction_without_arguments():
+    trainer = JNPE()
+    with pytest.raises(RuntimeError, match=r"call `.train\(\)` first"):
+        _ = trainer.energy
+    with pytest.raises(RuntimeError, match="No simulations found"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("num_energies", 0),
+        ("num_energies", 2.5),
+        ("num_particles", 0),
+        ("slack", (0.2, 1.0)),
+        ("slack", -1.0),
+        ("normalizer", "softmax"),
+        ("weighting", "learnt"),
+        ("weights", (1.0, 1.0)),
+        ("weights", (0.0, 0.0, 0.0)),
+        ("weights", 1.0),
+        ("relaxation_cost", 0.0),
+        ("multiplier_step_size", -1.0),
+        ("multiplier_bounds", (2.0, 1.0)),
+        ("multiplier_bounds", 1.0),
+        ("energy_learning_rate", 0.0),
+        ("density_estimator", "mdn"),
+        ("density_estimator", "spline"),
+    ],
+)
+def test_options_out_of_range_are_named(option, value):
+    with pytest.raises(ValueError, match=f"`{option}`"):
+        JNPE(BOX, **{option: value})
+
+
+def test_an_embedding_with_a_builder_is_refused():
+    with pytest.raises(ValueError, match="embedding_net"):
+        JNPE(BOX, SMALL, embedding_net=nn.Identity())
+
+
+def test_an_estimator_that_cannot_be_trained_is_refused_before_training():
+    trainer = make_trainer(density_estimator=posterior_nn("mdn"))
+    with pytest.raises(TypeError, match="differentiably"):
+        trainer.train()
+
+
+def test_a_batch_of_priors_is_not_a_prior():
+    """As in sbi's `process_prior`."""
+    batch = Beta(torch.ones(2), torch.ones(2))
+    with pytest.raises(ValueError, match=r"`prior` .* a batch of 2 .*Independent"):
+        JNPE(batch)
+    JNPE(Independent(batch, 1))
+    JNPE(Beta(torch.ones(1), torch.ones(1)))
