@@ -1,10 +1,10 @@
-"""What this package takes from arviz, of which there are two kinds.
+"""Everything that this package takes from arviz, for both of its kinds.
 
-`arviz` 0.x is one package, whose `from_dict` takes the groups as arguments and returns an
-`InferenceData`. `arviz` 1.x, for Python 3.12 and later, is a name for `arviz_base`,
-`arviz_stats` and others, whose `from_dict` takes one nested dictionary and returns
-xarray's `DataTree`. All but `plots` goes through this module, which imports them when
-first used, and needs neither torch nor the rest of this package.
+`arviz` 0.x is one package. Its `from_dict` takes the groups as arguments and returns an
+`InferenceData`. `arviz` 1.x needs Python 3.12 or later and consists of `arviz_base`,
+`arviz_stats` and others. Its `from_dict` takes one nested dictionary and returns xarray's
+`DataTree`. This module imports arviz when it is first used. It needs neither torch nor
+the rest of this package.
 """
 
 import warnings
@@ -22,9 +22,9 @@ Dims = Mapping[str, Sequence[str]]
 
 
 def load_arviz() -> ModuleType:
-    """Import arviz, without what it says of its own future."""
+    """Import arviz without its warnings about future versions."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # 0.23 tells of 1.0
+        warnings.simplefilter("ignore", FutureWarning)  # 0.23 announces 1.0
         import arviz
     return arviz
 
@@ -40,12 +40,12 @@ class _Arviz0:
         return self.arviz.psislw(log_weights)
 
     def from_groups(self, groups: Groups, coords: Coords, dims: Dims) -> Any:
-        """Return arviz's container; arguments are those of `inference_data`."""
+        """Return arviz's container. The arguments are those of `inference_data`."""
         plain = {name: dict(variables) for name, variables in groups.items()}
         return self.arviz.from_dict(**plain, coords=coords, dims=dims)
 
     def hdi(self, draws: np.ndarray, prob: float) -> np.ndarray:
-        """Return the bounds, `(2,)`, of draws `(N,)`."""
+        """Return the bounds `(2,)` of the interval for draws `(N,)`."""
         return self.arviz.hdi(draws, hdi_prob=prob)
 
     def ess_bulk(self, draws: np.ndarray) -> float:
@@ -58,7 +58,7 @@ class _Arviz0:
 
 
 class _Arviz1:
-    """arviz 1.x, behind the same methods."""
+    """arviz 1.x, with the same methods."""
 
     def __init__(self) -> None:
         import arviz_base
@@ -94,20 +94,21 @@ def inference_data(
     dims: Dims | None = None,
     attrs: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Any:
-    """Return groups of variables as arviz keeps them.
+    """Return groups of variables in arviz's container.
 
     Args:
-        groups: Arrays by name, by group. Their first two axes are chain and draw, but in
-            groups with "data" in their name.
+        groups: Arrays by name of the variable, by name of the group. Their first two axes
+            are chain and draw, unless the group's name contains "data".
         coords: Coordinates of each dimension.
         dims: Names of each variable's dimensions, without chain and draw.
-        attrs: Attributes of each group, by its name; of the whole, by "/". Those that are
-            neither text nor numbers become text, which netCDF can hold; None is left out.
+        attrs: Attributes by name of the group. The name "/" stands for the whole. Values
+            other than text and numbers become text, because netCDF needs it. None is left
+            out.
 
     Returns:
         An `InferenceData` (arviz 0.x) or `DataTree` (1.x).
     """
-    with warnings.catch_warnings():  # of more chains than draws: we know which is which
+    with warnings.catch_warnings():  # about more chains than draws
         warnings.filterwarnings("ignore", "More chains|Found chain dimension")
         data = library().from_groups(groups, dict(coords or {}), dict(dims or {}))
     for name, values in (attrs or {}).items():
@@ -126,15 +127,16 @@ def _plain(value: Any) -> str | int | float:
 
 
 class Summary(NamedTuple):
-    """Of each of P parameters, all of shape `(P,)`.
+    """Summary of P parameters. Every field has the shape `(P,)`.
 
     Attributes:
         mean: Posterior mean.
         sd: Posterior standard deviation.
         hdi_low: Lower bound of the narrowest interval of the given probability.
-        hdi_high: Its upper bound.
-        ess_bulk: Effective number of draws; NaN of fewer than four a chain.
-        r_hat: Rank-normalised split R̂; NaN likewise, and of a single chain.
+        hdi_high: Upper bound of that interval.
+        ess_bulk: Effective number of draws; NaN for fewer than four draws per chain.
+        r_hat: Rank-normalised split R̂; NaN for fewer than four draws per chain or for a
+            single chain.
     """
 
     mean: np.ndarray
@@ -150,10 +152,10 @@ def summary(draws: np.ndarray, hdi_prob: float = 0.94) -> Summary:
 
     Args:
         draws: Shape `(chain, draw, P)`.
-        hdi_prob: Probability inside of the interval, in (0, 1).
+        hdi_prob: Probability in the highest-density interval, in (0, 1).
 
     Raises:
-        ValueError: If the shape or the probability is none.
+        ValueError: If the shape is wrong or `hdi_prob` is not in (0, 1).
     """
     if draws.ndim != 3 or not draws.shape[0] * draws.shape[1]:
         raise ValueError(
@@ -180,12 +182,12 @@ def summary(draws: np.ndarray, hdi_prob: float = 0.94) -> Summary:
 
 
 def is_inference_data(value: Any) -> bool:
-    """Return whether it is an `InferenceData` or a `DataTree`."""
+    """Return whether a value is an `InferenceData` or a `DataTree`."""
     return type(value).__name__ in ("InferenceData", "DataTree")
 
 
 def labelled_draws(data: Any) -> tuple[list[str], np.ndarray]:
-    """Return the posterior's draws as one array, with a label for each parameter.
+    """Return the posterior's draws as one array, and a label for each parameter.
 
     Args:
         data: An `InferenceData` or `DataTree`.

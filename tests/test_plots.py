@@ -111,6 +111,11 @@ def test_training_of_one_epoch_is_drawn(tmp_path):
     )
 
 
+def test_a_notebook_shows_the_figure_itself():
+    figure = plots.plot_training(make_summary())
+    assert figure._repr_png_().startswith(b"\x89PNG")
+
+
 def test_a_summary_of_something_else_is_refused():
     summary = make_summary()
     del summary["divergences"]
@@ -186,7 +191,7 @@ def test_one_very_low_weight_does_not_squeeze_the_others(tmp_path):
 def test_no_weight_at_all_is_refused():
     report = make_report()
     report.log_weights[:] = -torch.inf
-    with pytest.raises(ValueError, match="with some weight"):
+    with pytest.raises(ValueError, match="with a draw of positive weight"):
         plots.plot_agreement(report)
 
 
@@ -203,7 +208,7 @@ def test_agreement_at_several_observations(tmp_path):
     assert figure.get_suptitle() == (
         "4 × flow and energy agree; 1 × x is unlike the simulations"
     )
-    assert list(lines(ess)) == ["to be trusted", "not to be trusted"]
+    assert list(lines(ess)) == ["reliable", "not reliable"]
     assert np.concatenate([*lines(ess).values()]) == pytest.approx(report.ess.numpy())
     assert ess.lines[1].get_color() == RED
     levels = [lines(axis) for axis in (kl, pareto_k)]
@@ -287,7 +292,7 @@ def test_one_calibration_needs_no_name(plot, tmp_path):
 def test_calibrations_of_other_simulations_are_refused(plot):
     calibrations = make_calibrations()
     calibrations["few"] = of_ranks(torch.zeros(10, 3))
-    with pytest.raises(ValueError, match=r"as many simulations, got .*10.*300"):
+    with pytest.raises(ValueError, match=r"numbers of simulations, got .*10.*300"):
         plot(calibrations)
     with pytest.raises(ValueError, match=r"got \[\]"):
         plot({})
@@ -362,9 +367,11 @@ def test_predictions_have_a_column_for_each_posterior(tmp_path):
 )
 def test_what_arviz_cannot_draw_is_refused(plot, monkeypatch):
     data = make_data(0)
-    with pytest.raises(TypeError, match="to map names to some, got Tensor"):
+    with pytest.raises(TypeError, match="to map names to InferenceData, got Tensor"):
         plot(torch.zeros(3))
-    with pytest.raises(TypeError, match=r"to map names to some, got dict \(empty\)"):
+    with pytest.raises(
+        TypeError, match=r"to map names to InferenceData, got dict \(empty\)"
+    ):
         plot({})
     with pytest.raises(TypeError, match=r"`data\['flow'\]` .* got tensor"):
         plot({"flow": torch.zeros(3)})
@@ -381,5 +388,5 @@ def test_references_that_do_not_fit_are_refused():
     data = {"flow": make_data(0)}
     with pytest.raises(ValueError, match=r"`reference\['theta'\]` of shape \(3,\), got"):
         plots.plot_densities(data, reference={"theta": 1.0})
-    with pytest.raises(ValueError, match=r"got \{'z'\}"):
+    with pytest.raises(ValueError, match=r"got also \{'z'\}"):
         plots.plot_densities(data, reference={"z": 1.0})

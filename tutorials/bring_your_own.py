@@ -1,13 +1,14 @@
 # %% [markdown]
 # # Bring your own
 #
-# Simulators in numpy, time series and images as data, priors with mixed bounds, networks
-# and flows of your own; saving, resuming, and watching a training in TensorBoard;
-# later sections use the data of the first.
+# This tutorial shows what you can bring to JNPE: a NumPy simulator, a prior with mixed
+# bounds, time series and images as data, and your own networks and flow. It also shows
+# how to save and resume a training and how to watch it in TensorBoard.
 #
 #     python tutorials/bring_your_own.py
 #
-# About three minutes on two cores; results go to `results/tutorials`.
+# The script takes about three minutes on two cores and writes its results into
+# `results/tutorials`.
 
 # %%
 import os
@@ -15,17 +16,17 @@ import pickle
 from functools import partial
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from joblib import Parallel, delayed
-from matplotlib.figure import Figure
 from sbi.utils import BoxUniform, MultipleIndependent
 from torch import nn
 from torch.distributions import Gamma, Normal
 
 from sbi_jeffreys import JNPE, build_spline_flow, plots, to_inference_data
 
-FAST = bool(os.environ.get("TUTORIAL_FAST"))  # for a quick look: numbers mean little then
+FAST = bool(os.environ.get("TUTORIAL_FAST"))  # a quick look; its numbers mean little
 EPOCHS = 3 if FAST else 200
 OUTPUT = Path("results/tutorials/bring_your_own")
 OUTPUT.mkdir(parents=True, exist_ok=True)
@@ -33,12 +34,13 @@ torch.set_num_threads(1)
 torch.manual_seed(0)
 
 # %% [markdown]
-# ## A numpy simulator, in parallel, with a mixed prior
+# ## A NumPy simulator, in parallel, with a mixed prior
 #
-# A noisy oscillator: frequency between bounds, damping positive, phase anywhere. The flow
-# lives in unconstrained space, so that no sample ever leaves these bounds.
+# The simulator is a noisy oscillator. Its frequency lies between two bounds, its damping
+# is positive, and its phase is unbounded. The flow works in an unconstrained space, so no
+# sample ever leaves these bounds.
 #
-# joblib runs numpy simulators in parallel; give each call a seed of its own, or all
+# joblib runs the simulator in parallel. Give each call its own seed. Otherwise all
 # workers may draw the same noise.
 
 # %%
@@ -55,7 +57,7 @@ TIMES = np.linspace(0, 3, 50)
 
 
 def oscillator(theta: np.ndarray, seed: int) -> np.ndarray:
-    """Return one time series, `(3,)` to `(50,)`."""
+    """Map parameters `(3,)` to a time series `(50,)`."""
     frequency, damping, phase = theta
     noise = 0.1 * np.random.default_rng(seed).standard_normal(len(TIMES))
     return np.exp(-damping * TIMES) * np.sin(2 * frequency * TIMES + phase) + noise
@@ -70,7 +72,8 @@ x = torch.from_numpy(np.stack(series)).float()
 # %% [markdown]
 # ## Time series: an embedding network
 #
-# It turns x into features, is trained along, and is shared by flow and energy.
+# An embedding network turns x into features. It is trained together with the flow and the
+# energy, which share it.
 
 # %%
 convolutions = nn.Sequential(
@@ -82,8 +85,8 @@ convolutions = nn.Sequential(
     nn.Flatten(),
     nn.LazyLinear(16),
 )
-convolutions(x[:1])  # a lazy layer learns its size from a first batch
-trainer = JNPE(prior, embedding_net=convolutions)
+convolutions(x[:1])  # a lazy layer learns its size from the first batch
+trainer = JNPE(prior, embedding_net=convolutions, show_progress_bars=False)
 trainer.append_simulations(theta, x).train(max_num_epochs=EPOCHS)
 
 theta_o = torch.tensor([2.5, 0.5, 0.3])
@@ -103,17 +106,17 @@ figure.savefig(OUTPUT / "oscillator.png", dpi=110)
 figure
 
 # %% [markdown]
-# ## Images: two axes more
+# ## Images: more axes
 #
-# x may have any shape. A spot of unknown place and width on a detector of 16 by 16
-# pixels; the energy has an embedding of its own here.
+# x may have any shape. Here it is an image of 16 by 16 pixels that shows a spot of
+# unknown place and width. The energy gets its own embedding network in this example.
 
 # %%
 GRID = torch.linspace(-1, 1, 16)
 
 
 def spot(theta):
-    """Return noisy images, `(N, 3)` to `(N, 1, 16, 16)`."""
+    """Map parameters `(N, 3)` to noisy images `(N, 1, 16, 16)`."""
     column, row, width = (part[:, None, None] for part in theta.T)
     squares = (GRID[None, None, :] - column) ** 2 + (GRID[None, :, None] - row) ** 2
     image = (-0.5 * squares / width**2).exp()
@@ -121,7 +124,7 @@ def spot(theta):
 
 
 def pixels_to_features():
-    """Return a small convolutional network, `(N, 1, 16, 16)` to `(N, 32)`."""
+    """Return a small convolutional network from `(N, 1, 16, 16)` to `(N, 32)`."""
     return nn.Sequential(
         nn.Conv2d(1, 8, 3, stride=2, padding=1),
         nn.SiLU(),
@@ -138,6 +141,7 @@ of_images = JNPE(
     place,
     embedding_net=pixels_to_features(),
     energy_embedding_net=pixels_to_features(),
+    show_progress_bars=False,
 )
 of_images.append_simulations(theta_spots, spot(theta_spots))
 of_images.train(max_num_epochs=EPOCHS)
@@ -146,27 +150,28 @@ image = spot(theta_spot)
 found = of_images.build_posterior().sample((1000,), x=image)
 print("spot:", theta_spot[0].tolist(), "posterior mean:", found.mean(0).tolist())
 
-figure = Figure(figsize=(3.6, 3.4), layout="constrained")
-axis = figure.subplots()
+figure, axis = plt.subplots(figsize=(3.6, 3.4), layout="constrained")
 axis.imshow(image[0, 0], extent=(-1, 1, -1, 1), origin="lower", cmap="gray")
 axis.scatter(*found[:300, :2].T, s=3, color="C1")
 axis.set(title="samples of the spot's centre")
 figure.savefig(OUTPUT / "spot.png", dpi=110)
-figure
 
 # %% [markdown]
-# ## A flow and an energy of your own
+# ## Your own flow and energy
 #
-# - A larger flow: `partial(build_spline_flow, hidden_features=...)`; or the name of one
-#   of sbi's, such as "maf"; or a builder that returns an nflows or zuko estimator of sbi.
-# - The energy's network is called with standardised parameters, `(sample, batch, D)`, and
-#   embedded data, `(batch, features)`, and returns `(sample, batch)`. It should return
-#   zeros at first: training then starts at the prior.
+# There are three ways to choose the flow. For a larger one, pass
+# `partial(build_spline_flow, hidden_features=...)`. For one of sbi's flows, pass its
+# name, such as "maf". For any other, pass a builder that returns an nflows or zuko
+# estimator of sbi.
+#
+# The energy's network takes standardised parameters `(sample, batch, D)` and embedded
+# data `(batch, features)`, and returns `(sample, batch)`. It should return zeros at
+# first, so that training starts at the prior.
 
 
 # %%
 class Products(nn.Module):
-    """A log-ratio from products of features of θ with features of x."""
+    """A log-ratio that multiplies features of θ by features of x."""
 
     def __init__(self, input_features: int, condition_features: int) -> None:
         super().__init__()
@@ -190,16 +195,19 @@ custom = JNPE(
     density_estimator=partial(build_spline_flow, hidden_features=80, num_transforms=3),
     energy_net=Products,
     num_energies=2,
+    show_progress_bars=False,
 )
 custom.append_simulations(theta, x).train(max_num_epochs=EPOCHS)
-print("held-out loss with networks of our own:", min(custom.summary["validation_loss"]))
+print(
+    "lowest held-out loss of the custom networks:", min(custom.summary["validation_loss"])
+)
 
 # %% [markdown]
 # ## Save, load, resume
 #
-# A trainer is pickled with its simulations, optimisers and random numbers: after loading,
-# training goes on exactly where it stopped (as it does after Ctrl-C). A posterior alone
-# is pickled, too.
+# A pickled trainer contains its simulations, its optimisers and its random state. After
+# loading, training continues exactly where it stopped. The same holds after you interrupt
+# a training with Ctrl-C. You can also pickle a posterior alone.
 
 # %%
 path = OUTPUT / "trainer.pkl"
@@ -213,12 +221,12 @@ print(f"resumed at epoch {before}, now at {loaded.epoch}")
 # %% [markdown]
 # ## Watch it in TensorBoard
 #
-# Losses, multipliers, divergences, effective sample size and learning rates of each
-# training were written to `sbi-logs`; look at them while a training runs with
+# Each training writes its losses, multipliers, divergences, effective sample sizes and
+# learning rates to `sbi-logs`. Watch them while a training runs with
 #
 #     tensorboard --logdir sbi-logs
 #
-# or afterwards as a figure:
+# After a training, draw them as a figure:
 
 # %%
 figure = plots.plot_training(loaded.summary)

@@ -1,31 +1,34 @@
 # %% [markdown]
 # # How it works
 #
-# Three divergences, three multipliers, and a reference for an entropy that nobody knows.
-# On an example with one parameter where everything can be computed by hand:
+# JNPE trains a flow and an energy with three divergences, three multipliers, and an
+# estimate of an unknown entropy. This tutorial shows each of them on an example with one
+# parameter, where everything is known exactly:
 #
-# $\theta \sim N(0, 1)$, $x = \theta + N(0, 1)$, so $\pi(\theta | x) = N(x / 2, 1 / 2)$,
-# whose entropy is $H = \frac12 \log(\pi e) = 1.072$ nats whatever x.
+# $\theta \sim N(0, 1)$ and $x = \theta + N(0, 1)$, so
+# $\pi(\theta | x) = N(x / 2, 1 / 2)$. The entropy of this posterior is
+# $H = \frac12 \log(\pi e) = 1.072$ nats for every x.
 #
 #     python tutorials/how_it_works.py
 #
-# About two minutes on two cores; figures go to `results/tutorials`.
+# The script takes about two minutes on two cores and writes its figures into
+# `results/tutorials`.
 
 # %%
 import math
 import os
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch.distributions import Independent, Normal
 
 from sbi_jeffreys import JNPE, Conditional, plots
 from sbi_jeffreys.objective.divergences import jeffreys_divergences
 from sbi_jeffreys.objective.multipliers import ResilientMultipliers
 
-FAST = bool(os.environ.get("TUTORIAL_FAST"))  # for a quick look: numbers mean little then
+FAST = bool(os.environ.get("TUTORIAL_FAST"))  # a quick look; its numbers mean little
 OUTPUT = Path("results/tutorials/how_it_works")
 OUTPUT.mkdir(parents=True, exist_ok=True)
 torch.set_num_threads(1)
@@ -36,7 +39,7 @@ prior = Independent(Normal(torch.zeros(1), torch.ones(1)), 1)
 
 
 def simulate(num):
-    """Return parameters and simulations, `(num, 1)` each."""
+    """Return parameters and simulations, each of shape `(num, 1)`."""
     theta = prior.sample((num,))
     return theta, theta + torch.randn(num, 1)
 
@@ -44,15 +47,16 @@ def simulate(num):
 # %% [markdown]
 # ## Three divergences
 #
-# A flow p and an energy model $q \propto e^f$ are trained together:
+# A flow p and an energy model $q \propto e^f$ are trained together on three divergences:
 #
-# - D1 = KL(π ‖ p): the flow fits the data;
-# - D2 = KL(p ‖ q): the flow agrees with the energy, on the flow's own samples, of which
-#   there is no end;
+# - D1 = KL(π ‖ p): the flow fits the data.
+# - D2 = KL(p ‖ q): the flow agrees with the energy. It is estimated from the flow's own
+#   samples, which are unlimited.
 # - D3 = KL(π ‖ q): the energy fits the data.
 #
-# Take Gaussians that are off on purpose, $p = N(x/2 + 0.3, 0.8)$ and $q = N(x/2, 0.7)$,
-# and compare the estimates on a batch with the divergences of Gaussians from the book.
+# To test the estimates, we use two Gaussians that are wrong on purpose,
+# $p = N(x/2 + 0.3, 0.8)$ and $q = N(x/2, 0.7)$. The KL divergence of two Gaussians has a
+# closed form, which we compare with the estimates on a batch.
 
 
 # %%
@@ -72,7 +76,7 @@ class GaussianFlow(Conditional):
         return draws[..., None], self.normal.log_prob(draws)
 
 
-def book(mean, variance, other_mean, other_variance):
+def gaussian_kl(mean, variance, other_mean, other_variance):
     """Return KL(N(mean, variance) ‖ N(other...)) in nats."""
     ratio = variance / other_variance
     shift = (mean - other_mean) ** 2 / other_variance
@@ -84,7 +88,11 @@ energy = Normal(x[:, 0] / 2, math.sqrt(0.7))
 estimates = jeffreys_divergences(
     GaussianFlow(x), lambda t: energy.log_prob(t[..., 0]), theta, 8, "generalized"
 )
-exact = (book(0, 0.5, 0.3, 0.8), book(0.3, 0.8, 0, 0.7), book(0, 0.5, 0, 0.7))
+exact = (
+    gaussian_kl(0, 0.5, 0.3, 0.8),
+    gaussian_kl(0.3, 0.8, 0, 0.7),
+    gaussian_kl(0, 0.5, 0, 0.7),
+)
 for name, estimate, value, unknown in zip(
     ("D1", "D2", "D3"), estimates, exact, (ENTROPY, 0, ENTROPY), strict=True
 ):
@@ -92,14 +100,20 @@ for name, estimate, value, unknown in zip(
     print(f"{name}: estimated {found:.3f}, exact {value:.3f} nats")
 
 # %% [markdown]
-# D1 and D3 contain the entropy H, which we know only in this example. That matters next.
+# D1 and D3 contain the entropy H. Here we know it, but usually nobody does. The section
+# on the entropy reference comes back to this.
 #
-# ## Weights that move
+# ## Multipliers as weights
 #
-# Fixed weights of the three terms have to be found by trial. Instead, each divergence is
-# a constraint $D_i \le \epsilon_i$ that may be relaxed at a cost, and its weight is the
-# multiplier of that constraint. It settles at $\lambda_i = \alpha (D_i + \kappa)$: what
-# fits worst gets the attention; what fits *better than it can* (D < 0) loses it.
+# Fixed weights of the three terms have to be found by trial and error. JNPE treats each
+# divergence as a constraint $D_i \le \epsilon_i$ that may be relaxed at a cost. The
+# weight of a divergence is the multiplier of its constraint, which settles at
+# $\lambda_i = \alpha (D_i + \kappa)$. A model that fits badly gets a large weight. A
+# model that fits better than possible (D < 0) loses its weight, because it must have
+# memorised the data.
+#
+# The next cell lets D1 fall from 0.3 to −0.9 nats. Its multiplier falls close to 0, and
+# the other two settle above 1.
 
 # %%
 multipliers = ResilientMultipliers(slack=1.0, relaxation_cost=1.0)
@@ -110,24 +124,23 @@ for step in range(600):
     path.append(multipliers.values.tolist())
 print("multipliers at rest:", [round(value, 2) for value in multipliers.values.tolist()])
 
-figure = Figure(figsize=(5, 3), layout="constrained")
-axis = figure.subplots()
+figure, axis = plt.subplots(figsize=(5, 3), layout="constrained")
 for values, name in zip(np.transpose(path), ("D1", "D2", "D3"), strict=True):
     axis.plot(values, label=name)
 axis.set(xlabel="step", ylabel="multiplier", title="D1 falls from 0.3 to -0.9 nats")
 axis.legend()
 figure.savefig(OUTPUT / "multipliers.png", dpi=110)
-figure
 
 # %% [markdown]
 # ## The entropy reference
 #
-# For D1 < 0 to mean "memorises", H has to be known, and it is not. The lowest held-out
-# loss so far stands in for it: no model can beat H on fresh data on average, and the best
-# one so far comes nearest. A flow whose loss on its *training* set is below that has
-# learnt the training set by heart. Train on 200 simulations and watch: the held-out loss
-# comes down to about 1.072, the multiplier of D1 falls, and from then on the
-# flow follows the energy instead of the data.
+# The sign of D1 depends on H, which is unknown. The lowest held-out loss so far replaces
+# it. On average over fresh data, no model has a loss below H, and the best model so far
+# comes closest to H. If the flow's loss on its *training* set is lower than that, the
+# flow has memorised the training set.
+#
+# We train on 200 simulations. The held-out loss falls to about 1.072 and the multiplier
+# of D1 falls, too. From then on the flow follows the energy more than the data.
 
 # %%
 theta, x = simulate(200)
@@ -140,14 +153,15 @@ figure.savefig(OUTPUT / "training.png", dpi=110)
 figure
 
 # %% [markdown]
-# The held-out loss is a mean over only 20 simulations, and may lie below H by chance, by
-# some tenths of a nat. Then the flow gets a little more data weight than it should; the
-# table below shows what comes of it.
+# The held-out loss is a mean over only 20 simulations, so chance can move it below H by a
+# few tenths of a nat. The flow then gives the data a little more weight than it should.
+# The next section shows how much this matters.
 #
-# ## What each switch does
+# ## What each option does
 #
-# KL(π ‖ p) of the flow after the last of 100 epochs, on fresh pairs. "Data only" is the
-# flow's maximum likelihood without an energy, as in NPE, without stopping early.
+# We measure KL(π ‖ p) of the flow after the last of 100 epochs, on fresh pairs. "Data
+# only" trains the flow by maximum likelihood without an energy and without early
+# stopping.
 
 # %%
 SWITCHES = {
@@ -173,15 +187,14 @@ for name, options in SWITCHES.items():
     weights = "/".join(f"{w:.2f}" for w in trainer.summary["multipliers"][-1])
     print(f"{name:24} KL {rows[name]:.3f}   log Z {log_z:+.2f}   weights {weights}")
 
-figure = Figure(figsize=(6, 2.8), layout="constrained")
-axis = figure.subplots()
+figure, axis = plt.subplots(figsize=(6, 2.8), layout="constrained")
 axis.barh(list(rows), list(rows.values()))
 axis.invert_yaxis()
 axis.set(xlabel="KL of the flow after the last epoch, nats")
 figure.savefig(OUTPUT / "switches.png", dpi=110)
-figure
 
 # %% [markdown]
-# What to look at: "data only" is the one that overfits. The importance-sampled normaliser
-# lets log Z drift away from zero, which the default does not. The rest differs by little
-# here, in one dimension; `benchmarks/results/ablations.md` has harder tasks.
+# "Data only" overfits. With the importance-sampled normaliser, log Z drifts away from
+# zero. With the default normaliser it stays close to zero. The other options differ
+# little on this one-dimensional example. The file `benchmarks/results/ablations.md` has
+# harder tasks.

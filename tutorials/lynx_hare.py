@@ -2,16 +2,21 @@
 # # Lynx and hare
 #
 # The Hudson's Bay Company counted the pelts that it bought each year. What do the counts
-# of 1900 to 1920 say about how hares grow and how lynx hunt them? Real data, eight
-# parameters, and, for once, a reference: this model has a likelihood, so that MCMC gives
-# the exact posterior, against which sbi's NPE and both of JNPE's posteriors can be
-# judged.
+# from 1900 to 1920 say about how hares grow and how lynx hunt them?
+#
+# The data are real and the model has eight parameters. It also has a likelihood, so MCMC
+# gives a reference for the exact posterior. We compare NPE of sbi and both posteriors of
+# JNPE with that reference.
 #
 #     python tutorials/lynx_hare.py
 #
-# About four minutes on two cores. Into `results/lynx_hare` go a table of means, intervals
-# and distances from MCMC; what flow and energy make of the observation; the draws of all
-# four posteriors, for arviz, in netCDF files; and four figures.
+# The script takes about four minutes on two cores. It writes its results into
+# `results/lynx_hare`:
+#
+# - a summary with means, intervals, distances from MCMC and the agreement of flow and
+#   energy;
+# - the draws of all four posteriors as netCDF files for arviz;
+# - four figures.
 
 # %%
 import math
@@ -20,10 +25,10 @@ import time
 from pathlib import Path
 
 import emcee
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from joblib import Parallel, delayed
-from matplotlib.figure import Figure
 from sbi.inference import NPE
 from sbi.utils import MultipleIndependent
 from torch import Tensor
@@ -33,7 +38,7 @@ from torchdiffeq import odeint
 from sbi_jeffreys import JNPE, compare, plots, to_inference_data
 from sbi_jeffreys.plots.style import color_of
 
-FAST = bool(os.environ.get("TUTORIAL_FAST"))  # for a quick look: numbers mean little then
+FAST = bool(os.environ.get("TUTORIAL_FAST"))  # a quick look; its numbers mean little
 NUM_SIMULATIONS, MCMC_STEPS = (200, 100) if FAST else (1000, 2500)
 EPOCHS = 3 if FAST else 100
 SEED = 0
@@ -45,7 +50,7 @@ begin = time.perf_counter()
 # %% [markdown]
 # ## The data
 #
-# Pelts in thousands; we take their logarithms.
+# The counts are thousands of pelts. We use their logarithms.
 
 # %%
 FOLDER = Path("tutorials") if Path("tutorials").exists() else Path()  # in a notebook
@@ -60,15 +65,15 @@ X_O = torch.cat([HARE, LYNX]).log()
 #
 #     du/dt = (α − β v) u,        dv/dt = (−γ + δ u) v,
 #
-# and each count has a log-normal error. The eight parameters (four rates, both
-# populations in 1900, both errors) and their priors are those of Carpenter's Stan case
+# and each count has a log-normal error. The eight parameters are four rates, both
+# populations in 1900, and both errors. Parameters and priors follow Carpenter's Stan case
 # study, "Predator-Prey Population Dynamics: the Lotka-Volterra model in Stan".
 
 # %%
 NAMES = ["α", "β", "γ", "δ", "hare 1900", "lynx 1900", "σ hare", "σ lynx"]
 STAN_MEANS = [0.55, 0.028, 0.80, 0.024, 34.0, 6.0, 0.25, 0.25]
-STEP = 0.2  # years; log populations then err by less than 0.01 near the posterior
-FLOOR = math.log(1e-3)  # pelts are counted in thousands, so one pelt is the least
+STEP = 0.2  # years; the error of log populations near the posterior is below 0.01
+FLOOR = math.log(1e-3)  # thousands: the smallest count is one pelt
 
 
 class PositiveNormal(Distribution):
@@ -106,7 +111,7 @@ def make_prior() -> MultipleIndependent:
 
 
 def log_populations(theta: Tensor) -> Tensor:
-    """Solve the equations for log hares and lynx; `(N, 8)` to `(N, 42)`."""
+    """Map parameters `(N, 8)` to log populations `(N, 42)`, hares before lynx."""
     growth = torch.stack([theta[:, 0], -theta[:, 2]])
     loss = torch.stack([-theta[:, 1], theta[:, 3]])
 
@@ -120,7 +125,7 @@ def log_populations(theta: Tensor) -> Tensor:
 
 
 def simulate(theta: Tensor) -> Tensor:
-    """Return log counts in thousands, hares then lynx, `(N, 42)`."""
+    """Map parameters `(N, 8)` to log counts in thousands `(N, 42)`, hares first."""
     scale = theta[:, 6:].repeat_interleave(len(YEARS), dim=1)
     counts = log_populations(theta) + scale * torch.randn(len(theta), 2 * len(YEARS))
     return counts.clamp(min=FLOOR)
@@ -129,13 +134,13 @@ def simulate(theta: Tensor) -> Tensor:
 # %% [markdown]
 # ## The reference, in another process
 #
-# MCMC evaluates the exact likelihood, which a simulator would not offer. It runs while we
-# train.
+# MCMC uses the exact likelihood, which a simulator usually does not offer. It runs in
+# another process during the trainings.
 
 
 # %%
 def log_posterior(log_theta: np.ndarray) -> np.ndarray:
-    """Return the exact log posterior density of log parameters, `(N, 8)` to `(N,)`."""
+    """Map log parameters `(N, 8)` to their exact log posterior density `(N,)`."""
     theta = torch.as_tensor(np.exp(log_theta), dtype=torch.float32)
     with torch.no_grad():
         scale = theta[:, 6:].repeat_interleave(len(YEARS), dim=1)
@@ -163,34 +168,39 @@ mcmc = Parallel(n_jobs=2, return_as="generator")(
 # %% [markdown]
 # ## Two trainings on the same simulations
 #
-# Of 1,000 simulations each. NPE stops by itself, when its held-out loss stalls. JNPE's
-# would fall for some 300 epochs more, by a third of a nat, but with the posteriors below
-# little would change (leave out `max_num_epochs` to see): 100 are enough for a first
-# look.
+# Both methods train on the same 1,000 simulations. NPE stops when its held-out loss
+# stalls. JNPE's loss would fall by another third of a nat over some 300 more epochs, but
+# the posteriors below would change little. To save time it stops after 100 epochs. Leave
+# out `max_num_epochs` to train it to the end.
 
 # %%
 torch.manual_seed(SEED)
 prior = make_prior()
 theta = prior.sample((NUM_SIMULATIONS,))
 x = simulate(theta)
-trainers, seconds = {"JNPE": JNPE(prior), "NPE": NPE(prior)}, {}
+trainers = {
+    "JNPE": JNPE(prior, show_progress_bars=False),
+    "NPE": NPE(prior, show_progress_bars=False),
+}
+seconds = {}
 for name, trainer in trainers.items():
     start = time.perf_counter()
     trainer.append_simulations(theta, x)
     trainer.train(max_num_epochs=EPOCHS)
     seconds[name] = time.perf_counter() - start
-plots.plot_training(trainers["JNPE"].summary).savefig(OUTPUT / "training.png", dpi=110)
-print("\nwaiting for MCMC ...")
-(chains,) = mcmc
+figure = plots.plot_training(trainers["JNPE"].summary)
+figure.savefig(OUTPUT / "training.png", dpi=110)
+figure
 
 # %% [markdown]
 # ## Do flow and energy agree at the observation?
 #
-# Ask this first: if Pareto k̂ were above 0.7, neither could be relied on. Here it is
-# below, but they differ, by more than a nat: the energy has found something that the flow
-# has not, and the corrected posterior is the one to look at.
+# This is the first check. If Pareto k̂ were above 0.7, both posteriors would be
+# unreliable. Here it is below, but the two differ by more than a nat. The energy has
+# learnt something that the flow has not, so the corrected posterior is the better one.
 
 # %%
+(chains,) = mcmc  # wait for the other process
 corrected = trainers["JNPE"].build_posterior(sample_with="energy")
 agreement = corrected.agreement(X_O)
 print(agreement)
@@ -199,13 +209,16 @@ figure.savefig(OUTPUT / "agreement.png", dpi=110)
 figure
 
 # %% [markdown]
-# ## Four posteriors, side by side
+# ## Four posteriors side by side
 #
-# Look at the standard deviations beside MCMC's, and at the C2ST of the second table: the
-# accuracy with which a random forest tells samples from MCMC's, 0.5 if it can't, 1 if it
-# always can. What would be wrong? A posterior that is *narrower* than MCMC's, or
-# elsewhere. Wider ones are cautious: from 1,000 simulations of the whole prior, most of
-# them nowhere near the data, no method finds the tiny part of it that MCMC does.
+# Compare the standard deviations with those of MCMC. In the second table, look at the
+# C2ST. It is the accuracy with which a random forest separates samples of a posterior
+# from samples of MCMC. 0.5 means that it cannot separate them, and 1 means that it always
+# can.
+#
+# A posterior that is narrower than MCMC's, or that lies elsewhere, is wrong. A wider one
+# is only cautious. The prior is broad, and most of the 1,000 simulations are far from the
+# data, so no method finds the small region that MCMC finds.
 
 # %%
 data = to_inference_data(
@@ -242,12 +255,12 @@ figure
 # %% [markdown]
 # ## What they predict for the counts
 #
-# The pelts (points) should be within the bands about nine times out of ten, and the bands
-# should follow the cycle. A posterior that is too wide predicts any phase at all.
+# About nine of ten counts (points) should lie inside the bands, and the bands should
+# follow the cycle. A posterior that is too wide predicts cycles with any phase, and its
+# bands are broad.
 
 # %%
-figure = Figure(figsize=(9, 7), layout="constrained")
-axes = figure.subplots(2, 1, sharex=True)
+figure, axes = plt.subplots(2, 1, sharex=True, figsize=(9, 7), layout="constrained")
 for name, each in data.items():
     counts = np.exp(each["posterior_predictive"]["x"].values.reshape(-1, 2, len(YEARS)))
     bands = np.quantile(counts, (0.05, 0.5, 0.95), axis=0).swapaxes(0, 1)
@@ -260,10 +273,12 @@ for axis, animal, counts in zip(axes, ("hares", "lynx"), (HARE, LYNX), strict=Tr
 axes[0].legend(title="median and 90 % of predictions")
 axes[1].set(xlabel="year", xticks=range(1900, 1921, 5))
 figure.savefig(OUTPUT / "predictive.png", dpi=110)
+
+# %%
 print(f"{time.perf_counter() - begin:.0f} s; figures are in {OUTPUT}")
 
 # %% [markdown]
-# ## And then?
+# ## How to go on
 #
-# More simulations where they matter: truncate the prior to where the posterior is
-# (`sbi.utils.RestrictedPrior`), simulate again from there, and train on both.
+# Simulate more where it matters. Truncate the prior to the region of the posterior with
+# `sbi.utils.RestrictedPrior`, simulate from it, and train on all simulations.

@@ -1,28 +1,31 @@
 # %% [markdown]
 # # Swap one name
 #
-# You infer parameters with `sbi`'s NPE. What changes if you write JNPE instead, and when
-# is it worth it? The simulator is that of sbi's getting-started guide, three parameters
-# with Gaussian noise around them, so the answer can be checked: away from the edges of
-# the prior, the posterior is a Gaussian of standard deviation 0.1 around x - 1.
+# You infer parameters with NPE of `sbi`. What changes if you use `JNPE` instead, and when
+# is it worth the time?
+#
+# The simulator comes from sbi's getting-started guide. It has three parameters and adds
+# Gaussian noise to them, so the exact posterior is known. Away from the edges of the
+# prior it is a Gaussian with mean x − 1 and standard deviation 0.1.
 #
 #     python tutorials/swap_one_name.py
 #
-# writes its figures into `results/tutorials`. About three minutes on two cores.
+# The script takes about three minutes on two cores and writes its figures into
+# `results/tutorials`.
 
 # %%
 import os
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
-from matplotlib.figure import Figure
 from sbi.inference import NPE
 from sbi.utils import BoxUniform
 from torch.distributions import Normal
 
 from sbi_jeffreys import JNPE, compare, plots, to_inference_data
 
-FAST = bool(os.environ.get("TUTORIAL_FAST"))  # for a quick look: numbers mean little then
+FAST = bool(os.environ.get("TUTORIAL_FAST"))  # a quick look; its numbers mean little
 OUTPUT = Path("results/tutorials/swap_one_name")
 OUTPUT.mkdir(parents=True, exist_ok=True)
 torch.set_num_threads(1)
@@ -37,15 +40,18 @@ def simulator(theta):
 
 
 # %% [markdown]
-# ## The same lines, with another name
+# ## The same lines with another name
 #
-# `JNPE` takes NPE's arguments in NPE's order, and what it returns is a posterior of sbi.
+# `JNPE` takes the arguments of NPE in the same order and builds posteriors of sbi.
 
 # %%
 theta = prior.sample((500,))
 x = simulator(theta)
 
-trainers = {"NPE": NPE(prior), "JNPE": JNPE(prior)}
+trainers = {
+    "NPE": NPE(prior, show_progress_bars=False),
+    "JNPE": JNPE(prior, show_progress_bars=False),
+}
 for trainer in trainers.values():
     trainer.append_simulations(theta, x).train(max_num_epochs=5 if FAST else 2**31 - 1)
 
@@ -55,10 +61,12 @@ posteriors["JNPE, corrected"] = trainers["JNPE"].build_posterior(sample_with="en
 samples = {name: p.sample((2000,), x=x_o) for name, p in posteriors.items()}
 
 # %% [markdown]
-# JNPE trains two models of the posterior: a flow, and an energy that corrects the flow's
-# samples. Compare all three with the exact posterior, of which we can draw samples here.
-# Look at the columns of distances: the exact posterior's own samples would have a C2ST of
-# 0.5, and a distance of nearly zero.
+# JNPE trains two models of the posterior. One is a flow. The other is an energy, which
+# corrects the flow's samples. We compare NPE and both posteriors of JNPE with samples
+# from the exact posterior.
+#
+# The second table holds the distances from the exact posterior. A perfect posterior has a
+# C2ST of 0.5 and a sliced Wasserstein distance close to 0.
 
 # %%
 samples["exact"] = x_o - 1 + 0.1 * torch.randn(2000, 3)
@@ -69,21 +77,23 @@ figure.savefig(OUTPUT / "densities.png", dpi=110)
 figure
 
 # %% [markdown]
-# What would be wrong? Densities that are wider than the exact one, or shifted: a
-# posterior that was trained on 500 simulations must not be trusted before it was looked
-# at. Ask whether flow and energy agree at the observation; `trust.py` goes on from there.
+# A density that is wider than the exact one, or shifted, is wrong. With 500 simulations
+# this can happen, so check a posterior before you rely on it. The first check is whether
+# flow and energy agree at the observation. The tutorial `trust.py` shows the other
+# checks.
 
 # %%
 print(posteriors["JNPE"].agreement(x_o))
 
 # %% [markdown]
-# ## When it helps, and when it does not matter
+# ## When it helps
 #
-# The fewer simulations there are, the more NPE overfits, and the earlier it has to stop.
-# Test negative log-likelihood on fresh pairs, less its exact value: the mean KL from the
-# true posterior, in nats. (NPE's density is taken before it is cut off at the edges of
-# the prior, as it is trained. JNPE's patience, 200 epochs by default, is 50 here, and it
-# gets no 3,000 simulations, so that you need not wait.)
+# NPE overfits more with fewer simulations, so it has to stop earlier. We measure this by
+# the mean KL divergence from the exact posterior, in nats. It is the negative
+# log-likelihood on fresh pairs minus the exact value.
+#
+# NPE's density is evaluated without truncation to the prior, as it is trained. To save
+# time, JNPE's patience is 50 epochs instead of 200, and it skips 3,000 simulations.
 
 # %%
 theta_test = prior.sample((1000,))
@@ -92,7 +102,7 @@ gaussian = Normal(x_test - 1, 0.1)
 inside = gaussian.cdf(torch.tensor(2.0)) - gaussian.cdf(torch.tensor(-2.0))
 exact = -(gaussian.log_prob(theta_test) - inside.log()).sum(-1).mean()
 
-methods = {  # with their patience, in epochs, and the largest number of simulations
+methods = {  # patience in epochs, and the largest number of simulations
     "NPE": (NPE, 20, 3000),
     "JNPE": (JNPE, 50, 1000),
 }
@@ -113,27 +123,28 @@ for num in (100, 300) if FAST else (100, 300, 1000, 3000):
         print(f"{num:5} simulations, {name}: {gaps[name][num]:.3f} nats")
 
 # %%
-figure = Figure(figsize=(5, 3.5), layout="constrained")
-axis = figure.subplots()
+figure, axis = plt.subplots(figsize=(5, 3.5), layout="constrained")
 for name, values in gaps.items():
     axis.loglog(list(values), list(values.values()), "o-", label=name)
 axis.set(xlabel="simulations", ylabel="KL from the exact posterior, nats")
 axis.legend()
 figure.savefig(OUTPUT / "budgets.png", dpi=110)
-figure
 
 # %% [markdown]
-# Read the figure across: JNPE with 100 simulations is about as good as NPE with 300, and
-# with 300 about as good as NPE with 3,000. With hundreds, every simulation that it saves
-# is one that you need not run. And read it down: NPE, at its defaults, stopped early, and
-# gains little from 1,000 to 3,000; but it took seconds, where JNPE took a minute. If
-# simulations cost nothing, run more of them, and NPE will do.
+# Compare the curves along the horizontal axis first. JNPE with 100 simulations is more
+# accurate than NPE with 300. JNPE with 300 is about as accurate as NPE with 1,000 or with
+# 3,000. When simulations are expensive, JNPE saves many of them.
 #
-# This simulator flatters JNPE: it is linear, and the energy is pooled with three simpler
-# models that are all right here: a linear one, an exponential family, and a synthetic
-# likelihood. What part they have is in the summary, 0 for none of it, 1 for nothing else.
-# Where all are zero, the networks have to do it all; the README's table has such tasks,
-# too.
+# Then look at the cost. NPE with its defaults stops early and gains little from 1,000 to
+# 3,000 simulations, but it trains in seconds. JNPE takes about a minute. If simulations
+# are cheap, run more of them and use NPE.
+#
+# This simulator favours JNPE. Its energy is pooled with three simpler models: a linear
+# model, an exponential family and a synthetic likelihood. All three are exact for this
+# simulator. The summary holds the weight of each model in the pool. A weight of 0 means
+# that the model has no part, and a weight of 1 means that it replaces the energy
+# networks. On tasks where all three weights are 0, only the networks help. The README's
+# table has such tasks.
 
 # %%
 for model in ("linear_model", "exponential_family", "synthetic_likelihood"):

@@ -1,27 +1,28 @@
 # %% [markdown]
-# # Thousands of observations, on a GPU if there is one
+# # Thousands of observations
 #
-# A posterior that is amortised costs its training once, and then answers for any number
-# of observations. How fast, and what has to fit where? The same lines run on a CPU and on
-# a GPU: only `device` differs.
+# An amortised posterior is trained once and then answers for any number of observations.
+# This tutorial measures how fast it answers and shows how to limit memory. The same code
+# runs on a CPU and on a GPU; only `device` differs.
 #
 #     python tutorials/thousands_of_observations.py
 #
-# About four minutes on two cores; results go to `results/tutorials`.
+# The script takes about four minutes on two cores and writes its figures into
+# `results/tutorials`.
 
 # %%
 import os
 import time
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from sbi.utils import BoxUniform
 
 from sbi_jeffreys import JNPE, calibrate, plots
 
-FAST = bool(os.environ.get("TUTORIAL_FAST"))  # for a quick look: numbers mean little then
+FAST = bool(os.environ.get("TUTORIAL_FAST"))  # a quick look; its numbers mean little
 OUTPUT = Path("results/tutorials/thousands_of_observations")
 OUTPUT.mkdir(parents=True, exist_ok=True)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -34,7 +35,7 @@ prior = BoxUniform(-2 * torch.ones(4), 2 * torch.ones(4), device=DEVICE)
 
 
 def simulator(theta):
-    """Return eight noisy features of four parameters, `(N, 4)` to `(N, 8)`."""
+    """Map parameters `(N, 4)` to noisy features `(N, 8)`."""
     features = torch.cat([theta, theta.roll(1, -1) * theta], -1)
     return features + 0.2 * torch.randn_like(features)
 
@@ -42,11 +43,13 @@ def simulator(theta):
 # %% [markdown]
 # ## Simulations larger than memory
 #
-# Simulations of an expensive run often lie in files. Arrays that are mapped from disk
-# (`numpy.load(path, mmap_mode="r")`) are trained on without being read into memory: while
-# a batch is used, a thread gathers the next. With arrays in memory, `data_device="cpu"`
-# keeps them there while training on a GPU, and `data_device=None` (the default) puts them
-# on the GPU, where batches cost nothing.
+# Expensive simulations are often stored in files. JNPE trains on arrays that are mapped
+# from disk by `numpy.load(path, mmap_mode="r")` without reading them into memory. While
+# one batch is used, a thread loads the next.
+#
+# Arrays in memory can stay there while a GPU trains: pass `data_device="cpu"` to
+# `append_simulations`. The default, `data_device=None`, copies them to the GPU, where
+# batches need no transfer.
 
 # %%
 theta = prior.sample((NUM_SIMULATIONS,))
@@ -56,13 +59,13 @@ theta_on_disk, x_on_disk = (
     np.load(OUTPUT / name, mmap_mode="r") for name in ("theta.npy", "x.npy")
 )
 
-trainer = JNPE(prior, device=DEVICE)
+trainer = JNPE(prior, device=DEVICE, show_progress_bars=False)
 trainer.append_simulations(theta_on_disk, x_on_disk)
 start = time.perf_counter()
 trainer.train(training_batch_size=1000, max_num_epochs=3 if FAST else 30)
 seconds = time.perf_counter() - start
 rate = trainer.epoch * NUM_SIMULATIONS / seconds
-print(f"\ntrained {trainer.epoch} epochs on {DEVICE}: {rate:,.0f} simulations a second")
+print(f"trained {trainer.epoch} epochs on {DEVICE}: {rate:,.0f} simulations a second")
 figure = plots.plot_training(trainer.summary)
 figure.savefig(OUTPUT / "training.png", dpi=110)
 figure
@@ -70,9 +73,10 @@ figure
 # %% [markdown]
 # ## All observations at once
 #
-# `sample_batched` draws for all of them together, at most `max_sampling_batch_size`
-# samples at a time, so that memory is bounded. The flow needs no rejection; the corrected
-# posterior weighs the flow's draws by the energy, which costs several times as much.
+# `sample_batched` samples for all observations together. It makes at most
+# `max_sampling_batch_size` samples at a time, which limits memory. The flow needs no
+# rejection. The corrected posterior weights the flow's draws by the energy, so its
+# samples take several times as long.
 
 # %%
 theta_true = prior.sample((NUM_OBSERVATIONS,))
@@ -90,19 +94,18 @@ for name, posterior in posteriors.items():
     speeds[name] = samples.shape[0] * samples.shape[1] / (time.perf_counter() - start)
     print(f"{name}: {tuple(samples.shape)} samples, {speeds[name]:,.0f} a second")
 
-figure = Figure(figsize=(4, 3), layout="constrained")
-axis = figure.subplots()
+figure, axis = plt.subplots(figsize=(4, 3), layout="constrained")
 axis.bar(list(speeds), list(speeds.values()), color=["C0", "C1"])
 axis.set(ylabel=f"samples a second on {DEVICE}")
 figure.savefig(OUTPUT / "throughput.png", dpi=110)
-figure
 
 # %% [markdown]
-# ## With so many observations, check that they are right on average
+# ## Calibration over many observations
 #
-# The true parameters are known here, so that ranks should be uniform, for each parameter,
-# over all observations. A line outside of the band is a posterior that is too narrow or
-# too wide; with this many observations even a small error shows.
+# Here the true parameters are known. If the posterior is calibrated, the rank of each
+# true parameter among the samples is uniform over all observations. A curve that leaves
+# the grey band means that the posterior is too narrow, too wide or biased. With many
+# observations, even a small error shows.
 
 # %%
 calibration = calibrate(

@@ -1,27 +1,32 @@
 # %% [markdown]
 # # Can I trust this posterior?
 #
-# Three cases side by side, of the same model: a training that went well, one that ended
-# too soon, and one on a simulator that is not the one the observation came from. Which
-# diagnostic tells which case?
+# This tutorial compares three cases of the same model:
+#
+# - The training went well.
+# - The training ended too early.
+# - The observation comes from another simulator than the training data.
+#
+# Which diagnostic detects which case?
 #
 #     python tutorials/trust.py
 #
-# About four minutes on two cores; figures go to `results/tutorials`.
+# The script takes about four minutes on two cores and writes its figures into
+# `results/tutorials`.
 
 # %%
 import os
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
-from matplotlib.figure import Figure
 from sbi.utils import BoxUniform
 from torch.distributions import Normal
 
 from sbi_jeffreys import JNPE, calibrate, compare, plots, to_inference_data
 from sbi_jeffreys.plots.style import color_of
 
-FAST = bool(os.environ.get("TUTORIAL_FAST"))  # for a quick look: numbers mean little then
+FAST = bool(os.environ.get("TUTORIAL_FAST"))  # a quick look; its numbers mean little
 OUTPUT = Path("results/tutorials/trust")
 OUTPUT.mkdir(parents=True, exist_ok=True)
 torch.set_num_threads(1)
@@ -33,11 +38,11 @@ prior = BoxUniform(torch.tensor([0.5, 0.5, 0.02]), torch.tensor([2.0, 5.0, 0.3])
 
 
 def decay(theta, outlier=0.0):
-    """Return noisy exponential decays at 20 times, `(N, 3)` to `(N, 20)`."""
+    """Map parameters `(N, 3)` to noisy exponential decays `(N, 20)`."""
     amplitude, rate, noise = theta.T[..., None]
     curve = amplitude * (-rate * TIMES).exp()
     x = curve + noise * torch.randn(len(theta), len(TIMES))
-    x[:, 5] += outlier  # a fault of the instrument that the simulator does not know
+    x[:, 5] += outlier  # an instrument fault that the simulator ignores
     return x
 
 
@@ -47,12 +52,12 @@ x_good, x_faulty = decay(theta_o), decay(theta_o, outlier=2.0)
 # %% [markdown]
 # ## Three posteriors
 #
-# (The patience of 30 epochs, instead of 200, is so that you need not wait.)
+# To save time, the patience is 30 epochs instead of 200.
 
 # %%
 theta = prior.sample((1000,))
 x = decay(theta)
-trained, under_trained = JNPE(prior), JNPE(prior)
+trained, under_trained = (JNPE(prior, show_progress_bars=False) for _ in range(2))
 trained.append_simulations(theta, x).train(
     stop_after_epochs=30, max_num_epochs=5 if FAST else 2**31 - 1
 )
@@ -71,12 +76,18 @@ posteriors = {
 # %% [markdown]
 # ## At the observation: do flow and energy agree?
 #
-# Both models learnt the same posterior in different ways. Where the simulations determine
-# it, they agree; after a poor training, nothing makes them. Look at KL (nats), at the
-# effective sample size of the weights that turn one into the other, at Pareto k̂ (above
-# 0.7 the weights can't be relied on), and at p(x): how unusual the observation is among
-# the simulations. (Entries of x far outside of these are taken for the most extreme of
-# them by both models, which may agree on it.)
+# Flow and energy learn the same posterior in different ways. They agree where the
+# simulations determine the posterior. After a poor training nothing makes them agree. The
+# report has four numbers to look at:
+#
+# - KL: the divergence between the two, in nats.
+# - ESS: the effective sample size of the weights that turn the flow into the energy.
+# - Pareto k̂: the weights are unreliable if it is above 0.7.
+# - p(x): how unusual the observation is among the simulations.
+#
+# Both models replace entries of x that lie far outside the simulations by the most
+# extreme simulated values, so they may agree on such an x. The p-value is then the only
+# warning.
 
 # %%
 for name, (_, x_o) in cases.items():
@@ -85,22 +96,26 @@ for name, (_, x_o) in cases.items():
     plots.plot_agreement(report).savefig(OUTPUT / f"agreement_{name}.png", dpi=110)
 
 # %% [markdown]
-# Both are caught here. After four epochs the flow has hardly left the prior, while the
-# energy, which is pooled with simpler models that need no epochs, is many nats ahead of
-# it: they can't both be right. Which of them is, agreement does not tell. And the faulty
-# observation is caught here only: whatever is right on average over the simulations says
-# nothing of an x that no simulation resembles. Nor is agreement a proof: two models that
-# were wrong in the same way would agree on that.
+# The report detects both bad cases. After four epochs the flow is still close to the
+# prior. The energy is pooled with simpler models that need no epochs, and it is many nats
+# ahead. The two cannot both be right, but the report does not say which one is wrong.
+#
+# Only the report detects the faulty observation. A posterior can be right on average over
+# the simulations and still be wrong for an x that resembles none of them. Agreement is no
+# proof either, because two models can be wrong in the same way.
 #
 # ## On fresh simulations: is the posterior calibrated?
 #
-# If the posterior is right on average, the true parameter's rank among its samples is
-# uniform (SBC), and credible regions hold the truth as often as they say (TARP). This
-# needs fresh simulations, and no second model, and it tells which: the under-trained
-# flow is found to be too wide, its correction by the energy is not. (One of the simpler
-# models, a curve plus independent errors, is right here.) But do not let calibration
-# alone decide: the prior is calibrated, too, and so is all that is vague in the right
-# way. The test loss tells such posteriors apart, and how far they contract.
+# If the posterior is right on average, the rank of the true parameter among its samples
+# is uniform (SBC), and credible regions contain the truth as often as they claim (TARP).
+# These tests need fresh simulations but no second model, and they say which model is
+# wrong. Here the under-trained flow is too wide. Its correction by the energy is
+# calibrated, because one of the simpler models, a curve with independent errors, is exact
+# for this simulator.
+#
+# Do not rely on calibration alone. The prior is calibrated, and so are other posteriors
+# that are too vague in the right way. The test loss and the width of the posterior
+# separate them from a good posterior.
 
 # %%
 theta_test = prior.sample((60 if FAST else 200,))
@@ -124,21 +139,26 @@ calibrations = {
 }
 for name, calibration in calibrations.items():
     print(f"{name}: {calibration.verdict}")
-plots.plot_ranks(calibrations).savefig(OUTPUT / "ranks.png", dpi=110)
+figure = plots.plot_ranks(calibrations)
+figure.savefig(OUTPUT / "ranks.png", dpi=110)
+figure
+
+# %%
 figure = plots.plot_tarp(calibrations)
 figure.savefig(OUTPUT / "tarp.png", dpi=110)
 figure
 
 # %% [markdown]
-# In the figure of ranks, lines within the grey band are fine. A line below it on the left
-# and above it on the right is a posterior that is too wide; the other way round, too
-# narrow, the dangerous one.
+# Curves inside the grey band of the first figure are fine. A curve that goes down and
+# then up belongs to a posterior that is too wide. A curve that goes up and then down
+# belongs to one that is too narrow, which is the dangerous case.
 #
 # ## In arviz: what does the posterior predict?
 #
-# All three as arviz data, and the simulations that each posterior predicts. The
-# mis-specified one explains the outlier by more noise in all points: its predictions are
-# far too wide everywhere but where the outlier is.
+# The next cells export the three posteriors to arviz, together with simulations that they
+# predict. The posterior of the mis-specified case explains the outlier by more noise in
+# all points. Its predictions are far too wide at all times, and the outlier still lies
+# outside them.
 
 # %%
 data = {
@@ -155,10 +175,12 @@ data = {
     for name, (_, x_o) in cases.items()
 }
 print(compare(data))
-plots.plot_densities(data).savefig(OUTPUT / "densities.png", dpi=110)
+figure = plots.plot_densities(data)
+figure.savefig(OUTPUT / "densities.png", dpi=110)
+figure
 
-figure = Figure(figsize=(10, 3.2), layout="constrained")
-axes = figure.subplots(1, 3, sharey=True)
+# %%
+figure, axes = plt.subplots(1, 3, sharey=True, figsize=(10, 3.2), layout="constrained")
 for axis, (name, (_, x_o)) in zip(axes, cases.items(), strict=True):
     predicted = torch.as_tensor(data[name]["posterior_predictive"]["x"].values)
     levels = torch.tensor([0.05, 0.5, 0.95])
@@ -168,15 +190,15 @@ for axis, (name, (_, x_o)) in zip(axes, cases.items(), strict=True):
     axis.plot(TIMES, x_o[0], "k.")
     axis.set(title=name, xlabel="time")
 figure.savefig(OUTPUT / "predictive.png", dpi=110)
-figure
 
 # %% [markdown]
-# ## What not to compare with
+# ## Do not compare with one true parameter
 #
-# The observation came from a rate of 2.0, and the well-specified posterior says about
-# 1.5. Is it wrong? Three parameters can be put on a grid, where the posterior is exact:
-# the noise of this one observation happens to look like a slower decay. A single true
-# parameter tells little; the ranks of many, above, are the test.
+# The observation was simulated with a rate of 2.0, but the well-specified posterior has a
+# mean of about 1.5. Is it wrong? With three parameters, the exact posterior can be
+# computed on a grid. It shows that the noise of this observation looks like a slower
+# decay. A single true parameter therefore says little. The ranks of many, above, are the
+# test.
 
 # %%
 sides = [
@@ -193,8 +215,9 @@ for name, true, centre, width in zip(NAMES, theta_o[0], mean, sd, strict=True):
     print(f"{name}: true {true:.2f}, exact posterior {centre:.2f} ± {width:.2f}")
 
 # %% [markdown]
-# ## So, in this order
+# ## The order of checks
 #
-# 1. `posterior.agreement(x_o)`: is x_o like the simulations, do the models agree?
-# 2. `calibrate(posterior, theta_test, x_test)`: right on average?
-# 3. Predict, and look.
+# 1. `posterior.agreement(x_o)`: does x_o resemble the simulations, and do the models
+#    agree?
+# 2. `calibrate(posterior, theta_test, x_test)`: is the posterior right on average?
+# 3. Simulate from the posterior and compare with the observation.

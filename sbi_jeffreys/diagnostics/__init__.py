@@ -1,4 +1,4 @@
-"""Posteriors of any kind side by side: draws for arviz, tables, calibration."""
+"""Check and compare posteriors of any kind, and export them to arviz."""
 
 from sbi_jeffreys.diagnostics.calibration import calibrate
 from sbi_jeffreys.diagnostics.comparison import Comparison, compare

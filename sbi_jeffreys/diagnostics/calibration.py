@@ -1,16 +1,16 @@
-r"""Calibration on held-out simulations: SBC and TARP, from the same posterior samples.
+r"""Calibration on held-out simulations: SBC and TARP on the same posterior samples.
 
-With $(\theta, x)$ simulated and $\theta_1, \dots, \theta_S$ drawn from an exact posterior
-given x, the rank of $\theta$ among the draws, in any one number $g(\theta, x)$, is
-uniform on $0, \dots, S$. Simulation-based calibration (Talts et al., arXiv:1804.06788)
-takes each parameter for g; TARP (Lemos et al., arXiv:2302.03026) the distance from a
-random reference point, which sees all parameters together.
+Let $(\theta, x)$ be simulated, and let $\theta_1, \dots, \theta_S$ be samples of an exact
+posterior given x. For any scalar function $g(\theta, x)$, the rank of $\theta$ among the
+samples is then uniform on $0, \dots, S$. Simulation-based calibration (Talts et al.,
+arXiv:1804.06788) uses each parameter as g. TARP (Lemos et al., arXiv:2302.03026) uses the
+distance from a random reference point, so it tests all parameters together.
 """
 
 import warnings
 from collections.abc import Mapping, Sequence
 from math import ceil
-from typing import Any, overload
+from typing import overload
 
 import torch
 from numpy.typing import ArrayLike
@@ -26,9 +26,10 @@ from sbi.utils.metrics import l2
 from torch import Tensor
 
 from sbi_jeffreys.data.arrays import check_finite
-from sbi_jeffreys.diagnostics.draws import random_state
+from sbi_jeffreys.diagnostics.draws import FixedSamples
 from sbi_jeffreys.diagnostics.naming import columns_of
 from sbi_jeffreys.diagnostics.ranks import Calibration
+from sbi_jeffreys.sampling.random_state import random_state
 
 
 @overload
@@ -70,31 +71,33 @@ def calibrate(
     seed: int | None = None,
     show_progress_bars: bool = True,
 ) -> Calibration | dict[str, Calibration]:
-    """Check with SBC and TARP whether posteriors are calibrated, from one set of samples.
+    """Test with SBC and TARP whether posteriors are calibrated.
 
-    Each posterior is sampled once, for all simulations together, by `sample_batched`; if
-    it has none, by `sbi`'s loop. Several posteriors share TARP's reference points.
+    Each posterior is sampled once, and both tests use these samples. Sampling is done by
+    `sample_batched` for all simulations together. Posteriors that do not support this are
+    sampled in `sbi`'s loop. Several posteriors share the reference points of TARP.
 
     Args:
-        posteriors: One, of any kind, or several by name.
-        theta: Parameters from the prior, shape `(N, D)`, that no posterior was trained
-            on. Hundreds are needed.
-        x: Their simulations, shape `(N, *x)`. Those with NaN or infinite entries are left
-            out, with a warning.
-        num_posterior_samples: S, drawn for each simulation.
-        num_bins: Of TARP's curve; N // 10 by default.
-        parameter_names: Of length D; "theta_0", "theta_1", ... by default.
-        seed: Makes samples and reference points reproducible, and leaves the random
-            states of Python, NumPy and torch as they were; None draws from these.
+        posteriors: A posterior of any kind, or several by name.
+        theta: Parameters from the prior, shape `(N, D)`, that were not used in training.
+            N should be in the hundreds.
+        x: Simulations of `theta`, shape `(N, *x)`. Simulations with NaN or infinite
+            entries are left out, with a warning.
+        num_posterior_samples: S, the number of samples for each simulation.
+        num_bins: Number of bins of TARP's curve; N // 10 by default.
+        parameter_names: D names; "theta_0", "theta_1", ... by default.
+        seed: Makes samples and reference points reproducible. The random states of
+            Python, NumPy and torch are restored afterwards. With None, samples are drawn
+            from these states.
         show_progress_bars: Whether to show progress while sampling.
 
     Returns:
-        One calibration, or one for each name.
+        A calibration, or a dictionary of calibrations by name.
 
     Raises:
         TypeError: If a posterior cannot be sampled.
-        ValueError: If shapes do not match, or there are fewer than 10 simulations, or
-            no samples, or some parameters or samples are not finite.
+        ValueError: If shapes do not match, if there are fewer than 10 simulations or
+            no samples, or if parameters or samples are not finite.
     """
     named = posteriors if isinstance(posteriors, Mapping) else {"": posteriors}
     for posterior in named.values():
@@ -124,16 +127,6 @@ def calibrate(
     return results if isinstance(posteriors, Mapping) else results[""]
 
 
-class _Drawn:
-    """Samples already made, in the place of the posterior that `sbi` would sample."""
-
-    def __init__(self, samples: Tensor) -> None:
-        self.samples = samples
-
-    def sample_batched(self, *args: Any, **kwargs: Any) -> Tensor:
-        return self.samples
-
-
 def _calibration(
     samples: Tensor,
     theta: Tensor,
@@ -142,14 +135,14 @@ def _calibration(
     names: tuple[str, ...],
 ) -> Calibration:
     """Rank parameters `(N, D)` among samples `(S, N, D)`."""
-    num, drawn = len(samples), _Drawn(samples)
+    num, drawn = len(samples), FixedSamples(samples)
     distances = []
 
     def distance(reference: Tensor, other: Tensor) -> Tensor:
         distances.append(l2(reference, other))
         return distances[-1]
 
-    with warnings.catch_warnings():  # one of our own was enough
+    with warnings.catch_warnings():  # `_check_numbers` has warned
         warnings.filterwarnings("ignore", "Number of .* samples .* order of 100s")
         ranks, _ = run_sbc(theta, theta, drawn, num, show_progress_bar=False)
         ecp, alpha = run_tarp(
@@ -180,15 +173,15 @@ def _calibration(
 def fresh_simulations(
     theta: ArrayLike | None, x: ArrayLike | None
 ) -> tuple[Tensor, Tensor]:
-    """Return the pairs of which x is finite, in single precision.
+    """Return the pairs with finite x, in single precision.
 
     Args:
         theta: Parameters, shape `(N, D)`.
-        x: Simulations, shape `(N, *x)`. Those with NaN or infinite entries are left out,
-            with a warning.
+        x: Simulations, shape `(N, *x)`. Simulations with NaN or infinite entries are
+            left out, with a warning.
 
     Raises:
-        ValueError: If shapes do not match, one is missing, some parameters are not
+        ValueError: If shapes do not match, one of the two is missing, parameters are not
             finite, or fewer than ten simulations are left.
     """
     if theta is None or x is None:
@@ -224,15 +217,15 @@ def _check_numbers(
         )
     if num_simulations < 100:
         warnings.warn(
-            f"With {num_simulations} simulations only gross errors of calibration show. "
-            "Use 100 or more.",
+            f"{num_simulations} simulations reveal only large errors of calibration. Use "
+            "100 or more.",
             stacklevel=3,
         )
     enough = ceil(10 * num_simulations**0.5)
     if num_posterior_samples < enough:
         warnings.warn(
             f"With `num_posterior_samples={num_posterior_samples}`, ranks are too coarse "
-            f"for tests on {num_simulations} simulations, which will fail too often. Use "
+            f"to test {num_simulations} simulations, and the tests fail too often. Use "
             f"{enough} or more.",
             stacklevel=3,
         )

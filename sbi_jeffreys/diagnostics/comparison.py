@@ -1,4 +1,4 @@
-"""Posteriors side by side: summaries, distances from a reference, fresh simulations."""
+"""Tables that compare posteriors: summaries, distances, scores on fresh simulations."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,11 +11,16 @@ from sbi.inference.posteriors.base_posterior import NeuralPosterior
 
 from sbi_jeffreys._arviz import is_inference_data, labelled_draws, summary
 from sbi_jeffreys.diagnostics.calibration import fresh_simulations
-from sbi_jeffreys.diagnostics.distances import CLASSIFIERS, distances
-from sbi_jeffreys.diagnostics.draws import INDEPENDENT, random_state
-from sbi_jeffreys.diagnostics.held_out import held_out_scores
+from sbi_jeffreys.diagnostics.draws import INDEPENDENT
 from sbi_jeffreys.diagnostics.inference_data import to_inference_data
 from sbi_jeffreys.diagnostics.naming import ParameterNames
+from sbi_jeffreys.diagnostics.scores import (
+    CLASSIFIERS,
+    distances,
+    held_out_scores,
+    varies,
+)
+from sbi_jeffreys.sampling.random_state import random_state
 
 AGREEMENT = ("pareto_k", "ess", "kl_flow_energy")
 COLUMNS = (
@@ -33,49 +38,62 @@ COLUMNS = (
     "nll_se",
 )
 MIN_SAMPLES = 20
-"""Fewer tell nothing, and break the classifiers."""
+"""The classifiers need at least this many draws."""
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    r"""Two tables; printed, as text.
+    r"""Two tables that describe and compare posteriors. Print it to read them.
 
-    Columns of `parameters`, a row for each parameter and posterior:
+    The table `parameters` has a row for each parameter and posterior:
 
-    - `mean`, `sd`, `hdi_low`, `hdi_high`: of the draws, in the parameter's units; the
-      highest-density interval holds `hdi_prob`.
+    - `mean`, `sd`: mean and standard deviation of the draws, in the parameter's units.
+    - `hdi_low`, `hdi_high`: bounds of the highest-density interval that holds a
+      probability of `hdi_prob`, in the parameter's units.
     - `ess_bulk`: effective number of draws.
-    - `r_hat`: rank-normalised split R̂, of Markov chains only.
-    - `mean_shift`: mean minus the reference's mean, in the reference's standard
-      deviations; with a reference.
-    - `sd_ratio`: standard deviation over the reference's; with a reference.
+    - `r_hat`: rank-normalised split R̂, for Markov chains only.
+    - `mean_shift`: difference from the reference's mean, in standard deviations of the
+      reference. It needs a reference.
+    - `sd_ratio`: standard deviation divided by the reference's. It needs a reference.
 
-    Columns of `posteriors`, a row for each posterior:
+    The table `posteriors` has a row for each posterior. These columns are always there:
 
-    - `num_draws`: draws that were compared.
-    - `c2st_random_forest`, `c2st_mlp`: accuracy of that classifier, 0.5 (perfect) to 1,
-      by `sbi`'s `c2st`; it depends on the classifier and the number of draws. This and
-      the next four, with a reference.
-    - `sliced_wasserstein`: mean Wasserstein-1 distance of projections, in the reference's
-      standard deviations.
+    - `posterior`: its name.
+    - `num_draws`: number of draws that were compared.
+
+    These columns need a reference:
+
+    - `c2st_random_forest`, `c2st_mlp`: accuracy of this classifier in telling the draws
+      from the reference, by `sbi`'s `c2st`. 0.5 is perfect and 1 is the worst. It depends
+      on the classifier and on the number of draws.
+    - `sliced_wasserstein`: mean Wasserstein-1 distance of random projections, in standard
+      deviations of the reference.
     - `mmd_squared`: unbiased estimate of the squared maximum mean discrepancy, without
-      unit; negative by chance where distributions are equal.
-    - `max_mean_shift`: the largest |mean_shift| of all parameters.
-    - `mean_sd_ratio`: geometric mean of `sd_ratio`; below 1 if too narrow.
-    - `pareto_k`, `ess` (over the number of draws, 0 to 1) and `kl_flow_energy` (KL(p ‖ q)
-      in nats): what `agreement` says; where flow and energy are known.
-    - `coverage_50`, `coverage_90`: how often the central 50 % and 90 % intervals hold the
-      parameter, mean over parameters. Below 0.5 or 0.9 if too narrow. By chance, of one
-      parameter and N simulations, they stray by $\sqrt{L (1 - L) / N}$. This and the next
-      two, with fresh simulations.
-    - `nll`: mean $-\log p(\theta | x)$ in nats; lower is better.
-    - `nll_se`: its standard error.
+      unit. It can be negative by chance if the distributions are equal.
+    - `max_mean_shift`: the largest |`mean_shift`| of all parameters.
+    - `mean_sd_ratio`: geometric mean of `sd_ratio`. A posterior that is too narrow has a
+      value below 1.
 
-    What does not apply to a posterior is NaN.
+    These columns need a posterior with both flow and energy, see `AgreementReport`:
+
+    - `pareto_k`: shape of the tail of the importance weights.
+    - `ess`: effective sample size divided by the number of draws, 0 to 1.
+    - `kl_flow_energy`: KL(p ‖ q) of flow and energy, in nats.
+
+    These columns need fresh simulations:
+
+    - `coverage_50`, `coverage_90`: fraction of central 50 % and 90 % intervals that
+      contain the true parameter, averaged over parameters. A posterior that is too narrow
+      has values below 0.5 and 0.9. For one parameter and N simulations, the standard
+      error at level L is $\sqrt{L (1 - L) / N}$.
+    - `nll`: mean of $-\log p(\theta | x)$ in nats. Lower is better.
+    - `nll_se`: standard error of `nll`.
+
+    A value that does not apply to a posterior is NaN.
 
     Attributes:
-        parameters: The first table.
-        posteriors: The second.
+        parameters: Table with a row for each parameter and posterior.
+        posteriors: Table with a row for each posterior.
         reference: Name of the reference, or None.
         hdi_prob: Probability in the highest-density intervals.
     """
@@ -90,9 +108,18 @@ class Comparison:
         return "\n\n".join(t.map(_digits).to_string(index=False) for t in tables)
 
     def to_markdown(self) -> str:
-        """Return both tables in Markdown, with three significant digits."""
+        """Return both tables in Markdown, with three significant digits.
+
+        Raises:
+            ImportError: If the package tabulate is not installed.
+        """
         tables = (self.parameters, self.posteriors)
-        return "\n\n".join(t.map(_digits).to_markdown(index=False) for t in tables)
+        try:
+            return "\n\n".join(t.map(_digits).to_markdown(index=False) for t in tables)
+        except ImportError as error:
+            raise ImportError(
+                "`to_markdown` needs tabulate: pip install 'sbi_jeffreys[export]'."
+            ) from error
 
 
 def _digits(value: Any) -> str:
@@ -119,30 +146,37 @@ def compare(
     seed: int | None = None,
     show_progress_bars: bool = True,
 ) -> Comparison:
-    """Compare posteriors given an observation; with each other, or with a reference.
+    """Compare posteriors given an observation, with each other or with a reference.
 
     Args:
-        posteriors: By name: posteriors of this package or `sbi`; samples, shape `(N, D)`
-            or `(chain, draw, D)`; or what `to_inference_data` returned. Or one of these.
-        x_o: As in `to_inference_data`.
-        reference: Name of the one to measure distances from, for example samples of MCMC.
-        theta: Fresh parameters from the prior, shape `(N, D)`, that no posterior was
-            trained on, for coverage and NLL.
-        x: Their simulations, shape `(N, *x)`; those that are not finite are left out.
-        parameter_names: As in `to_inference_data`.
-        num_samples: Draws of each posterior.
-        num_chains: As in `to_inference_data`.
+        posteriors: Posteriors by name, or a single one. Each is a posterior of this
+            package or `sbi`, or samples of shape `(N, D)` or `(chain, draw, D)`, or a
+            result of `to_inference_data`.
+        x_o: The observation, as in `to_inference_data`.
+        reference: Name of the posterior to measure distances from, for example samples of
+            MCMC.
+        theta: Fresh parameters from the prior for coverage and NLL, shape `(N, D)`. They
+            must not have been used in training.
+        x: Simulations of `theta`, shape `(N, *x)`. Simulations with NaN or infinite
+            entries are left out, with a warning.
+        parameter_names: Names of the parameters, as in `to_inference_data`.
+        num_samples: Draws from each posterior.
+        num_chains: Number of chains, as in `to_inference_data`.
         num_posterior_samples: Draws for each fresh simulation.
-        classifiers: Of C2ST: "rf", a random forest; "mlp", a multilayer perceptron.
+        classifiers: Classifiers for C2ST: "rf" is a random forest, "mlp" a multilayer
+            perceptron.
         hdi_prob: Probability in the highest-density intervals.
-        seed: Makes the result reproducible, and leaves the random states of Python, NumPy
-            and torch as they were.
+        seed: Makes the result reproducible. The random states of Python, NumPy and torch
+            are restored afterwards.
         show_progress_bars: Whether to show progress.
 
+    Returns:
+        The two tables.
+
     Raises:
-        TypeError: If a posterior is none.
-        ValueError: If an option has a value it can't have, shapes do not fit, or
-            posteriors are of different parameters.
+        TypeError: If something is not a posterior.
+        ValueError: If an option is out of range, shapes do not fit, or the posteriors
+            have different parameters.
     """
     if is_inference_data(posteriors) or not isinstance(posteriors, Mapping):
         posteriors = {"posterior": posteriors}
@@ -170,7 +204,7 @@ def compare(
     labels, draws = _same_parameters(data)
     if fresh is not None and fresh[0].shape[1] != len(labels):
         raise ValueError(
-            f"Expected `theta` of shape (N, {len(labels)}), as the posteriors', got "
+            f"Expected `theta` of shape (N, {len(labels)}), as in the posteriors, got "
             f"{tuple(fresh[0].shape)}."
         )
     flat = {name: each.reshape(-1, len(labels)) for name, each in draws.items()}
@@ -201,20 +235,20 @@ def compare(
 def _same_parameters(
     data: Mapping[str, Any],
 ) -> tuple[list[str], dict[str, np.ndarray]]:
-    """Return labels of parameters, and draws `(chain, draw, P)` by name."""
+    """Return the parameters' labels, and draws `(chain, draw, P)` by posterior."""
     labelled = {name: labelled_draws(each) for name, each in data.items()}
     labels = next(iter(labelled.values()))[0]
     for name, (others, draws) in labelled.items():
         if others != labels:
             raise ValueError(
-                f"Expected posteriors of the same parameters, got {labels} and, of "
+                f"Expected posteriors of the same parameters, got {labels} and, for "
                 f"{name!r}, {others}."
             )
         num = draws.shape[0] * draws.shape[1]
         if num < MIN_SAMPLES or not np.isfinite(draws).all():
             raise ValueError(
-                f"Expected at least {MIN_SAMPLES} draws, all finite, got of {name!r} "
-                f"{num}, with {(~np.isfinite(draws)).sum()} that are not."
+                f"Expected at least {MIN_SAMPLES} finite draws of {name!r}, got {num} "
+                f"draws with {(~np.isfinite(draws)).sum()} values that are not finite."
             )
     return labels, {name: draws for name, (_, draws) in labelled.items()}
 
@@ -234,11 +268,12 @@ def _parameter_table(
             tables[name]["r_hat"] = np.nan
     if reference is not None:
         known = tables[reference].copy()
-        scale = known["sd"].where(known["sd"] > 0, 1.0)
+        known_draws = draws[reference].reshape(-1, len(labels))
+        scale = known["sd"].where(varies(known_draws), 1.0)
         for table in tables.values():
             table["mean_shift"] = (table["mean"] - known["mean"]) / scale
             table["sd_ratio"] = table["sd"] / scale
-    # The index is the parameter's number.
+    # The index counts parameters, so rows of the same parameter become neighbours.
     return pd.concat(tables.values()).sort_index(kind="stable").reset_index(drop=True)
 
 

@@ -1,14 +1,10 @@
-"""Draws from any posterior in the chains they came in, with what is known of each."""
+"""Draws from any posterior, kept in their chains, with statistics of each draw."""
 
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from math import ceil
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.random import SeedSequence
 from sbi.inference.posteriors import (
     EnsemblePosterior,
     ImportanceSamplingPosterior,
@@ -16,13 +12,13 @@ from sbi.inference.posteriors import (
     RejectionPosterior,
 )
 from sbi.inference.posteriors.base_posterior import NeuralPosterior
-from sbi.utils.sbiutils import seed_all_backends
 from torch import Tensor
 
+from sbi_jeffreys._sbi import device_of
 from sbi_jeffreys.data.arrays import check_finite
 
 NUM_CHAINS = 4
-"""Chains that independent draws are dealt into, as arviz's diagnostics expect several."""
+"""Independent draws are split into this many chains, as arviz expects several."""
 
 CHAINS, INDEPENDENT = "Markov chains", "independent draws"
 
@@ -32,9 +28,10 @@ class Draws(NamedTuple):
 
     Attributes:
         theta: Shape `(chain, draw, D)`.
-        stats: Statistics of each draw, by arviz's names, all of shape `(chain, draw)`.
-        attrs: How they were made.
-        stats_attrs: What is known of all draws together.
+        stats: Statistics of each draw under arviz's names, each of shape
+            `(chain, draw)`.
+        attrs: How the draws were made.
+        stats_attrs: Statistics of all draws together.
     """
 
     theta: np.ndarray
@@ -43,39 +40,33 @@ class Draws(NamedTuple):
     stats_attrs: dict[str, Any]
 
 
-@contextmanager
-def random_state(seed: int | None, stream: int = 0) -> Iterator[None]:
-    """Seed Python, NumPy and torch, and leave their states as they were.
+class FixedSamples:
+    """Samples that replace a posterior or proposal which `sbi` would sample."""
 
-    Args:
-        seed: Not negative; None does nothing. The generators are seeded by another
-            number that follows from it, for what is analysed may come from this one.
-        stream: Different random numbers for different streams.
-    """
-    if seed is None:
-        yield
-        return
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002
-    cudnn = torch.backends.cudnn
-    flags = cudnn.deterministic, cudnn.benchmark  # sbi sets these, too
-    try:
-        with torch.random.fork_rng():
-            seed_all_backends(int(SeedSequence([seed, stream]).generate_state(1)[0]))
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
-        cudnn.deterministic, cudnn.benchmark = flags
+    def __init__(self, samples: Tensor) -> None:
+        """
+        Args:
+            samples: What both methods return, whatever is asked for.
+        """
+        self.samples = samples
+
+    def sample(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the samples."""
+        return self.samples
+
+    def sample_batched(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the samples."""
+        return self.samples
 
 
 def given_draws(samples: Tensor | np.ndarray) -> Draws:
-    """Return samples of some posterior as draws.
+    """Return samples from any source as draws.
 
     Args:
         samples: Shape `(chain, draw, D)`, or `(N, D)` for a single chain.
 
     Raises:
-        ValueError: If the shape is another, or there are NaN or infinite values.
+        ValueError: If the shape is wrong or values are NaN or infinite.
     """
     theta = torch.as_tensor(samples).detach().cpu()
     if theta.ndim not in (2, 3) or not theta.numel():
@@ -95,19 +86,20 @@ def draw(
     num_chains: int | None = None,
     show_progress_bars: bool = True,
 ) -> Draws:
-    """Sample a posterior, and evaluate its log density at the draws.
+    """Sample a posterior and evaluate its log density at the draws.
 
     Args:
-        posterior: Any of `sbi`'s, or of this package's.
-        x: Observations, `(n, *x)`: one, or several of the same parameters.
-        num_samples: Draws in all, rounded up to a multiple of the chains.
-        num_chains: By default, of MCMC the posterior's own number; else four.
+        posterior: Any posterior of `sbi` or of this package.
+        x: One observation, or several of the same parameters, shape `(n, *x)`.
+        num_samples: Total number of draws, rounded up to a multiple of the chains.
+        num_chains: Number of chains. By default, MCMC uses the posterior's own number,
+            and all others use four.
         show_progress_bars: Whether to show progress.
 
     Raises:
-        ValueError: If the posterior's samples have another shape, or are not finite.
+        ValueError: If the posterior's samples have a wrong shape or are not finite.
     """
-    x = x.to(posterior._device)
+    x = x.to(device_of(posterior))
     is_mcmc = isinstance(posterior, MCMCPosterior)
     if num_chains is None:
         num_chains = posterior.num_chains if is_mcmc else NUM_CHAINS
@@ -115,7 +107,7 @@ def draw(
     if is_mcmc:
         options["num_chains"] = num_chains
     if isinstance(posterior, ImportanceSamplingPosterior):
-        options["method"] = "sir"  # the other one returns weights beside the samples
+        options["method"] = "sir"  # "importance" returns weights, too
     length = ceil(num_samples / num_chains)
     theta = posterior.sample((num_chains * length,), x=x, **options).detach()
     if theta.ndim != 2 or len(theta) != num_chains * length:
@@ -123,10 +115,10 @@ def draw(
             f"Expected samples of shape ({num_chains * length}, D) from "
             f"{type(posterior).__name__}, got {tuple(theta.shape)}."
         )
-    if isinstance(posterior, EnsemblePosterior):  # its members' samples come in order
+    if isinstance(posterior, EnsemblePosterior):  # samples come member by member
         theta = theta[torch.randperm(len(theta), device=theta.device)]
     check_finite(f"samples of {type(posterior).__name__}", theta)
-    # All of a chain come before those of the next, in sbi's samplers as in Pyro.
+    # sbi and Pyro return the draws chain by chain.
     chains = theta.cpu().numpy().reshape(num_chains, length, -1)
     stats: dict[str, np.ndarray] = {}
     attrs: dict[str, Any] = {"sampler": INDEPENDENT}
@@ -150,15 +142,15 @@ def draw(
 def _pyro_stats(
     posterior: MCMCPosterior, shape: tuple[int, ...]
 ) -> dict[str, np.ndarray]:
-    """Return what Pyro's HMC and NUTS tell of their draws; nothing of other samplers."""
+    """Return statistics of Pyro's HMC and NUTS; nothing for other samplers."""
     sampler = posterior.posterior_sampler
     if not hasattr(sampler, "diagnostics"):
         return {}
-    told = sampler.diagnostics()
+    diagnostics = sampler.diagnostics()
     diverging = np.zeros(shape, dtype=bool)
-    for chain, steps in enumerate(told["divergences"].values()):
+    for chain, steps in enumerate(diagnostics["divergences"].values()):
         diverging[chain, np.array(steps, dtype=int) // posterior.thin] = True
-    rates = [float(rate) for rate in told["acceptance rate"].values()]
+    rates = [float(rate) for rate in diagnostics["acceptance rate"].values()]
     acceptance_rate = np.broadcast_to(np.array(rates)[:, None], shape)
     return {"diverging": diverging, "acceptance_rate": acceptance_rate}
 
@@ -167,7 +159,7 @@ def _pyro_stats(
 def _densities(
     posterior: NeuralPosterior, theta: Tensor, x: Tensor
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return log densities and weights at draws `(N, D)`, in nats, and what they say."""
+    """Return log densities and log weights at draws `(N, D)` in nats, and attributes."""
     normalised = is_normalised(posterior)
     evaluate = posterior.log_prob if normalised else posterior.potential
     stats: dict[str, Tensor] = {}
@@ -176,8 +168,8 @@ def _densities(
         flow, energy = posterior.pair.flow, posterior.pair.energy
         rows = theta.unsqueeze(1)
         stats["log_weight"] = energy(rows, x) - flow.log_prob(rows, x)
-        attrs |= agreement(posterior, x)
-    # Last, for it may remember its normaliser, and then draws no random numbers.
+        attrs |= agreement_attrs(posterior, x)
+    # Evaluated last: a normaliser that is cached would draw no random numbers.
     stats["lp"] = evaluate(theta, x=x)
     return stats, attrs
 
@@ -194,12 +186,12 @@ def is_normalised(posterior: NeuralPosterior) -> bool:
 
 
 def knows_both_models(posterior: NeuralPosterior) -> bool:
-    """Return whether the posterior can compare a flow with an energy."""
+    """Return whether the posterior has both a flow and an energy."""
     return getattr(posterior, "pair", None) is not None
 
 
-def agreement(posterior: NeuralPosterior, x: Tensor) -> dict[str, Any]:
-    """Return what `posterior.agreement(x)` says of one observation, `(1, *x)`."""
+def agreement_attrs(posterior: NeuralPosterior, x: Tensor) -> dict[str, Any]:
+    """Return the numbers of `posterior.agreement(x)` for one observation `(1, *x)`."""
     report = posterior.agreement(x)
     numbers = {
         name: float(getattr(report, name)[0])

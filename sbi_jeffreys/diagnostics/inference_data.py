@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_jeffreys._arviz import Coords, Dims, inference_data
-from sbi_jeffreys.diagnostics.draws import draw, given_draws, random_state
+from sbi_jeffreys.diagnostics.draws import draw, given_draws
 from sbi_jeffreys.diagnostics.naming import ParameterNames, by_name, columns_of
 from sbi_jeffreys.diagnostics.observations import observations
 from sbi_jeffreys.diagnostics.predictive import Predictive, Simulator
+from sbi_jeffreys.sampling.random_state import random_state
 
 Posterior: TypeAlias = NeuralPosterior | Tensor | np.ndarray
 Group: TypeAlias = dict[str, np.ndarray]
@@ -39,54 +40,61 @@ def to_inference_data(
     attrs: Mapping[str, Any] | None = None,
     show_progress_bars: bool = True,
 ) -> Any:
-    r"""Sample posteriors, into the form that arviz takes.
+    r"""Sample posteriors and return the draws in arviz's format.
 
-    Groups, with dimensions chain and draw but for the last:
+    All groups but `observed_data` have the dimensions chain and draw. The groups are:
 
-    - `posterior`: the draws. Chains of MCMC are those that were run; independent draws
-      are dealt into chains.
-    - `sample_stats`: `lp`, the log density in nats; normalised if the group's attribute
-      `lp_is_normalised` is 1. Of a posterior that knows flow and energy, given a single
-      observation, `log_weight`, $f - \log p$, and as attributes what `agreement` says.
-      Of Pyro's samplers, `diverging`, and `acceptance_rate`, the mean of the chain.
-    - `prior`, `prior_predictive`, `posterior_predictive`: if `prior`, `simulator` or both
-      are given. Simulations, "x", are of the first draws of each chain.
-    - `observed_data`: x_o, also called "x".
+    - `posterior`: the draws. MCMC keeps the chains that were run. Independent draws are
+      split into chains.
+    - `sample_stats`: `lp` is the log density in nats. It is normalised if the group's
+      attribute `lp_is_normalised` is 1. A posterior with both flow and energy adds
+      `log_weight`, which is $f - \log p$ in nats, and the numbers of `agreement` as
+      attributes, if there is a single observation. Pyro's samplers add `diverging` and
+      the chain's mean `acceptance_rate`.
+    - `prior`: draws from `prior`, if given.
+    - `prior_predictive`, `posterior_predictive`: simulations "x" of the first draws of
+      each chain, if `simulator` is given.
+    - `observed_data`: the observation, under the name "x".
+
+    The method `to_netcdf` of the result needs the packages of
+    `pip install 'sbi_jeffreys[export]'`.
 
     Args:
-        posteriors: A posterior, of this package or `sbi`; samples of one, shape `(N, D)`
-            or `(chain, draw, D)`; or several of these by name.
-        x_o: The observation, shape `(*x)` or `(1, *x)`; or several of the same
-            parameters, `(n, *x)`, for posteriors that allow it. If no posterior tells
-            the shape of x, the first of several axes is n. By default that of each
-            posterior's `set_default_x`.
-        num_samples: Draws of each posterior, rounded up to a multiple of the chains; and
-            of the prior.
-        num_chains: By default, of MCMC the posterior's own number; else four.
-        parameter_names: None for one variable, "theta"; D names of scalar variables; or a
-            mapping from names to columns of the samples, an integer for a scalar and
-            several for a vector.
-        coords: Coordinates of dimensions, as in arviz.
+        posteriors: A posterior of this package or `sbi`, or samples of shape `(N, D)` or
+            `(chain, draw, D)`, or several of these by name.
+        x_o: The observation, shape `(*x)` or `(1, *x)`. Posteriors that allow it also
+            take several observations of the same parameters, shape `(n, *x)`. If no
+            posterior knows the shape of x and `x_o` has several axes, the first one is n.
+            By default each posterior uses the x of its `set_default_x`.
+        num_samples: Draws from each posterior, rounded up to a multiple of the chains,
+            and draws from the prior.
+        num_chains: Number of chains. By default, MCMC uses the posterior's own number,
+            and all others use four.
+        parameter_names: None gives one variable, "theta". D names give scalar variables.
+            A mapping from names to columns of the samples gives a scalar for an integer
+            and a vector for several integers.
+        coords: Coordinates of the dimensions, as in arviz.
         dims: Names of the dimensions of vectors and of "x", as in arviz.
-        prior: To be sampled, too.
-        simulator: Takes a tensor `(batch, D)` and returns one, `(batch, *x)`. Given
-            several observations, it is run once for each.
-        num_predictive: Draws to simulate, of the prior and of each posterior, rounded up
-            likewise.
-        num_workers: Processes that simulate; -1 for one a core.
+        prior: A prior to sample as well.
+        simulator: Maps a tensor `(batch, D)` to a tensor `(batch, *x)`. With several
+            observations, it is run once for each of them.
+        num_predictive: Draws to simulate, from the prior and from each posterior, rounded
+            up to a multiple of the chains.
+        num_workers: Number of processes that simulate; -1 uses one for each core.
         simulation_batch_size: Parameters in each call of the simulator.
-        seed: Makes draws and simulations reproducible, and leaves the random states of
-            Python, NumPy and torch as they were; None draws from those.
-        attrs: More attributes, beside method, number of simulations, versions and seed.
+        seed: Makes draws and simulations reproducible. The random states of Python, NumPy
+            and torch are restored afterwards. With None, samples are drawn from these
+            states.
+        attrs: Attributes to add to method, number of simulations, versions and seed.
         show_progress_bars: Whether to show progress.
 
     Returns:
-        An `InferenceData` (arviz 0.x) or `DataTree` (1.x); a dictionary of them for
-        several posteriors, which arviz's plots of several models take.
+        An `InferenceData` (arviz 0.x) or `DataTree` (arviz 1.x). Several posteriors give
+        a dictionary of these, which arviz's plots of several models accept.
 
     Raises:
-        TypeError: If a posterior is none, or `simulator` can't be called.
-        ValueError: If samples are not finite, or numbers, names or shapes do not fit.
+        TypeError: If something is not a posterior, or `simulator` is not callable.
+        ValueError: If samples are not finite, or if numbers, names or shapes do not fit.
     """
     named = posteriors if isinstance(posteriors, Mapping) else {"": posteriors}
     _check_numbers(
@@ -99,7 +107,7 @@ def to_inference_data(
     _check_posteriors(named)
     observed = dict(zip(named, observations(named.values(), x_o), strict=True))
     dim = _dimension(named, prior)
-    if dim is not None:  # names and dimensions that do not fit show before any work
+    if dim is not None:  # check names and dimensions before any work
         variables = by_name(np.zeros((1, 1, dim)), columns_of(parameter_names, dim))
         inference_data({"posterior": variables}, coords, dims)
     predict = None
@@ -156,7 +164,7 @@ def _versions() -> dict[str, str]:
 
 
 def _with_observations(dims: Dims | None, x: Tensor | None) -> Dims:
-    """Return the dimensions, with one for several observations where "x" has names."""
+    """Return `dims`, with one for several observations if the axes of "x" are named."""
     dims = dict(dims or {})
     if x is not None and len(x) > 1 and len(dims.get("x", ())) == x.ndim - 1:
         dims["x"] = ["observation", *dims["x"]]
@@ -164,10 +172,10 @@ def _with_observations(dims: Dims | None, x: Tensor | None) -> Dims:
 
 
 def _dimension(named: Mapping[str, Posterior], prior: Distribution | None) -> int | None:
-    """Return the number of parameters, where one of all tells it.
+    """Return the number of parameters, or None if it is unknown before sampling.
 
     Raises:
-        ValueError: If they tell different numbers.
+        ValueError: If posteriors and prior have different numbers of parameters.
     """
     dims = set()
     for source in (*named.values(), prior):
@@ -180,7 +188,7 @@ def _dimension(named: Mapping[str, Posterior], prior: Distribution | None) -> in
     if len(dims) > 1:
         raise ValueError(
             "Expected `posteriors` and `prior` of the same parameters, got "
-            f"{sorted(dims)} of them."
+            f"{sorted(dims)} parameters."
         )
     return next(iter(dims), None)
 

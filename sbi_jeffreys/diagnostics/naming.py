@@ -1,4 +1,4 @@
-"""Names of parameters, for the columns of samples."""
+"""Names for the columns of samples."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
@@ -10,16 +10,16 @@ Columns: TypeAlias = dict[str, int | list[int]]
 
 
 def columns_of(parameter_names: ParameterNames, dim: int) -> Columns:
-    """Return which columns of samples each variable has: one of a scalar, or several.
+    """Return the columns of each variable: an integer for a scalar, a list for a vector.
 
     Args:
-        parameter_names: None for one vector, "theta"; D names of scalars; or a mapping
-            from names to columns, an integer for a scalar and several for a vector.
+        parameter_names: None gives one vector, "theta". D names give scalars. A mapping
+            gives the columns of each name, as they are returned.
         dim: D, the number of columns.
 
     Raises:
-        ValueError: If there are not D names, each another; if columns are left out,
-            taken twice or beyond the last; or if a name is arviz's own.
+        ValueError: If there are not D different names, if a mapping does not use each
+            column once, or if arviz reserves a name.
     """
     if parameter_names is None:
         return {"theta": list(range(dim))}
@@ -55,5 +55,5 @@ def columns_of(parameter_names: ParameterNames, dim: int) -> Columns:
 
 
 def by_name(theta: np.ndarray, columns: Columns) -> dict[str, np.ndarray]:
-    """Return variables, shape `(...)` or `(..., d)`, of samples `(..., D)`."""
+    """Split samples `(..., D)` into variables of shape `(...)` or `(..., d)`."""
     return {name: theta[..., column] for name, column in columns.items()}

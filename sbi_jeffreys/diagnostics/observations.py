@@ -1,4 +1,4 @@
-"""The shape of observations, which posteriors take with or without a batch axis."""
+"""Give observations a batch axis, which users may leave out."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,15 +10,19 @@ from torch import Tensor
 
 
 def observations(posteriors: Iterable[Any], x_o: ArrayLike | None) -> list[Tensor | None]:
-    """Return the observations for each posterior, `(n, *x)`; None for mere samples.
+    """Return the observations of each posterior, shape `(n, *x)`.
 
     Args:
         posteriors: Posteriors, or samples of them.
-        x_o: Shape `(*x)` or `(n, *x)`; if no posterior tells the shape of x, the first of
-            several axes is n. None for each posterior's default.
+        x_o: Shape `(*x)` or `(n, *x)`. If no posterior knows the shape of x and `x_o` has
+            several axes, the first one is n. None uses each posterior's default.
+
+    Returns:
+        An entry for each posterior. It is None for samples if `x_o` is None.
 
     Raises:
-        ValueError: If x_o has another shape or is not finite, or there is no default.
+        ValueError: If `x_o` has the wrong shape or is not finite, or if a posterior has
+            no default.
     """
     posteriors = list(posteriors)
     shapes = map(condition_shape, posteriors)
@@ -30,14 +34,14 @@ def observations(posteriors: Iterable[Any], x_o: ArrayLike | None) -> list[Tenso
             x = posterior.default_x
             if x is None:
                 raise ValueError(
-                    f"Expected `x_o`, for {type(posterior).__name__} has no default x."
+                    f"Expected `x_o`: {type(posterior).__name__} has no default x."
                 )
         result.append(None if x is None else _with_batch_axis(x, shape))
     return result
 
 
 def condition_shape(posterior: Any) -> torch.Size | None:
-    """Return the shape of one x, where the posterior tells it."""
+    """Return the shape of one x, or None if the posterior does not know it."""
     for holder, name in (
         (posterior, "posterior_estimator"),
         (posterior, "vector_field_estimator"),

@@ -1,4 +1,4 @@
-"""What the simulator makes of draws from a prior or posterior."""
+"""Simulations of draws from a prior or posterior."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +10,8 @@ from numpy.typing import ArrayLike
 from sbi.inference import simulate_for_sbi
 from torch import Tensor
 
+from sbi_jeffreys.diagnostics.draws import FixedSamples
+
 Simulator = Callable[[Tensor], Tensor]
 
 
@@ -18,10 +20,10 @@ class Predictive:
     """Runs a simulator at draws, in parallel, by `sbi`'s `simulate_for_sbi`.
 
     Attributes:
-        simulator: Takes a tensor `(batch, D)`, float32, and returns one, `(batch, *x)`.
-        num_draws: To simulate, rounded up to a multiple of the chains.
-        num_workers: Processes to run it in.
-        simulation_batch_size: Parameters in a call, more or less.
+        simulator: Maps a float32 tensor `(batch, D)` to a tensor `(batch, *x)`.
+        num_draws: Number of draws to simulate, rounded up to a multiple of the chains.
+        num_workers: Number of processes.
+        simulation_batch_size: Approximate number of parameters in a call.
         show_progress_bars: Whether to show progress.
     """
 
@@ -43,15 +45,15 @@ class Predictive:
 
         Args:
             theta: Draws, shape `(chain, draw, D)`.
-            observed: Observations, `(n, *x)`, or None. Of several, each draw gives as
-                many simulations.
+            observed: Observations, shape `(n, *x)`, or None. Each draw gives n
+                simulations.
 
         Returns:
-            Shape `(chain, some, *x)`, or `(chain, some, n, *x)` if n > 1.
+            Simulations, shape `(chain, some, *x)`, or `(chain, some, n, *x)` if n > 1.
 
         Raises:
-            ValueError: If the simulator does not return such tensors, or if they are
-                not like the observations.
+            ValueError: If the simulator returns something else than a tensor
+                `(batch, *x)`, or if its shape differs from that of the observations.
         """
         first = theta[:, : ceil(self.num_draws / len(theta))]
         several = 1 if observed is None else len(observed)
@@ -59,7 +61,7 @@ class Predictive:
         rows = rows.repeat_interleave(several, 0)
         _, x = simulate_for_sbi(
             _OnTensors(self.simulator),
-            _Drawn(rows),
+            FixedSamples(rows),
             len(rows),
             self.num_workers,
             self.simulation_batch_size,
@@ -74,18 +76,8 @@ class Predictive:
         return x.numpy().reshape(*first.shape[:2], *axes, *x.shape[1:])
 
 
-class _Drawn:
-    """Draws already made, in the place of the proposal that `sbi` would sample."""
-
-    def __init__(self, theta: Tensor) -> None:
-        self.theta = theta
-
-    def sample(self, sample_shape: tuple[int]) -> Tensor:
-        return self.theta
-
-
 class _OnTensors:
-    """The simulator, given tensors in workers too, which receive arrays."""
+    """Converts parameters to tensors, because `sbi` sends arrays to its workers."""
 
     def __init__(self, simulator: Simulator) -> None:
         self.simulator = simulator
@@ -96,7 +88,7 @@ class _OnTensors:
         if not isinstance(x, Tensor) or x.ndim < 1 or len(x) != len(rows):
             got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(
-                f"Expected `simulator` to return a tensor of shape ({len(rows)}, *x) "
-                f"for as many parameters, got {got}."
+                f"Expected `simulator` to return a tensor of shape ({len(rows)}, *x) for "
+                f"{len(rows)} parameters, got {got}."
             )
         return x.detach().cpu()

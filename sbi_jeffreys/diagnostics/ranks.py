@@ -1,4 +1,4 @@
-"""What the ranks of true parameters among posterior samples say of the posterior."""
+"""What the ranks of true parameters among posterior samples say about the posterior."""
 
 from dataclasses import dataclass, field
 from statistics import NormalDist
@@ -16,12 +16,12 @@ JOINT = "all parameters (TARP)"
 
 
 class Coverage(NamedTuple):
-    """How often central intervals of the posterior hold the parameter.
+    """How often central intervals of the posterior contain the true parameter.
 
     Attributes:
         coverage: Fraction of simulations, shape `(D,)`, or `(L, D)` for L levels.
-        standard_error: That a calibrated posterior strays by, binomial:
-            `sqrt(level * (1 - level) / N)`; shape `()` or `(L, 1)`.
+        standard_error: Binomial standard error for a calibrated posterior,
+            `sqrt(level * (1 - level) / N)`; shape `()`, or `(L, 1)` for L levels.
     """
 
     coverage: np.ndarray
@@ -30,40 +30,42 @@ class Coverage(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    r"""Ranks of N parameters among S posterior samples each, and what follows from them.
+    r"""Ranks of N true parameters among S posterior samples each, and the verdicts.
 
-    Verdicts rest on tests of uniformity of the ranks, each at a level of
-    `FALSE_ALARM_RATE` (1 %) over the number of all tests, 3 D + 2 (Bonferroni):
+    The verdicts test whether ranks are uniform. There are 3 D + 2 tests, each at the
+    level `FALSE_ALARM_RATE` (1 %) divided by the number of tests (Bonferroni):
 
-    - for each parameter, `sbi`'s Kolmogorov-Smirnov test, and two-sided z-tests of
-      `bias` and `coverage_error`;
-    - for all together, `sbi`'s Kolmogorov-Smirnov test of the TARP ranks, and a z-test
-      of the area between `ecp` and `alpha`, above level ½.
+    - Each parameter: `sbi`'s Kolmogorov-Smirnov test, and two-sided z-tests of `bias`
+      and of `coverage_error`.
+    - All parameters together: `sbi`'s Kolmogorov-Smirnov test of the TARP ranks, and a
+      z-test of the area between `ecp` and `alpha` above level ½.
 
-    A parameter that fails one is *biased* if `bias` is the larger in size, else *too
-    narrow* or *too wide* by the sign of `coverage_error`. The sign of the area tells
-    narrow from wide, too, but a biased posterior may look like either to it: single
-    parameters go first.
+    A parameter that fails is *biased* if `bias` is larger in size than `coverage_error`.
+    Otherwise it is *too narrow* or *too wide*, by the sign of `coverage_error`. The sign
+    of the area also separates narrow from wide. A biased posterior can look like either
+    in that test, so the verdict names single parameters first.
 
-    So an exact posterior fails by chance in less than 1 % of calibrations: 0.7 to 0.95 %
-    of 20,000 simulated ones with 1 to 10 parameters, N from 20 to 1,000 and S = 1,000.
-    The Kolmogorov-Smirnov test takes ranks for continuous; it needs an S far above the
-    square root of N. At 10 √N it makes no difference, at 3 √N the rate is 1.3 %.
+    An exact posterior fails in less than 1 % of calibrations. In 20,000 simulated
+    calibrations with 1 to 10 parameters, N from 20 to 1,000 and S = 1,000, between 0.7
+    and 0.95 % failed. The Kolmogorov-Smirnov test assumes continuous ranks, so S must be
+    far larger than the square root of N. S = 10 √N is enough; at S = 3 √N the rate is
+    1.3 %.
 
     Attributes:
-        parameter_names: Of the D parameters.
-        num_posterior_samples: S, drawn for each simulation.
+        parameter_names: Names of the D parameters.
+        num_posterior_samples: S, the number of samples for each simulation.
         ranks: Number of samples below the true parameter, 0 to S, shape `(N, D)`.
-        tarp_ranks: Number nearer to the reference point than the true parameters,
-            shape `(N,)`.
-        ks_p_values: Of the ranks' uniformity, from `sbi`'s `check_sbc`, shape `(D,)`.
+        tarp_ranks: Number of samples that are nearer to the reference point than the
+            true parameters are, shape `(N,)`.
+        ks_p_values: p-values for uniform ranks, from `sbi`'s `check_sbc`, shape `(D,)`.
         ecp: Expected coverage probability of `sbi`'s `run_tarp`, shape `(bins + 1,)`.
-        alpha: Its credibility levels, shape `(bins + 1,)`.
-        tarp_atc: Area between the two above level ½, from `sbi`'s `check_tarp`;
-            positive if the posterior is too wide, negative if it is too narrow.
-        tarp_p_value: From there, too. It compares the two curves as if their points
-            were samples, and stays near 1 unless they lie far apart; verdicts rest on
-            `tarp_ranks` instead.
+        alpha: Credibility levels of `ecp`, shape `(bins + 1,)`.
+        tarp_atc: Area between `ecp` and `alpha` above level ½, from `sbi`'s
+            `check_tarp`. It is positive if the posterior is too wide and negative if it
+            is too narrow.
+        tarp_p_value: p-value of `sbi`'s `check_tarp`. That test treats the points of
+            the two curves as samples, and its p-value stays near 1 unless the curves
+            are far apart. The verdicts use `tarp_ranks` instead.
     """
 
     parameter_names: tuple[str, ...]
@@ -78,35 +80,37 @@ class Calibration:
 
     @property
     def pit(self) -> dict[str, np.ndarray]:
-        """Ranks mapped into (0, 1), shape `(N,)` for each parameter, by name.
+        """Ranks mapped into (0, 1) for each parameter, by name, each of shape `(N,)`.
 
-        For instance for `arviz.plot_ecdf(pit["theta_0"], cdf=scipy.stats.uniform.cdf,
-        difference=True, confidence_bands=True, eval_points=...)`.
+        An example of use is `arviz.plot_ecdf(pit["theta_0"],
+        cdf=scipy.stats.uniform.cdf, difference=True, confidence_bands=True,
+        eval_points=...)`.
         """
         return dict(zip(self.parameter_names, self._pit.T, strict=True))
 
     @property
     def bias(self) -> np.ndarray:
-        """½ minus the mean of `pit`, shape `(D,)`: positive if samples are too high."""
+        """½ minus the mean of `pit`, shape `(D,)`. Positive if samples are too high."""
         return 0.5 - self._pit.mean(0)
 
     @property
     def coverage_error(self) -> np.ndarray:
-        """Coverage minus level, mean over all levels, shape `(D,)`.
+        """Coverage minus level, averaged over all levels, shape `(D,)`.
 
-        Negative where the posterior is too narrow. With u the `pit`, the smallest central
-        interval that holds the parameter is that of level |2u − 1|.
+        It is negative where the posterior is too narrow. For a `pit` of u, the smallest
+        central interval that contains the parameter has the level |2u − 1|.
         """
         return 0.5 - np.abs(2 * self._pit - 1).mean(0)
 
     def coverage(self, level: ArrayLike) -> Coverage:
-        """Return how often the central intervals of a level hold the parameters.
+        """Return how often central intervals contain the true parameters.
 
         Args:
-            level: Of the intervals, in (0, 1): a number, or several of shape `(L,)`.
+            level: Probability in the intervals, in (0, 1): one number, or several of
+                shape `(L,)`.
 
         Raises:
-            ValueError: If a level is outside of (0, 1).
+            ValueError: If a level is not in (0, 1).
         """
         levels = np.asarray(level, dtype=float)[..., None]
         if not ((levels > 0) & (levels < 1)).all():
@@ -117,7 +121,10 @@ class Calibration:
 
     @property
     def verdicts(self) -> dict[str, str]:
-        """For each parameter, and for `JOINT`: one of the four constants above."""
+        """Verdict by parameter name, and for all parameters together under `JOINT`.
+
+        A verdict is `CONSISTENT`, `TOO_NARROW`, `TOO_WIDE` or `BIASED`.
+        """
         verdicts = {}
         z_scores = zip(
             self.bias / self._error, self.coverage_error / self._error, strict=True
@@ -142,7 +149,7 @@ class Calibration:
 
     @property
     def verdict(self) -> str:
-        """One line, which begins with what is most wrong, or with "consistent"."""
+        """One line that begins with the largest error, or with "consistent"."""
         verdicts = self.verdicts
         joint = verdicts.pop(JOINT)
         strength = np.maximum(np.abs(self.bias), np.abs(self.coverage_error))
@@ -153,25 +160,28 @@ class Calibration:
         if worst:
             counts = {kind: list(verdicts.values()).count(kind) for kind in worst}
             return "; ".join(
-                f"{kind}: {counts[kind]} of {len(verdicts)} parameters, most "
+                f"{kind}: {counts[kind]} of {len(verdicts)} parameters, most of all "
                 f"{self.parameter_names[i]} ({self._evidence(kind, i)})"
                 for kind, i in worst.items()
             )
         if joint != CONSISTENT:
-            return f"{joint}: {JOINT} (area {self.tarp_atc:+.3f}), though none alone"
+            return (
+                f"{joint}: {JOINT}, area {self.tarp_atc:+.3f}; each parameter alone is "
+                "consistent"
+            )
         unseen = self._least_z * self._error
         return (
-            f"{CONSISTENT}: {len(self.ranks)} simulations show no error; one of coverage "
-            f"above about {unseen:.2f}, mean over levels, would show"
+            f"{CONSISTENT}: {len(self.ranks)} simulations show no error. A mean coverage "
+            f"error above about {unseen:.2f} would show."
         )
 
     def _evidence(self, kind: str, i: int) -> str:
         if kind == BIASED:
             side = "high" if self.bias[i] > 0 else "low"
             below = 100 * (0.5 - self.bias[i])
-            return f"too {side}, {below:.0f} % of samples are below the true values"
+            return f"too {side}, {below:.0f} % of samples lie below the true values"
         coverage, error = self.coverage(0.9)
-        return f"90 % intervals hold {100 * coverage[i]:.0f} ± {100 * error:.0f} %"
+        return f"90 % intervals contain {100 * coverage[i]:.0f} ± {100 * error:.0f} %"
 
     @property
     def _pit(self) -> np.ndarray:
@@ -187,14 +197,14 @@ class Calibration:
 
     @property
     def _error(self) -> float:
-        """Of `bias` and of `coverage_error`, for the variance of a uniform is 1/12."""
+        """Standard error of `bias` and `coverage_error`; a uniform's variance is 1/12."""
         return (12 * len(self.ranks)) ** -0.5
 
     @property
     def _tarp_z(self) -> float:
-        """The area ∫ (ecp − alpha) from ½ to 1, over its standard error.
+        """The area ∫ (ecp − alpha) from ½ to 1, divided by its standard error.
 
-        One rank, u in (0, 1), adds min(½, 1 − u) − 3/8, of variance 1/6 − 9/64.
+        One rank u in (0, 1) adds min(½, 1 − u) − 3/8, whose variance is 1/6 − 9/64.
         """
         u = (self.tarp_ranks.double().numpy() + 0.5) / (self.num_posterior_samples + 1)
         area = np.minimum(0.5, 1 - u).mean() - 3 / 8

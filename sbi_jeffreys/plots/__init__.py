@@ -1,8 +1,8 @@
-"""Figures of training, agreement and calibration, and of samples by way of arviz.
+"""Figures of training, agreement, calibration and samples.
 
-All return a matplotlib `Figure` that is not one of pyplot's: `figure.savefig(path)` or,
-as the last line of a notebook's cell, the figure itself shows it. None needs a display,
-and there is nothing to close.
+Each function returns a matplotlib `Figure` that pyplot does not know. Save it with
+`figure.savefig(path)`, or show it as the last line of a notebook's cell. It needs no
+display and no closing. The figures of samples are drawn by arviz 0.x.
 """
 
 from sbi_jeffreys.plots.agreement import plot_agreement

@@ -1,4 +1,4 @@
-"""Figures of the agreement of flow and energy."""
+"""Figures of an agreement report."""
 
 from collections import Counter
 from textwrap import fill
@@ -13,22 +13,24 @@ from sbi_jeffreys.plots.style import GREY, RED, color_of, panels
 from sbi_jeffreys.sampling.psis import MAX_PARETO_K
 
 LEAST_SHOWN = 1e-30
-"""Weight over the mean weight, below which the axis does not go."""
+"""The lowest weight on the axis, as a multiple of the mean weight."""
 
 
 def plot_agreement(report: AgreementReport) -> Figure:
-    """Draw how flow and energy agree, with the verdict in the title.
+    """Draw how well flow and energy agree, with the verdict in the title.
 
-    For one observation: log-weights of draws from the flow, as a histogram, and the tail
-    of the weights beside that of Pareto k̂ and of 0.7; a few very low ones may be cut off
-    at the left. For several: KL, ESS and k̂ of each, in red where the verdict is not to
-    trust.
+    One observation gives two panels. The first is a histogram of the log weights of draws
+    from the flow, which may cut off a few very low weights on the left. The second
+    compares the tail of the weights with Pareto tails of shape k̂ and 0.7.
+
+    Several observations give three panels with KL, ESS and k̂ of each observation. Red
+    marks the observations whose verdict is to trust neither posterior.
 
     Args:
-        report: Of `posterior.agreement(x)`.
+        report: The result of `posterior.agreement(x)`.
 
     Raises:
-        ValueError: If the only observation gives no draw any weight.
+        ValueError: If there is one observation and all its weights are zero.
     """
     verdicts = list(report.verdicts)
     if len(verdicts) == 1:
@@ -46,8 +48,8 @@ def plot_agreement(report: AgreementReport) -> Figure:
     where = np.arange(len(verdicts))
     with panels(3, 3.4, 2.6) as (figure, axes):
         for chosen, color, label in (
-            (good, color_of("flow"), "to be trusted"),
-            (~good, RED, "not to be trusted"),
+            (good, color_of("flow"), "reliable"),
+            (~good, RED, "not reliable"),
         ):
             if not chosen.any():
                 continue
@@ -80,7 +82,7 @@ def _plot_one_agreement(report: AgreementReport, verdict: str) -> Figure:
     log_z, pareto_k = float(report.log_z[0]), float(report.pareto_k[0])
     relative = np.sort(log_weights[np.isfinite(log_weights)] - log_z)
     if not len(relative):
-        raise ValueError("Expected `report` of draws with some weight, got none.")
+        raise ValueError("Expected `report` with a draw of positive weight, got none.")
     with panels(2, 4.0, 2.9) as (figure, (histogram, tail)):
         color = color_of("flow") if bool(report.is_trustworthy[0]) else RED
         low = relative[len(relative) // 100]
@@ -107,7 +109,7 @@ def _plot_one_agreement(report: AgreementReport, verdict: str) -> Figure:
                 MAX_PARETO_K,
                 GREY,
                 "--",
-                f"with k = {MAX_PARETO_K}, the most to be trusted",
+                f"Pareto tail with k = {MAX_PARETO_K}, the largest reliable k",
             ),
         ):
             if np.isfinite(pareto_k):
@@ -129,9 +131,9 @@ def _plot_one_agreement(report: AgreementReport, verdict: str) -> Figure:
 
 
 def _pareto_tail(weights: np.ndarray, k: float) -> np.ndarray:
-    """Return how many of the sorted weights a generalised Pareto tail has above each.
+    """Return the fraction of a generalised Pareto tail above each of the sorted weights.
 
-    The fraction of them, with the shape k, and the scale that gives it their median.
+    The tail has the shape k and the scale at which its median is that of the weights.
     """
     excess = weights - weights[0]
     middle = max(float(np.median(excess)), 1e-12)

@@ -1,4 +1,4 @@
-"""Figures of calibration: ranks, coverage and TARP, for one posterior or several."""
+"""Figures of calibration: ranks, coverage and TARP, for one or several posteriors."""
 
 from collections.abc import Mapping
 from typing import Any, cast
@@ -16,17 +16,22 @@ _BAND: dict[str, Any] = {"color": "0.5", "alpha": 0.2, "linewidth": 0, "label": 
 
 
 def plot_ranks(calibrations: Calibration | Mapping[str, Calibration]) -> Figure:
-    """Draw the ECDF of SBC ranks, less that of uniform ranks, for each parameter.
+    """Draw the ECDF of SBC ranks minus that of uniform ranks, for each parameter.
 
-    95 % of calibrated posteriors stay inside of the grey band, over its whole width and
-    for one parameter. A curve up, then down is of a posterior that is too narrow; down,
-    then up, too wide; up or down alone, too high or too low. (Säilynoja et al. 2022.)
+    The grey band is simultaneous: for one parameter, 95 % of calibrated posteriors stay
+    inside it over its whole width (Säilynoja et al. 2022). The shape of a curve that
+    leaves the band tells the error:
+
+    - up, then down: the posterior is too narrow;
+    - down, then up: the posterior is too wide;
+    - only up: samples are too high;
+    - only down: samples are too low.
 
     Args:
-        calibrations: One, or several by name, of the same simulations.
+        calibrations: One calibration, or several by name, of the same simulations.
 
     Raises:
-        ValueError: If parameters or numbers of simulations differ.
+        ValueError: If the calibrations differ in parameters or number of simulations.
     """
     named, first = _same_simulations(calibrations)
     points = _grid(first)
@@ -47,14 +52,15 @@ def plot_ranks(calibrations: Calibration | Mapping[str, Calibration]) -> Figure:
 def plot_tarp(calibrations: Calibration | Mapping[str, Calibration]) -> Figure:
     """Draw the expected coverage probability of TARP's regions against their level.
 
-    Above the diagonal on its right half, a posterior is too wide, below too narrow. The
-    band is as in `plot_ranks`.
+    In the right half of the figure, a curve above the diagonal means that the posterior
+    is too wide. A curve below it means that the posterior is too narrow. The grey band is
+    the same as in `plot_ranks`.
 
     Args:
-        calibrations: One, or several by name, of the same simulations.
+        calibrations: One calibration, or several by name, of the same simulations.
 
     Raises:
-        ValueError: If parameters or numbers of simulations differ.
+        ValueError: If the calibrations differ in parameters or number of simulations.
     """
     named, first = _same_simulations(calibrations)
     points = _grid(first)
@@ -75,16 +81,17 @@ def plot_tarp(calibrations: Calibration | Mapping[str, Calibration]) -> Figure:
 
 
 def plot_coverage(calibrations: Calibration | Mapping[str, Calibration]) -> Figure:
-    """Draw how often central intervals hold each parameter, against their level.
+    """Draw how often central intervals contain each parameter, against their level.
 
-    Above the diagonal a posterior is too wide, below too narrow or biased. The grey band
-    holds 95 % of calibrated posteriors at each level.
+    A curve above the diagonal means that the posterior is too wide. A curve below it
+    means that the posterior is too narrow or biased. The grey band contains 95 % of
+    calibrated posteriors at each single level.
 
     Args:
-        calibrations: One, or several by name, of the same simulations.
+        calibrations: One calibration, or several by name, of the same simulations.
 
     Raises:
-        ValueError: If parameters or numbers of simulations differ.
+        ValueError: If the calibrations differ in parameters or number of simulations.
     """
     named, first = _same_simulations(calibrations)
     levels = _grid(first)
@@ -97,7 +104,7 @@ def plot_coverage(calibrations: Calibration | Mapping[str, Calibration]) -> Figu
                 axis.plot(levels, curve[:, i], color=color_of(name), label=name)
             _diagonal(axis)
             axis.set(title=first.parameter_names[i], xlabel="level of central interval")
-        axes[0].set_ylabel("fraction that holds it")
+        axes[0].set_ylabel("fraction of intervals that contain it")
         legend_below(figure, axes[0])
     return figure
 
@@ -105,7 +112,7 @@ def plot_coverage(calibrations: Calibration | Mapping[str, Calibration]) -> Figu
 def _same_simulations(
     calibrations: Calibration | Mapping[str, Calibration],
 ) -> tuple[Mapping[str, Calibration], Calibration]:
-    """Return calibrations by name, and the first."""
+    """Return the calibrations by name, and the first of them."""
     named = cast(
         Mapping[str, Calibration],
         calibrations
@@ -115,14 +122,14 @@ def _same_simulations(
     settings = {(c.parameter_names, len(c.ranks)) for c in named.values()}
     if len(settings) != 1:
         raise ValueError(
-            "Expected `calibrations` of the same parameters and as many simulations, got "
-            f"{sorted(settings)}."
+            "Expected `calibrations` with equal parameters and numbers of simulations, "
+            f"got {sorted(settings)}."
         )
     return named, next(iter(named.values()))
 
 
 def _grid(calibration: Calibration) -> np.ndarray:
-    """Return points in (0, 1) at which the ECDF of uniform ranks is that of a uniform."""
+    """Return points in (0, 1) where the ECDF of uniform ranks equals the uniform CDF."""
     num = calibration.num_posterior_samples + 1
     return np.unique(np.linspace(1, num - 1, NUM_POINTS).round()) / num
 
@@ -132,7 +139,7 @@ def _ecdf(values: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def _band(num: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return bounds that the ECDF of `num` uniform numbers keeps at all points, 95 %."""
+    """Return bounds that hold 95 % of the whole ECDFs of `num` uniform numbers."""
     arviz = load_arviz()
     generator = np.random.default_rng(0)
     if hasattr(arviz, "InferenceData"):
@@ -148,7 +155,7 @@ def _band(num: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             rvs=lambda size, random_state: random_state.random(size),
             random_state=generator,
         )
-    from arviz_stats import ecdf_utils  # what became of it in arviz 1
+    from arviz_stats import ecdf_utils  # arviz 1
 
     prob = ecdf_utils.simulate_confidence_bands(num, 1, points, 0.95, 2000, generator)
     return ecdf_utils.get_pointwise_confidence_band(prob, num, points)

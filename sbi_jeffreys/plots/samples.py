@@ -1,4 +1,4 @@
-"""Figures of samples in arviz's `InferenceData`, drawn by arviz."""
+"""Figures of samples in arviz's `InferenceData`, drawn by arviz 0.x."""
 
 from collections.abc import Mapping
 from math import prod
@@ -14,7 +14,7 @@ from sbi_jeffreys.plots.style import GREY, color_of, legend_below, panels
 
 HDI_PROB = 0.94
 MAX_PREDICTIONS = 100
-"""Predictive samples drawn as lines of their own."""
+"""Number of predictive samples that are drawn as lines."""
 
 
 def plot_densities(
@@ -22,18 +22,18 @@ def plot_densities(
     var_names: list[str] | None = None,
     reference: Mapping[str, ArrayLike] | None = None,
 ) -> Figure:
-    """Draw the densities of each parameter, all posteriors in one panel.
+    """Draw the density of each parameter, with all posteriors in one panel.
 
     Args:
-        data: `InferenceData`, or several by name of the posterior.
-        var_names: Of the variables to draw; all by default.
-        reference: Values to mark, such as the true ones, by name of the variable, each
-            of the variable's shape.
+        data: One `InferenceData`, or several by name of the posterior.
+        var_names: Names of the variables to draw; all by default.
+        reference: Values to mark, such as true parameters, by name of the variable. Each
+            has the variable's shape.
 
     Raises:
-        TypeError: If `data` is something else.
-        ValueError: If variables or `reference` are not those of the posteriors.
-        ImportError: If this is arviz 1, which has functions of its own for it.
+        TypeError: If `data` is of another type.
+        ValueError: If `var_names` or `reference` do not fit the posteriors.
+        ImportError: If arviz 1 is installed, which draws this with `arviz.plot_dist`.
     """
     arviz, data = _arviz_and_named(data, "posterior", "plot_dist")
     shapes = _shapes(data, "posterior", var_names)
@@ -46,7 +46,7 @@ def plot_densities(
             )
         marks += values.ravel().tolist()
     if unknown := set(reference or {}) - set(shapes):
-        raise ValueError(f"Expected `reference` for {list(shapes)}, got {unknown}, too.")
+        raise ValueError(f"Expected `reference` for {list(shapes)}, got also {unknown}.")
     with panels(len(marks), 3.0, 2.1) as (figure, axes):
         arviz.plot_density(
             list(data.values()),
@@ -73,13 +73,13 @@ def plot_forest(data: Any, var_names: list[str] | None = None) -> Figure:
     """Draw medians, quartiles and 94 % highest-density intervals of each parameter.
 
     Args:
-        data: `InferenceData`, or several by name of the posterior.
-        var_names: Of the variables to draw; all by default.
+        data: One `InferenceData`, or several by name of the posterior.
+        var_names: Names of the variables to draw; all by default.
 
     Raises:
-        TypeError: If `data` is something else.
-        ValueError: If a variable is not in all posteriors.
-        ImportError: If this is arviz 1, which has functions of its own for it.
+        TypeError: If `data` is of another type.
+        ValueError: If a posterior lacks a variable.
+        ImportError: If arviz 1 is installed, which draws this with `arviz.plot_forest`.
     """
     arviz, data = _arviz_and_named(data, "posterior", "plot_forest")
     shapes = _shapes(data, "posterior", var_names)
@@ -106,19 +106,20 @@ def plot_forest(data: Any, var_names: list[str] | None = None) -> Figure:
 
 
 def plot_predictive(data: Any, var_names: list[str] | None = None) -> Figure:
-    """Draw densities of predicted data, and of the observed, a column for a posterior.
+    """Draw densities of predicted and observed data, with a column for each posterior.
 
-    Each thin line is of the entries of one predicted x.
+    Each thin line is the density of the entries of one predicted x.
 
     Args:
-        data: `InferenceData`, or several by name of the posterior, with the groups
+        data: One `InferenceData`, or several by name of the posterior, with the groups
             `posterior_predictive` and `observed_data`.
-        var_names: Of the observed variables to draw; all by default.
+        var_names: Names of the observed variables to draw; all by default.
 
     Raises:
-        TypeError: If `data` is something else, or lacks a group.
-        ValueError: If a variable is not in all posteriors.
-        ImportError: If this is arviz 1, which has functions of its own for it.
+        TypeError: If `data` is of another type or lacks a group.
+        ValueError: If a posterior lacks a variable.
+        ImportError: If arviz 1 is installed, which draws this with
+            `arviz.plot_ppc_dist`.
     """
     arviz, data = _arviz_and_named(data, "posterior_predictive", "plot_ppc_dist")
     _arviz_and_named(data, "observed_data", "plot_ppc_dist")
@@ -149,17 +150,17 @@ def plot_predictive(data: Any, var_names: list[str] | None = None) -> Figure:
 def _arviz_and_named(
     data: Any, group: str, in_arviz_1: str
 ) -> tuple[ModuleType, Mapping[str, Any]]:
-    """Return arviz, if it is version 0, and data by name, if all have the group."""
+    """Return arviz and data by name. Check arviz's version and the group."""
     arviz = load_arviz()
     if not hasattr(arviz, "InferenceData"):
         raise ImportError(
-            f"Expected arviz 0, got {arviz.__version__}; there, `arviz.{in_arviz_1}` "
+            f"Expected arviz 0, got {arviz.__version__}. There, `arviz.{in_arviz_1}` "
             "draws the same data."
         )
     named = {"posterior": data} if isinstance(data, arviz.InferenceData) else data
     if not isinstance(named, Mapping) or not named:
         raise TypeError(
-            "Expected `data` to be InferenceData, or to map names to some, got "
+            "Expected `data` to be InferenceData, or to map names to InferenceData, got "
             f"{type(data).__name__}{' (empty)' if isinstance(named, Mapping) else ''}."
         )
     for name, each in named.items():
@@ -174,7 +175,7 @@ def _arviz_and_named(
 def _shapes(
     data: Mapping[str, Any], group: str, var_names: list[str] | None
 ) -> dict[str, tuple[int, ...]]:
-    """Return shapes of the variables, if they are the same in all."""
+    """Return the shapes of the variables, which all posteriors must have."""
     shapes = [
         {str(name): array.shape for name, array in each[group].items()}
         for each in data.values()
@@ -184,5 +185,7 @@ def _shapes(
     wanted = list(first) if var_names is None else var_names
     for name, each in zip(data, shapes, strict=True):
         if lacking := [v for v in wanted if v not in each]:
-            raise ValueError(f"Expected variables {wanted}, {name!r} lacks {lacking}.")
+            raise ValueError(
+                f"Expected variables {wanted}, but {name!r} lacks {lacking}."
+            )
     return {name: first[name][skip:] for name in wanted}

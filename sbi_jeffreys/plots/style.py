@@ -1,7 +1,8 @@
-"""How figures look: one style, and one colour for a posterior in all of them."""
+"""The look of figures: one style, and one colour for each posterior in all of them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from math import ceil
 from typing import Any
 
@@ -39,7 +40,7 @@ PALETTE = (
     "#882255",
     "#A0A02C",
 )
-"""Colours of which the colour-blind can tell the first six apart, after Okabe and Ito."""
+"""Colours after Okabe and Ito. The first six are safe for the colour-blind."""
 
 _COLORS = {
     "flow": PALETTE[0],
@@ -51,10 +52,11 @@ _COLORS = {
 
 
 def color_of(name: str) -> str:
-    """Return the colour of a posterior, the same as long as the process runs.
+    """Return the colour of a posterior, which is fixed for the life of the process.
 
-    "flow", "energy", "MCMC" and "reference" have theirs; other names get the next that is
-    free, in the order in which they come; after eight of these, colours come again.
+    The names "flow", "posterior", "energy", "MCMC" and "reference" have fixed colours.
+    Every other name gets the next free colour when it is first used. Colours repeat after
+    eight other names.
     """
     if name not in _COLORS:
         free = [color for color in PALETTE if color not in _COLORS.values()]
@@ -62,24 +64,34 @@ def color_of(name: str) -> str:
     return _COLORS[name]
 
 
+class ShownFigure(Figure):
+    """A figure that notebooks show although pyplot does not know it."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = BytesIO()
+        self.savefig(buffer, format="png")
+        return buffer.getvalue()
+
+
 @contextmanager
 def panels(
     num: int, width: float = 3.4, height: float = 2.5, columns: int = 3
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """Yield a new figure with `num` axes in rows, and draw in this package's style.
+    """Yield a new figure with `num` axes in rows, and apply this package's style.
 
-    The figure is not one of pyplot's: it needs no closing and no display.
+    Pyplot does not know the figure, so it needs no display and no closing.
 
     Args:
         num: Number of axes.
-        width: Of each, in inches.
-        height: Likewise.
-        columns: Most axes in a row.
+        width: Width of one axis, in inches.
+        height: Height of one axis, in inches.
+        columns: Largest number of axes in a row.
     """
     columns = min(num, columns)
     rows = ceil(num / columns)
     with rc_context(STYLE):
-        figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+        size = (width * columns, height * rows)
+        figure = ShownFigure(figsize=size, layout="constrained")
         axes = np.ravel(figure.subplots(rows, columns, squeeze=False)).tolist()
         for axis in axes[num:]:
             axis.remove()
@@ -87,7 +99,7 @@ def panels(
 
 
 def legend_below(figure: Figure, axis: Axes) -> None:
-    """Put what is labelled in the axis into a legend of the whole figure."""
+    """Make a legend below the figure for everything that is labelled in one axis."""
     if (legend := axis.get_legend()) is not None:
         legend.remove()
     handles, labels = axis.get_legend_handles_labels()

@@ -1,4 +1,4 @@
-"""Figure of a training's history."""
+"""Figure of the history of a training."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,14 +15,14 @@ TERMS = ("KL(data | flow)", "KL(flow | energy)", "KL(data | energy)")
 def plot_training(summary: Mapping[str, Sequence[Any]]) -> Figure:
     """Draw losses, agreement, multipliers and effective sample size over the epochs.
 
-    Dotted lines are where the learning rates fell. Losses of the first epochs may be cut
-    off at the top.
+    Dotted vertical lines mark the epochs at which the learning rates fell. High losses of
+    the first epochs may be cut off at the top.
 
     Args:
-        summary: `trainer.summary`, after training.
+        summary: `trainer.summary` of a `JNPE`, after training.
 
     Raises:
-        ValueError: If it lacks something, as before training or that of sbi's NPE.
+        ValueError: If an entry is missing, for example before training.
     """
     needed = (
         "training_loss",
@@ -38,7 +38,7 @@ def plot_training(summary: Mapping[str, Sequence[Any]]) -> Figure:
     missing = [name for name in needed if not len(summary.get(name, ()))]
     if missing:
         raise ValueError(
-            "Expected `summary` to be that of a JNPE after training, but it has no "
+            "Expected `summary` of a JNPE after training, but it has no "
             f"{', '.join(missing)}."
         )
     epochs = np.arange(1, 1 + len(summary["validation_loss"]))
@@ -92,7 +92,7 @@ def plot_training(summary: Mapping[str, Sequence[Any]]) -> Figure:
 
 
 def _without_onset(axis: Axes) -> tuple[float, float]:
-    """Return limits that hold all values but the highest tenth of each line."""
+    """Return limits for all values but the highest tenth of each line."""
     lines = [np.asarray(line.get_ydata()) for line in axis.lines]
     low = min(np.nanmin(line) for line in lines)
     high = max(np.nanquantile(line, 0.9) for line in lines)

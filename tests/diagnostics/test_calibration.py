@@ -153,7 +153,7 @@ def test_each_parameter_has_its_own_direction():
         BIASED,
         CONSISTENT,
     ]
-    assert "most theta_1 (too low, " in low.verdict
+    assert "most of all theta_1 (too low, " in low.verdict
 
 
 @pytest.mark.parametrize(("power", "expected"), [(3.0, TOO_NARROW), (0.3, TOO_WIDE)])
@@ -269,7 +269,7 @@ def test_invalid_simulations_are_left_out():
 
 
 def test_few_simulations_or_samples_are_warned_of():
-    with pytest.warns(UserWarning, match="With 20 simulations only gross") as warned:
+    with pytest.warns(UserWarning, match="20 simulations reveal only large") as warned:
         calibrated(GaussianPosterior(), num=20, num_posterior_samples=50)
     assert [w.filename for w in warned] == [__file__]
     with pytest.warns(UserWarning, match=r"samples=99`.* Use 100 or more") as warned:

@@ -1,5 +1,6 @@
 """Tables of posteriors, with exact values where draws are known."""
 
+import sys
 from math import log, pi
 from statistics import NormalDist
 
@@ -14,8 +15,9 @@ from torch.distributions import MultivariateNormal
 
 from sbi_jeffreys import JNPE, _arviz
 from sbi_jeffreys.diagnostics.comparison import COLUMNS, Comparison, compare
-from sbi_jeffreys.diagnostics.distances import sliced_wasserstein
 from sbi_jeffreys.diagnostics.inference_data import to_inference_data
+from sbi_jeffreys.diagnostics.scores import sliced_wasserstein
+from tests.conftest import fit_in_few_steps
 
 pytestmark = pytest.mark.filterwarnings("ignore:Pareto k is above")
 
@@ -59,10 +61,12 @@ def trained():
     torch.manual_seed(0)
     theta = PRIOR.sample((200,))
     result = {}
-    for name, method in {"NPE": NPE, "JNPE": JNPE}.items():
-        trainer = method(PRIOR, show_progress_bars=False)
-        trainer.append_simulations(theta, simulator(theta)).train(max_num_epochs=2)
-        result[name] = trainer.build_posterior()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        fit_in_few_steps(monkeypatch)
+        for name, method in {"NPE": NPE, "JNPE": JNPE}.items():
+            trainer = method(PRIOR, show_progress_bars=False)
+            trainer.append_simulations(theta, simulator(theta)).train(max_num_epochs=2)
+            result[name] = trainer.build_posterior()
     result["energy"] = trainer.build_posterior(sample_with="energy")
     return result
 
@@ -205,7 +209,8 @@ def test_fresh_simulations_may_be_arrays_in_double_precision(trained, fresh):
     pair = {name: values[:20] for name, values in fresh.items()}
     arrays = {name: values.double().numpy() for name, values in pair.items()}
     tables = [
-        run(trained, num_samples=20, seed=0, **some).posteriors for some in (pair, arrays)
+        run(trained, num_samples=20, num_posterior_samples=20, **some).posteriors
+        for some in (pair, arrays)
     ]
     pd.testing.assert_frame_equal(*tables)
 
@@ -313,6 +318,13 @@ def test_the_tables_can_be_read():
         result.reference = "other"
 
 
+def test_without_tabulate_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tabulate", None)
+    result = run({"some": torch.randn(30, 2)}, None)
+    with pytest.raises(ImportError, match=r"needs tabulate: .*sbi_jeffreys\[export\]"):
+        result.to_markdown()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -366,7 +378,7 @@ def test_posteriors_that_do_not_fit_are_refused():
         run({}, None)
     with pytest.raises(TypeError, match="got a MultivariateNormal"):
         run({"a": PRIOR}, None)
-    with pytest.raises(ValueError, match="at least 20 draws, all finite, got of 'a' 19"):
+    with pytest.raises(ValueError, match="at least 20 finite draws of 'a', got 19"):
         run({"a": torch.zeros(19, 2)}, None)
     with pytest.raises(ValueError, match="same parameters"):
         run({"a": torch.zeros(30, 2), "b": torch.zeros(30, 1)}, None)
