@@ -1,16 +1,14 @@
-r"""How well flow and energy agree, estimated from draws of the flow.
+r"""How well flow and energy agree, from the importance weights of the flow's draws."""
 
-With the log weights $\log w_k = f(\theta_k) - \log p(\theta_k)$ of K draws,
-
-    log Z     = log (1/K) Σ_k w_k
-    KL(p ‖ q) = log Z − (1/K) Σ_k log w_k
-    ESS / K   = (Σ_k w_k)² / (K Σ_k w_k²) .
-"""
-
-from math import log
 from typing import NamedTuple
 
 from torch import Tensor
+
+from sbi_jeffreys.sampling.importance_weights import (
+    kl_flow_energy,
+    log_mean_exp,
+    relative_ess,
+)
 
 
 class Agreement(NamedTuple):
@@ -38,10 +36,9 @@ def agreement(log_p_draws: Tensor, f_draws: Tensor) -> Agreement:
         f_draws: The energy's unnormalised log densities in nats, shape `(K, batch)`.
     """
     log_weights = f_draws - log_p_draws
-    log_z = log_weights.logsumexp(0) - log(len(log_weights))
-    shares = log_weights.softmax(0)
+    log_z = log_mean_exp(log_weights)
     return Agreement(
-        kl_flow_energy=log_z - log_weights.mean(0),
+        kl_flow_energy=kl_flow_energy(log_weights, log_z),
         log_z=log_z,
-        ess=1 / (len(shares) * shares.square().sum(0)),
+        ess=relative_ess(log_weights),
     )

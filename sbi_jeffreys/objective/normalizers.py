@@ -8,11 +8,13 @@ To add an estimate, write its function here, enter it in `_ESTIMATES`, and add i
 """
 
 from collections.abc import Callable
-from math import exp, log
+from math import exp
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+
+from sbi_jeffreys.sampling.importance_weights import log_mean_exp
 
 Normalizer = Literal["generalized", "importance", "ranking"]
 NORMALIZERS: tuple[Normalizer, ...] = get_args(Normalizer)
@@ -53,7 +55,7 @@ def log_normalizer(
 
 def _importance(log_weights: Tensor, log_weight_data: Tensor) -> Tensor:
     r"""$\log \frac1K \sum_k w_k$."""
-    return log_weights.logsumexp(0) - log(len(log_weights))
+    return log_mean_exp(log_weights)
 
 
 def _generalized(log_weights: Tensor, log_weight_data: Tensor) -> Tensor:
@@ -66,7 +68,7 @@ def _generalized(log_weights: Tensor, log_weight_data: Tensor) -> Tensor:
 def _ranking(log_weights: Tensor, log_weight_data: Tensor) -> Tensor:
     r"""$\log \frac{1}{K+1} (w_{data} + \sum_k w_k)$."""
     candidates = torch.cat([log_weight_data.unsqueeze(0), log_weights])
-    return candidates.logsumexp(0) - log(len(candidates))
+    return log_mean_exp(candidates)
 
 
 _ESTIMATES: dict[Normalizer, Callable[[Tensor, Tensor], Tensor]] = {

@@ -10,13 +10,12 @@ $r = r' - c$ is the log-ratio that is pooled. Its Z is about 1. Subtracting c ch
 posterior, but makes log Z comparable between models and between observations.
 """
 
-from math import log
-
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from sbi_jeffreys.pool.regression import least_squares
+from sbi_jeffreys.sampling.importance_weights import log_mean_exp
 
 
 class Evidence(nn.Module):
@@ -41,7 +40,7 @@ class Evidence(nn.Module):
             log_weights: Log importance weights in nats, shape `(K, N)`. The mean weight
                 over K draws estimates the evidence.
         """
-        log_evidence = log_weights.logsumexp(0) - log(len(log_weights))
+        log_evidence = log_mean_exp(log_weights)
         fit = least_squares(log_evidence.unsqueeze(1), _with_squares(summaries))
         self.linear.load_state_dict(fit.state_dict())
         return self
