@@ -267,11 +267,13 @@ class Fit:
             self.energy = training.pair.energy_with_own_embedding()
         has_stalled = training.epochs_since_best >= config.stop_after_epochs
         most = min(training.epoch, config.max_num_epochs - training.epoch)
+        if not (is_pooled and has_stalled and most > 0):
+            return training.recall_followed()
         return training.follow(
             self.energy,
             batches,
             held_out,
-            max_num_epochs=most if has_stalled and is_pooled else 0,
+            max_num_epochs=most,
             stop_after_epochs=max(1, config.stop_after_epochs // 4),
             clip_max_norm=config.clip_max_norm,
             show_progress=self.show_progress,

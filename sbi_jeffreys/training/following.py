@@ -91,7 +91,7 @@ def follow(
                 max_num_epochs,
                 stop_after_epochs,
                 clip_max_norm,
-                show_progress and max_num_epochs > 0,
+                show_progress,
                 "Flow follows energy",
             )
         except FloatingPointError as error:

@@ -74,7 +74,6 @@ class JeffreysTraining(EpochLoop):
         Returns:
             The flow's held-out negative log-likelihood, in nats.
         """
-        torch.randint(2**31, ())  # unused: keeps the numbers of scripts that set a seed
         self.followed = follow(
             self.pair.flow,
             energy,
