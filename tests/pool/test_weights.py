@@ -99,8 +99,8 @@ def test_models_that_know_nothing_seldom_have_a_weight(num, most):
     """True parameters are draws like the others.
 
     In 2,000 trials, some weight was above zero in 19 % with ten pairs, and in 10 % with
-    100 pairs. By chance, 100 trials exceed the limits three times in 1,000 with ten pairs,
-    and less than once in 1,000 with 100 pairs."""
+    100 pairs. By chance, 100 trials exceed the limits three times in 1,000 with ten
+    pairs, and less than once in 1,000 with 100 pairs."""
     wrong = 0
     for seed in range(100):
         torch.manual_seed(seed)
