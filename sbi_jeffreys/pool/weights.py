@@ -24,6 +24,17 @@ Two rules follow:
 - All weights are zero unless their mean gain over $w = 0$ exceeds c standard errors. By
   Student's distribution with N - 1 degrees of freedom, c has the tail probability that
   one standard error of a Gaussian has.
+
+Three models that know nothing still get some weight in a share of trials. These are the
+shares of 2,000 trials with 32 draws. For comparison, on the same trials, they are given
+for the best of all weights that are multiples of 0.05. Standard errors are below 0.01.
+
+=================  =========  ==================
+Held-out pairs N   Minimum    Multiples of 0.05
+=================  =========  ==================
+10                 0.19       0.19
+100                0.10       0.10
+=================  =========  ==================
 """
 
 from collections.abc import Sequence
