@@ -146,7 +146,7 @@ class TestErrors:
 
     def test_options_are_checked_at_once(self):
         with pytest.raises(
-            ValueError, match="`num_energies` to be a positive whole number, got 0"
+            ValueError, match="`num_energies` to be a whole number, at least 1, got 0"
         ):
             make(num_energies=0)
 

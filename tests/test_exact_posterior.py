@@ -12,6 +12,8 @@ from torch.distributions import MultivariateNormal, Normal
 
 from sbi_jeffreys import JNPE, LogRatioNet, build_spline_flow
 
+pytestmark = pytest.mark.slow
+
 SIGMA = 0.5
 FLOW = partial(build_spline_flow, hidden_features=32, num_transforms=3, num_blocks=1)
 ENERGY = partial(LogRatioNet, hidden_features=64)

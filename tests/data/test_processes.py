@@ -11,7 +11,7 @@ from sbi_jeffreys.data import processes as distributed
 from sbi_jeffreys.pool.exponential_family import TOLERANCE
 from tests.data import several_processes
 
-pytestmark = pytest.mark.full_fits
+pytestmark = [pytest.mark.full_fits, pytest.mark.slow]
 
 RTOL, ATOL = 1e-4, 1e-5  # rounding errors differ, and grow with every step
 

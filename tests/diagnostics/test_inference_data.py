@@ -22,6 +22,7 @@ from sbi_jeffreys._arviz import summary
 from sbi_jeffreys.diagnostics.draws import Draws, draw, is_normalised
 from sbi_jeffreys.diagnostics.inference_data import to_inference_data
 from sbi_jeffreys.diagnostics.observations import condition_shape
+from sbi_jeffreys.posteriors import several_observations
 from sbi_jeffreys.sampling.random_state import random_state
 from tests.conftest import fit_in_few_steps
 
@@ -176,7 +177,8 @@ def test_sbis_samplers_of_the_energy_tell_the_shape_of_x(trained, flow, energy):
         assert condition_shape(posterior) == X_O.shape[-1:]
 
 
-def test_several_observations_of_the_same_parameters(energy):
+def test_several_observations_of_the_same_parameters(energy, monkeypatch):
+    monkeypatch.setattr(several_observations, "MIN_PARTICLES", 100)
     several = X_O + 0.1 * torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     data = export(
         energy,

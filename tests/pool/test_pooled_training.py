@@ -113,6 +113,7 @@ def test_both_posteriors_know_the_pool(trainer, monkeypatch):
     assert of_flow.log_z == corrected.agreement(x_o).log_z
 
 
+@pytest.mark.slow
 def test_the_flow_follows_the_pool_once_training_stalls_and_keeps_what_it_gained():
     trainer = make_trainer(dim=6)
     flow = trainer.train(stop_after_epochs=40)

@@ -21,12 +21,12 @@ from torch.distributions import MultivariateNormal, Uniform
 from sbi_jeffreys import JNPE, EnergyPosteriorParameters
 from sbi_jeffreys.diagnostics.novelty import Novelty
 from sbi_jeffreys.models.flow import ConditionalFlow
-from sbi_jeffreys.pool import exponential_family, synthetic_likelihood
 from sbi_jeffreys.posteriors import corrected_sampler, several_observations
 from sbi_jeffreys.posteriors.energy_posterior import EnergyPosterior
 from sbi_jeffreys.posteriors.flow_posterior import FlowPosterior
 from sbi_jeffreys.posteriors.sbi_samplers import FlowProposal, sampled_by_sbi
 from tests.closed_forms import ConjugateGaussian
+from tests.conftest import fit_in_few_steps
 
 TASK = ConjugateGaussian(dim=2)
 THETA, X = TASK.simulate(200, seed=1)
@@ -403,8 +403,7 @@ def trainer():
     trainer = JNPE(prior, show_progress_bars=False)
     with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("ignore")
-        patch.setattr(exponential_family, "MAX_ITERATIONS", 20)
-        patch.setattr(synthetic_likelihood, "MAX_STEPS", 20)
+        fit_in_few_steps(patch)
         trainer.append_simulations(theta, x).train(max_num_epochs=20)
     return trainer
 

@@ -8,8 +8,7 @@ from sbi.utils import BoxUniform
 from torch import nn
 
 from benchmarks.accuracy.held_out import energy_nll, flow_nll
-from sbi_jeffreys import JNPE
-from sbi_jeffreys import trainer as trainer_module
+from sbi_jeffreys import JNPE, fit
 from sbi_jeffreys.preprocessing.screening import (
     UNRELATED_SCALE,
     Screening,
@@ -166,7 +165,7 @@ def test_training_screens_unless_there_is_an_embedding_net(monkeypatch):
     1.58 without, energy 1.09 to 1.10 and 1.28 to 1.44. Without the pool, which helps the
     plain networks, and which the flow follows. Of 1,000 test pairs, a difference has a
     standard error of 0.02 or so."""
-    monkeypatch.setattr(trainer_module, "fit_pool", lambda pair, *_: (pair.energy, {}))
+    monkeypatch.setattr(fit, "fit_pool", lambda pair, *_: (pair.energy, {}))
     screened, plain = train(), train(nn.Flatten())
     (screening,) = [m for m in screened[0].energy.modules() if type(m) is Screening]
     assert screening.scale.tolist() == pytest.approx([1.0] * 2 + [UNRELATED_SCALE] * 40)

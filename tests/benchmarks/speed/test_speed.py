@@ -172,6 +172,7 @@ def test_memory():
     assert all(float(cell) > 0 for cell in row)
 
 
+@pytest.mark.slow
 def test_scaling():
     scales = {"num_simulations": (60,), "dim": (3,), "num_particles": (1,)}
     header, *rows = rows_of(growth.growth(CASE, EFFORT, {**scales, "batch_size": (40,)}))
