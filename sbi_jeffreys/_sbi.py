@@ -1,7 +1,8 @@
-"""Every private thing of sbi and nflows that this package touches, and nothing of ours.
+"""Every private name of sbi and nflows that this package uses.
 
-A name that begins with an underscore may move in any release of sbi. `TOUCHED` lists all
-that are used; a test looks for each of them in the installed version.
+This module imports nothing else of the package. A name that begins with an underscore may
+move in any release of sbi. `TOUCHED` lists all that are used; a test looks for each of
+them in the installed version.
 """
 
 from collections.abc import Mapping
@@ -33,7 +34,6 @@ TOUCHED: dict[type, tuple[str, ...]] = {
         "_device",
         "_neural_net",
         "_prior",
-        "_show_progress_bars",
         "_summarize",
         "_summary",
         "_tracker",
@@ -113,11 +113,6 @@ class SbiTrainer(NPE_C):
         return self._device
 
     @property
-    def shows_progress(self) -> bool:
-        """Whether to show progress bars."""
-        return self._show_progress_bars
-
-    @property
     def flow(self) -> Any:
         """The density estimator that sbi builds posteriors of; None before training."""
         return self._neural_net
@@ -154,7 +149,8 @@ class SbiTrainer(NPE_C):
         Args:
             density_estimator: A flow; by default the trained one.
             prior: Its support bounds the posterior; by default the constructor's prior.
-                Of a `RestrictedPrior` it is, as in sbi, that of the prior it restricts.
+                The support of a `RestrictedPrior` is that of the prior that it restricts,
+                as in sbi.
             sample_with: "direct" samples the flow. "energy" corrects the flow's samples
                 by the energy, or samples the energy as `posterior_parameters` say. The
                 others are sbi's ways to sample the flow.

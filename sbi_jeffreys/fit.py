@@ -67,7 +67,7 @@ class Fit:
         Args:
             simulations: What the models are fitted to.
             build_pair: Builds the networks.
-            options: Of the method.
+            options: Options of the method.
             pools: Whether the energy is pooled with simpler models.
             show_progress: Whether to show progress bars.
         """
@@ -120,9 +120,9 @@ class Fit:
                 )
             if new := num - self.num_simulations:
                 warnings.warn(
-                    f"Resuming goes on with the simulations of before. The {new} that "
-                    "were appended since have no part. "
-                    "`train(force_first_round_loss=True)` goes on with all.",
+                    "Resuming continues with the earlier simulations. The "
+                    f"{new} that were appended since are not used. "
+                    "`train(force_first_round_loss=True)` trains on all of them.",
                     stacklevel=3,
                 )
         elif self.networks is not None and not (goes_on or config.retrain_from_scratch):
@@ -143,9 +143,14 @@ class Fit:
 
         Args:
             config: Arguments of `train`.
-            prior: Of the parameters; None if there is none.
-            calibration_kernel: Weights of simulations, from x to `(batch,)`, or None.
+            prior: The prior of the parameters, or None.
+            calibration_kernel: Maps x to weights of simulations, `(batch,)`; or None.
             dataloader_kwargs: As in sbi.
+
+        Raises:
+            ValueError: If there are no batches, or processes can't share them.
+            TypeError: If the flow can't be sampled differentiably.
+            FloatingPointError: If the loss is not finite in the very first epoch.
         """
         if self.rows is None or not config.resume_training:
             self.rows = self.simulations.split(config.validation_fraction)
@@ -179,7 +184,7 @@ class Fit:
             "best_validation_loss": training.best_loss,
             "followed_validation_loss": training.best_loss,
         }
-        # A pool would not know of weights, nor of a data loader's own simulations.
+        # The pool ignores weights, and does not see what a data loader delivers.
         if calibration_kernel is None and isinstance(batches, SlicedBatches):
             weights = self._pool(training.pair)
             results |= {f"{name}_weight": weight for name, weight in weights.items()}
@@ -243,8 +248,8 @@ class Fit:
             return weights
         except (KeyboardInterrupt, RuntimeError, ValueError) as error:
             warnings.warn(
-                "The energy is that of its networks alone, for it could not be pooled "
-                f"with simpler models: {error!r}.",
+                "The energy could not be pooled with simpler models, and is that of its "
+                f"networks alone: {error!r}.",
                 stacklevel=4,
             )
             return none

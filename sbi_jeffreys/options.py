@@ -21,7 +21,7 @@ class JeffreysOptions:
             no effect where `energy_net` is a module.
         num_particles: Draws from the flow for each x of a batch.
         normalizer: Estimate of the energy's log Z: "generalized", "importance" or
-            "ranking". See `objective`.
+            "ranking". See `objective.normalizers`.
         weighting: "resilient" adapts the weights of the divergences by dual ascent;
             "fixed" keeps `weights`.
         weights: The weights for "fixed": of KL(data ‖ flow), KL(flow ‖ energy) and

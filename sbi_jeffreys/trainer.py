@@ -74,14 +74,16 @@ class JNPE(SbiTrainer):
         energy_embedding_net: nn.Module | None = None,
         **options: Any,
     ) -> None:
-        r"""
+        r"""Arguments that are not listed here are those of sbi's NPE.
+
         Args:
             prior: The distribution of the parameters. No sample leaves its support if
                 that is a product of intervals, half lines and lines.
             density_estimator: "nsf", the neural spline flow of this package; the name of
                 another flow of sbi ("maf", "zuko_nsf", ...); or a builder. A builder is
                 called with standardised, unconstrained parameters `(N, D)` and
-                simulations `(N, ...)`, and returns an nflows or zuko estimator.
+                simulations `(N, ...)`. It returns an nflows or zuko estimator, or one of
+                a type that is registered with `condition_on`.
             device: Where to train, e.g. "cpu" or "cuda".
             tracker: Receives the entries of `summary`. By default a TensorBoard tracker.
             embedding_net: Embeds standardised x for both models, unless
@@ -248,7 +250,7 @@ class JNPE(SbiTrainer):
         Args:
             training_batch_size: Pairs in a batch, at most the training set. Processes
                 that train together share a batch.
-            learning_rate: Of Adam for the flow; the energy's is twice that by default.
+            learning_rate: Adam's, for the flow; the energy's is twice that by default.
             validation_fraction: Fraction of simulations that is held out.
             stop_after_epochs: Epochs without a better held-out loss before training
                 stops; by default those in which the networks see 200,000 simulations,
@@ -259,7 +261,7 @@ class JNPE(SbiTrainer):
             calibration_kernel: Weights of simulations, from x to `(batch,)`; divided by
                 their mean. The energy is then not pooled, as the pool ignores weights.
             resume_training: Continue exactly where the last call stopped or was
-                interrupted. Simulations appended since have no part, with a warning.
+                interrupted. Simulations appended since are not used, with a warning.
             force_first_round_loss: Train again from the present weights, for example on
                 more simulations.
             retrain_from_scratch: Train again with new networks, on all simulations.

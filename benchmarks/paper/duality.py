@@ -1,6 +1,7 @@
 """The distance of training from a saddle point: Theorem 1 of arXiv:2511.11159.
 
-On a convex problem, where the dual and the primal value are the same, and for networks.
+It is measured on a convex problem, where the dual and the primal value are the same, and
+for networks.
 """
 
 from typing import NamedTuple

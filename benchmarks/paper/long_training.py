@@ -1,7 +1,8 @@
 """A long training on few points, at a high and a low rate: Figure 3 of arXiv:2511.11159.
 
-The constrained Jeffreys method, a flow of the same shape fitted by maximum likelihood
-alone, and a Wasserstein GAN. A GAN has no density, so all three are judged by the same
+Three methods are compared: the constrained Jeffreys method, a flow of the same shape
+fitted by maximum likelihood alone, and a Wasserstein GAN. A GAN has no density, so all
+three are judged by the same
 estimate from samples. Flows are also judged by their exact divergence.
 """
 

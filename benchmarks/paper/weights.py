@@ -1,7 +1,8 @@
 """Multipliers against 25 fixed weightings, as in Figure 2 of arXiv:2511.11159.
 
-On a Gaussian mixture in the plane, all are trained equally long and at constant learning
-rates, past the point where overfitting starts, and judged at the last epoch.
+All are trained on a Gaussian mixture in the plane, equally long and at constant
+learning rates. Training goes past the point where overfitting starts, and the last epoch
+is judged.
 """
 
 from itertools import product

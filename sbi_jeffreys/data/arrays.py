@@ -40,7 +40,7 @@ def as_tensor(name: str, values: Any) -> Tensor:
         )
     if isinstance(values, np.ma.MaskedArray):
         values = values.filled(np.nan)
-    if min(values.strides, default=0) < 0:  # which torch has no views of
+    if min(values.strides, default=0) < 0:  # torch has no such views
         values = values.copy()
     with warnings.catch_warnings():  # nothing here writes to simulations
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")

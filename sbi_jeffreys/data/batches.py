@@ -166,6 +166,12 @@ class LoadedBatches:
         calibration_kernel: CalibrationKernel,
         device: torch.device | str,
     ) -> None:
+        """
+        Args:
+            loader: Yields parameters `(batch, D)`, simulations `(batch, ...)`, and more.
+            calibration_kernel: Weights of simulations, from x to `(batch,)`.
+            device: Where to deliver the batches.
+        """
         self.loader = loader
         self.calibration_kernel = calibration_kernel
         self.device = device

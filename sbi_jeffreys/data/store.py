@@ -162,14 +162,14 @@ class SimulationStore:
         return theta[indices].to("cpu"), x[indices].to("cpu")
 
     def rows_to_standardize(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the first 100,000 rows at `indices`, on the CPU.
+        """Return the first rows at `indices`, at most 100,000, on the CPU.
 
-        Means and standard deviations are exact to a third of a percent then.
+        From so many, means and standard deviations are exact to a third of a percent.
         """
         return self.rows(indices[: rows_at_once(self.x[0])])
 
     def valid_x(self) -> Tensor:
-        """Return evenly spaced simulations, all if they are few, that are finite."""
+        """Return the finite ones of all simulations, or of evenly spaced ones if many."""
         if not self.x:
             return torch.empty(0)
         x = torch.cat(evenly_spaced(*self.x))
@@ -188,7 +188,7 @@ class SimulationStore:
             indices: Rows of the simulations, shape `(num,)`.
             batch_size: Pairs in a batch, at most all there are.
             calibration_kernel: Weights of simulations, from x to `(batch,)`.
-            dataloader_kwargs: As of sbi. With a sampler or a collation of its own, a data
+            dataloader_kwargs: As in sbi. With a sampler or a collation of its own, a data
                 loader delivers the batches; otherwise they are sliced from the tensors.
         """
         options: dict[str, Any] = {

@@ -5,8 +5,9 @@ different functions. Where the simulations determine the posterior, the two agre
 they do not, as with few simulations or after a poor training, nothing makes them agree.
 
 Agreement is no proof. When training ended too soon, both may still be close to the prior
-and agree; the held-out loss and `calibrate` tell. Far outside the simulations both models
-clip x to the edge of the simulations (`training_range`); the p-value of x tells.
+and agree. The held-out loss and `calibrate` show this. Far outside the simulations, x is
+clipped to their edge for both models (`preprocessing.training_range`). The p-value of x
+shows this.
 """
 
 from collections.abc import Iterator

@@ -9,7 +9,7 @@ MAX_SIMULATIONS = 2_000
 """Most simulations that are kept to compare with."""
 
 MAX_ENTRIES = 2**22
-"""Most numbers that the kept simulations consist of, if these are more than 200."""
+"""Most numbers in the simulations that are kept, but at least 200 simulations."""
 
 MIN_RANKED = 100
 """Fewest simulations that are ranked, if there are enough: p may then be below 0.01."""

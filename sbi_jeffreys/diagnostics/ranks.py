@@ -57,7 +57,7 @@ class Calibration:
         ranks: Number of samples below the true parameter, 0 to S, shape `(N, D)`.
         tarp_ranks: Number of samples that are nearer to the reference point than the
             true parameters are, shape `(N,)`.
-        ks_p_values: p-values for uniform ranks, from `sbi`'s `check_sbc`, shape `(D,)`.
+        ks_p_values: p-values of `sbi`'s Kolmogorov-Smirnov test of `ranks`, shape `(D,)`.
         ecp: Expected coverage probability of `sbi`'s `run_tarp`, shape `(bins + 1,)`.
         alpha: Credibility levels of `ecp`, shape `(bins + 1,)`.
         tarp_atc: Area between `ecp` and `alpha` above level ½, from `sbi`'s

@@ -25,7 +25,8 @@ NUM_LEAKAGE_SAMPLES = 1000
 def varies(draws: np.ndarray) -> np.ndarray:
     """Return which columns of draws `(N, D)` are not constant, shape `(D,)`.
 
-    Rounding can give a constant column a positive standard deviation.
+    Rounding can give a constant column a positive standard deviation. Unlike
+    `preprocessing.scaling.varies`, this rule ignores no small differences.
     """
     return np.ptp(draws, 0) > 0
 

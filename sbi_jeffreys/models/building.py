@@ -24,7 +24,10 @@ from sbi_jeffreys.preprocessing.embedding import standardizing_embedding
 from sbi_jeffreys.preprocessing.support import support_of
 
 FlowBuilder = Callable[[Tensor, Tensor], ConditionalDensityEstimator]
+"""Maps parameters `(N, D)` and simulations `(N, ...)` to an estimator."""
+
 EnergyBuilder = Callable[[int, int], nn.Module]
+"""Maps the numbers of parameters and of features of x to a log-ratio network."""
 
 NOT_REPARAMETERISED = ("mdn", "made", "mdn_snpe_a", "tabpfn")
 """Estimators of sbi whose samples are not differentiable."""
@@ -36,7 +39,7 @@ class PairBuilder:
 
     Attributes:
         flow: Called with standardised, unconstrained parameters `(N, D)` and simulations
-            `(N, ...)`; returns an nflows or zuko estimator.
+            `(N, ...)`; returns an estimator of a type that `condition_on` knows.
         energy_net: The log-ratio network, or what builds it from the numbers of
             parameters and of embedded features of x.
         energy_embedding_net: Embeds x for the energy; None for the flow's embedding.
@@ -51,12 +54,12 @@ class PairBuilder:
     device: str = "cpu"
 
     def __call__(self, theta: Tensor, x: Tensor, prior: Distribution | None) -> ModelPair:
-        """Return the pair, on the CPU but for the densities of the prior.
+        """Return the pair, on the CPU. Prior and base stay on the training device.
 
         Args:
             theta: Parameters, shape `(N, D)`, on the CPU.
             x: Their simulations, shape `(N, ...)`, on the CPU.
-            prior: Of the parameters, on the training device; None if there is none.
+            prior: The prior of the parameters, on the training device; or None.
 
         Raises:
             TypeError: If the flow can't be sampled differentiably.
@@ -125,7 +128,7 @@ def flow_builder(
 
 
 def check_is_one(prior: Any) -> None:
-    """Raise a ValueError where `prior` is a batch of distributions, as in sbi."""
+    """Raise a ValueError if `prior` is a batch of distributions, as sbi does."""
     several = getattr(prior, "batch_shape", torch.Size())
     if several.numel() > 1:
         raise ValueError(

@@ -1,7 +1,8 @@
 r"""Distributions $p(\cdot | x)$ for a batch of x: evaluated, and sampled differentiably.
 
-To add a flow, write a module like `spline_flow`: an estimator, and its `Conditional` that
-is registered with `condition_on`.
+To add a flow, write a module like `spline_flow`. It has an estimator, a `Conditional`
+that is registered with `condition_on.register`, and a function that builds the estimator
+from parameters and simulations. Users pass this function as `density_estimator`.
 """
 
 from abc import ABC, abstractmethod
@@ -63,7 +64,8 @@ def condition_on(
     raise TypeError(
         f"`density_estimator` builds a {type(estimator).__name__}, which can't be "
         "sampled differentiably. The reverse KL divergence needs that. Use 'nsf', 'maf' "
-        "or another nflows or zuko flow."
+        "or another nflows or zuko flow, or register the type of your own estimator with "
+        "`condition_on.register`."
     )
 
 

@@ -18,7 +18,7 @@ from sbi_jeffreys.sampling.blocks import blocks
 class ModelPair(nn.Module):
     """A flow and an energy, which share an embedding network or have one each.
 
-    All that depends on whether they share it is done here.
+    The methods serve both cases, so callers need not tell them apart.
     """
 
     def __init__(self, flow: ConditionalFlow, energy: ConditionalEnergy) -> None:
@@ -101,7 +101,7 @@ class ModelPair(nn.Module):
             Draws, `(num, batch, D)`, and log weights in nats, `(num, batch)`.
 
         Raises:
-            FloatingPointError: If a weight is NaN or infinite.
+            FloatingPointError: If a weight is NaN or plus infinity.
         """
         theta = x.new_empty((num, len(x), *self.flow.input_shape))
         log_weights = x.new_empty((num, len(x)))

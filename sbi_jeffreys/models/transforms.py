@@ -21,7 +21,7 @@ MAX_LOG_SCALE = 6.0
 
 
 class Layer(Protocol):
-    """A layer as described above."""
+    """A layer of the flow, as this module's docstring describes it."""
 
     def given(self, context: Tensor) -> Any:
         """Return all that does not depend on the rows.
@@ -61,6 +61,11 @@ class Layers(Transform):
     restore: Tensor
 
     def __init__(self, features: int, layers: list[nn.Module]) -> None:
+        """
+        Args:
+            features: Number D of parameters.
+            layers: Modules with the methods of `Layer`.
+        """
         super().__init__()
         self.layers = nn.ModuleList(layers)
         numbers = torch.arange(features)
@@ -125,6 +130,16 @@ class SplineCoupling(nn.Module):
         num_bins: int,
         tail_bound: float,
     ) -> None:
+        """
+        Args:
+            features: Number D of parameters.
+            moves_first_half: Whether the splines act on the first half of them.
+            context_features: Number C of features of a condition.
+            hidden_features: Width of the network that gives the knots.
+            num_blocks: Its number of residual blocks.
+            num_bins: Number of bins of each spline.
+            tail_bound: Splines act on [-tail_bound, tail_bound].
+        """
         super().__init__()
         self.num_bins, self.tail_bound = num_bins, tail_bound
         self.halves = (features // 2, features - features // 2)
@@ -195,6 +210,13 @@ class ConditionalAffine(nn.Module):
         hidden_features: int,
         num_blocks: int,
     ) -> None:
+        """
+        Args:
+            features: Number D of parameters.
+            context_features: Number C of features of a condition.
+            hidden_features: Width of the residual network.
+            num_blocks: Its number of residual blocks.
+        """
         super().__init__()
         self.features = features
         outputs = (2 + features) * features
@@ -240,6 +262,10 @@ class Mixing(nn.Module):
     """
 
     def __init__(self, features: int) -> None:
+        """
+        Args:
+            features: Number D of parameters.
+        """
         super().__init__()
         self.factors = nn.Parameter(torch.zeros(features, features))
         self.bias = nn.Parameter(torch.zeros(features))

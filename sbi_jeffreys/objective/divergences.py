@@ -62,6 +62,12 @@ def jeffreys_divergences(
         theta: The parameters that x were simulated with, shape `(batch, D)`.
         num_particles: Number K of draws from the flow for each x.
         normalizer: The estimate of log Z, see `normalizers.log_normalizer`.
+
+    Returns:
+        D1 + H, D2 and D3 + H in nats, each of shape `(batch,)`.
+
+    Raises:
+        ValueError: If there is no estimate of log Z of that name.
     """
     log_p_data = flow.log_prob(theta.unsqueeze(0))[0]
     draws, log_p_draws = flow.rsample_and_log_prob(num_particles)

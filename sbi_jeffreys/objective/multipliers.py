@@ -88,8 +88,8 @@ class ResilientMultipliers:
     def update(self, divergences: Tensor) -> None:
         """Take one step of dual ascent, in place.
 
-        If a divergence is not finite, the multipliers stay as they are. This is so
-        before the entropy reference has its first value.
+        If a divergence is not finite, the multipliers stay as they are. D1 and D3 are not
+        finite before the entropy reference has its first value.
 
         Args:
             divergences: D1, D2 and D3 in nats, shape `(3,)`.

@@ -1,4 +1,4 @@
-r"""Mixtures of Gaussians, with as many components as have the smallest BIC.
+r"""Mixtures of Gaussians, with the number of components that has the smallest BIC.
 
 .. math:: \log p(z) = \log \sum_k \pi_k N(z; \mu_k, L_k L_k^T)
 """
@@ -46,7 +46,7 @@ class MixtureDensity(nn.Module):
 
     @classmethod
     def fit(cls, points: Tensor, try_independent: bool = False) -> Self:
-        """Fit by maximum likelihood, with the number of components of the smallest BIC.
+        """Fit by maximum likelihood. The number of components has the smallest BIC.
 
         Args:
             points: Shape `(N, D)`, double precision, on the CPU. Their mean should be
@@ -74,7 +74,7 @@ class MixtureDensity(nn.Module):
 
 @threadpool_limits.wrap(limits=1)  # the problems are small
 def best_mixture(points: Tensor, try_independent: bool = False) -> GaussianMixture:
-    """Return the mixture of the smallest BIC; see `MixtureDensity.fit`."""
+    """Return the mixture with the smallest BIC; see `MixtureDensity.fit`."""
     num, dim = points.shape
     overall = covariance(points)
     precisions = {"full": torch.linalg.inv(overall).numpy()}

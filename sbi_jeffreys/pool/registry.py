@@ -1,7 +1,7 @@
 """The models of the simulator that are pooled with the networks.
 
-To add a model, write its class in a module of this folder, and add a line to
-`POOL_MODELS`.
+To add a model, write its class in a module of this folder. Import it here, and enter it
+in `POOL_MODELS`.
 """
 
 from typing import Any, Protocol

@@ -36,8 +36,8 @@ def least_squares(outputs: Tensor, inputs: Tensor) -> nn.Linear:
 def ridge(outputs: Tensor, inputs: Tensor) -> tuple[nn.Linear, Tensor]:
     """Return the ridge regression with the best leave-one-out errors.
 
-    Of `RIDGE_PENALTIES`, the one with the smallest generalised variance of leave-one-out
-    errors is taken.
+    The penalty is the one of `RIDGE_PENALTIES` with the smallest generalised variance of
+    leave-one-out errors.
 
     Args:
         outputs: Shape `(N, M)`, double precision, on the CPU.
@@ -68,7 +68,7 @@ def ridge(outputs: Tensor, inputs: Tensor) -> tuple[nn.Linear, Tensor]:
 def lasso(outputs: Tensor, inputs: Tensor) -> nn.Linear:
     """Return the regression of each output on the inputs that the lasso selects.
 
-    The inputs selected are those of the smallest BIC along the lasso's path. Their
+    The step of the lasso's path with the smallest BIC selects the inputs. Their
     coefficients are then fitted by least squares, without a penalty.
 
     Args:

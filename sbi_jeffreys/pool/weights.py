@@ -101,7 +101,7 @@ def _visible_weights(log_weights: np.ndarray, gains: np.ndarray) -> np.ndarray:
 
 
 def _minimum(log_weights: np.ndarray, gains: np.ndarray) -> np.ndarray:
-    """Return the weights of the smallest mean loss, shape `(models,)`."""
+    """Return the weights with the smallest mean loss, shape `(models,)`."""
 
     def loss_and_slope(weights: np.ndarray) -> tuple[float, np.ndarray]:
         log_v = log_weights + np.tensordot(weights, gains, 1)

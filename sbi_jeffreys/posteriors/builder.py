@@ -33,7 +33,7 @@ class PosteriorBuilder:
     Attributes:
         networks: Flow and energy as they were trained; None before training.
         energy: The energy that was kept, pooled or not; None before training.
-        prior: Of the training.
+        prior: The prior that the trainer was given.
         training_device: Where that prior is.
         simulations: What observations are compared with.
         num_simulations: Simulations of the training, held-out ones included.
@@ -139,9 +139,10 @@ class PosteriorBuilder:
     def _energy_for(
         self, flow: ConditionalFlow, device: torch.device | str
     ) -> ConditionalEnergy:
-        """Return a copy of the energy, which shares the flow's embedding.
+        """Return a copy of the energy.
 
-        That is, if it was trained with it, and both still have the same weights.
+        It shares the flow's embedding if it was trained with it and both embeddings still
+        have the same weights.
         """
         if self.energy is None or self.networks is None:
             raise RuntimeError("There is no energy yet: call `.train()` first.")

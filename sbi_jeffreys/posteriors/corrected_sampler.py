@@ -63,12 +63,12 @@ class CorrectedSampler:
 
     @property
     def max_draws(self) -> int:
-        """Draws for each observation at which no more are added."""
+        """Largest number of draws for each observation."""
         return max(MIN_DRAWS, ceil(MAX_DRAWS_PER_SAMPLE * self.num))
 
     @property
     def first_draws(self) -> int:
-        """Draws for each observation at first."""
+        """Number of draws for each observation before any are added."""
         enough = ceil(1.2 * ESS_PER_SAMPLE * self.num)
         return min(self.max_draws, max(MIN_DRAWS, self.num, enough))
 

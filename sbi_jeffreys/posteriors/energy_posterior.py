@@ -31,7 +31,7 @@ class EnergyPosterior(NeuralPosterior):
 
     Samples are draws from the flow, corrected by the energy. They are chosen without
     replacement from more draws than are asked for, in proportion to Pareto-smoothed
-    importance weights. Where too few draws have a large weight, the draws go by
+    importance weights. Where a few draws have most of the weight, the draws go by
     sequential Monte Carlo from the flow to the energy. Samples carry no weights.
 
     `sample`, `log_prob`, `potential` and `map` take several observations in one call as

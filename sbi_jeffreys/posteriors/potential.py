@@ -38,7 +38,7 @@ class EnergyPotential(BasePotential):
         """
         Args:
             energy: The energy f.
-            prior: Only its support is used, outside which the potential is minus
+            prior: Only its support is used. Outside of it the potential is minus
                 infinity. The prior that several observations count once is the one that
                 the energy was trained with.
             x_o: Observations, shape `(n, *condition_shape)`.

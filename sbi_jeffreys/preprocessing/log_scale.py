@@ -34,8 +34,7 @@ class LogScale(nn.Module):
         self.register_buffer("positive_and_skewed", positive & is_less_skewed)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x, `(batch, *condition_shape)`, with some entries replaced by their
-        logs.
+        """Return x, `(batch, *condition_shape)`, with logs in place of skewed entries.
 
         Where all simulations are positive and an observation is not, the smallest normal
         number takes the place of the observation.

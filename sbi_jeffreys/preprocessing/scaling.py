@@ -11,7 +11,8 @@ precision, which is $2^{-23}$ of a number."""
 def varies(values: Tensor, size: Tensor | float | None = None) -> Tensor:
     r"""Return whether each entry varies by more than rounding in single precision.
 
-    This is the only such rule of the package. With $v_n$ the rows, an entry varies if
+    Networks and models of the pool use no other such rule. With $v_n$ the rows, an entry
+    varies if
 
     .. math:: \max_n |v_n - v_1| > 10^{-6} \, \max_n |v_n|
 

@@ -1,4 +1,4 @@
-"""The range of the simulations, outside of which networks have learnt nothing."""
+"""Clip x to the range of the simulations. Networks have learnt nothing outside of it."""
 
 from torch import Tensor, nn
 

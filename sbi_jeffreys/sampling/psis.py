@@ -1,9 +1,10 @@
-r"""Pareto-smoothed importance sampling (PSIS): reliable weights, and whether they are so.
+r"""Pareto-smoothed importance sampling (PSIS), and a check of the weights.
 
-The largest of N weights, a fifth of them or :math:`3 \sqrt N`, are replaced by quantiles
-of the generalized Pareto distribution that fits them. Its shape k̂ tells how heavy the
-tail of the weights is: above 0.7 no affordable number of draws gives reliable estimates
-(Vehtari et al., JMLR 25(72), 2024). arviz does the fit. This module needs no torch.
+The largest of N weights, a fifth of them or :math:`3 \sqrt N` if that is less, are
+replaced by quantiles of the generalized Pareto distribution that fits them. Its shape k̂
+tells how heavy the tail of the weights is. Above 0.7, no affordable number of draws gives
+reliable estimates (Vehtari et al., JMLR 25(72), 2024). arviz does the fit. This module
+needs no torch.
 """
 
 import numpy as np
@@ -17,7 +18,8 @@ TIED = 1e-6
 """Log weights that differ by less than this, in nats, count as equal."""
 
 MIN_POSITIVE, MIN_ABOVE_CUTOFF = 25, 5
-"""A tail can be fitted to this many positive weights, with so many above the cutoff."""
+"""A tail is fitted only if there are this many positive weights, and if this many of them
+are above the cutoff."""
 
 
 def pareto_smoothed(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -30,8 +32,8 @@ def pareto_smoothed(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             array is not modified.
 
     Returns:
-        Smoothed log weights, shape `(..., N)`. The weights of each row sum to one.
-        And the shape k̂ of each row's tail, `(...)`. k̂ is infinite where no tail can be
+        Smoothed log weights, shape `(..., N)`, and the shape k̂ of each row's tail,
+        `(...)`. The weights of each row sum to one. k̂ is infinite where no tail can be
         fitted because there are fewer than 25 positive weights or fewer than 5 above the
         cutoff. k̂ is minus infinity where the largest weights are equal: there is no tail.
 

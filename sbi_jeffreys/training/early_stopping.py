@@ -41,7 +41,7 @@ class EarlyStopping:
         return is_best
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state. `patience` is an argument of each call, and no part of it."""
+        """Return the state, without `patience`, which each call of `run` sets."""
         return {
             "best_loss": self.best_loss,
             "epochs_since_best": self.epochs_since_best,

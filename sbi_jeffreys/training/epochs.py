@@ -86,7 +86,7 @@ class EpochLoop:
         show_progress: bool,
         description: str = "Training JNPE",
     ) -> bool:
-        """Train until the held-out loss stalls; leave the best averaged weights.
+        """Train until the held-out loss stalls, then load the best averaged weights.
 
         Each epoch ends with a checkpoint. After an interrupt (Ctrl-C) or a loss that is
         not finite, training goes back to the last checkpoint, gives a warning and returns

@@ -2,7 +2,7 @@ r"""The flow follows an energy that stays as it is.
 
     min over φ of KL(p_φ ‖ q) = E_{θ~p_φ}[log p_φ − f] + log Z
 
-Of the training pairs only x is used. The flow's held-out negative log-likelihood decides
+It uses only x of the training pairs. The flow's held-out negative log-likelihood decides
 which weights are kept.
 """
 
@@ -73,6 +73,9 @@ def follow(
             stop. The learning rate falls after half as many.
         clip_max_norm: Bound on the norm of the gradient; None for no bound.
         show_progress: Whether to show a progress bar.
+
+    Returns:
+        The flow's lowest held-out loss and its weights.
     """
     pair = TrainedPair(flow, energy, options)
     share_tensors([t.data for t in pair.state_dict().values()])
@@ -101,7 +104,7 @@ def follow(
 
 @contextmanager
 def _without_gradients(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Compute no gradients of some parameters; afterwards, as before."""
+    """Switch off the gradients of some parameters, and restore them afterwards."""
     before = [parameter.requires_grad for parameter in parameters]
     for parameter in parameters:
         parameter.requires_grad_(False)

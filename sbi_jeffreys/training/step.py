@@ -142,7 +142,7 @@ class PrimalDualStep:
         self.reset_statistics()
 
     def train(self) -> None:
-        """Put the models into training mode, but an energy that is not trained."""
+        """Put the models into training mode, except an energy that is not trained."""
         self.pair.flow.train()
         self.pair.energy.train(self.trains_energy)
 

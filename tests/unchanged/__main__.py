@@ -3,9 +3,9 @@
     python -m tests.unchanged REVISION [--tolerance 1e-5]
 
 Runs the same seeded trainings with the earlier revision, which is installed in an
-environment of its own, and with the present code, in one run on one machine, for
-roundings differ between processors. Prints the largest difference in every group of
-numbers; where there is one, also the paired difference of the held-out negative
+environment of its own, and with the present code. Both run on one machine, because
+rounding differs between processors. Prints the largest difference in every group of
+numbers. Where there is one, it also prints the paired difference of the held-out negative
 log-likelihoods, in nats, with its standard error. The exit status is 1 if a number
 differs by more than the tolerance (0, bit for bit, by default).
 
@@ -30,7 +30,7 @@ RENAMED = {"validation_flow_to_energy": "validation_kl_flow_energy"}
 """Entries of `summary` by their earlier name."""
 
 REMOVED: set[str] = set()
-"""Entries of `summary` that there are no more."""
+"""Entries of `summary` that were removed since."""
 
 
 def earlier_environment(revision: str, folder: Path) -> Path:

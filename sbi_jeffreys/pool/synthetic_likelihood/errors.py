@@ -76,7 +76,7 @@ class StudentMixture(nn.Module):
             num: M.
             features: Entries d of z.
             num_components: Components of each mixture. A single component is a standard
-                t density, of which only the degrees of freedom are fitted.
+                t density. Only its degrees of freedom are fitted.
         """
         super().__init__()
         spread = self.INITIAL_SPREAD

@@ -1,8 +1,8 @@
 """Summaries of x: features with independent errors of unit variance.
 
 Features are used one by one, because errors of measurement are often independent, and U
-is then diagonal. In other directions U would have more to learn, the more the sizes of
-errors depend on the parameters. Where there are many features, or some are linear
+is then diagonal. In other directions U would have more to learn if the sizes of errors
+depend on the parameters. Where there are many features, or some are linear
 functions of others, the summaries are their leading principal components instead.
 
 Features that are counts, or other multiples of a step, are fitted with uniform noise as
