@@ -49,7 +49,7 @@ TOUCHED: dict[type, tuple[str, ...]] = {
 LOGGED_BY_SBI = ("training_loss", "validation_loss", "epoch_durations_sec")
 
 
-class PosteriorBuilder(Protocol):
+class BuildsPosteriors(Protocol):
     """Builds posteriors in the place of sbi."""
 
     def build(
@@ -121,7 +121,7 @@ class SbiTrainer(NPE_C):
     def flow(self, flow: Any) -> None:
         self._neural_net = flow
 
-    def posterior_builder(self) -> PosteriorBuilder:
+    def posterior_builder(self) -> BuildsPosteriors:
         """Return what builds posteriors in the place of sbi."""
         raise NotImplementedError
 

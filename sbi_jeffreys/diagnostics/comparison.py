@@ -37,7 +37,7 @@ COLUMNS = (
     "nll",
     "nll_se",
 )
-MIN_SAMPLES = 20
+FEWEST_DRAWS = 20
 """The classifiers need at least this many draws."""
 
 
@@ -245,9 +245,9 @@ def _same_parameters(
                 f"{name!r}, {others}."
             )
         num = draws.shape[0] * draws.shape[1]
-        if num < MIN_SAMPLES or not np.isfinite(draws).all():
+        if num < FEWEST_DRAWS or not np.isfinite(draws).all():
             raise ValueError(
-                f"Expected at least {MIN_SAMPLES} finite draws of {name!r}, got {num} "
+                f"Expected at least {FEWEST_DRAWS} finite draws of {name!r}, got {num} "
                 f"draws with {(~np.isfinite(draws)).sum()} values that are not finite."
             )
     return labels, {name: draws for name, (_, draws) in labelled.items()}
@@ -297,9 +297,9 @@ def _check_options(
         )
     if not 0 < hdi_prob < 1:
         raise ValueError(f"Expected `hdi_prob` to be in (0, 1), got {hdi_prob}.")
-    if num_samples < MIN_SAMPLES:
+    if num_samples < FEWEST_DRAWS:
         raise ValueError(
-            f"Expected `num_samples` to be at least {MIN_SAMPLES}, got {num_samples}."
+            f"Expected `num_samples` to be at least {FEWEST_DRAWS}, got {num_samples}."
         )
     if num_posterior_samples < 1:
         raise ValueError(

@@ -5,10 +5,10 @@ from torch import Tensor, nn
 
 from sbi_jeffreys.preprocessing.scaling import location_and_scale
 
-MAX_SIMULATIONS = 2_000
+MAX_KEPT_SIMULATIONS = 2_000
 """Most simulations that are kept to compare with."""
 
-MAX_ENTRIES = 2**22
+MAX_KEPT_ENTRIES = 2**22
 """Most numbers in the simulations that are kept, but at least 200 simulations."""
 
 MIN_RANKED = 100
@@ -49,7 +49,7 @@ class Novelty(nn.Module):
         super().__init__()
         if len(x) < 2:
             raise ValueError(f"Expected at least two simulations `x`, got {len(x)}.")
-        most = max(200, min(MAX_SIMULATIONS, MAX_ENTRIES // x[0].numel()))
+        most = max(200, min(MAX_KEPT_SIMULATIONS, MAX_KEPT_ENTRIES // x[0].numel()))
         kept = torch.linspace(0, len(x) - 1, min(len(x), most)).long()
         generator = torch.Generator().manual_seed(0)
         kept = kept[torch.randperm(len(kept), generator=generator)]

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from sbi_jeffreys.plots.style import GREY, PURPLE, color_of, panels
 
-TERMS = ("KL(data | flow)", "KL(flow | energy)", "KL(data | energy)")
+LABELS = ("KL(data | flow)", "KL(flow | energy)", "KL(data | energy)")
 
 
 def plot_training(summary: Mapping[str, Sequence[Any]]) -> Figure:
@@ -57,7 +57,7 @@ def plot_training(summary: Mapping[str, Sequence[Any]]) -> Figure:
         losses.set(ylabel="NLL (nats)", title="Negative log-likelihood")
         losses.set_ylim(*_without_onset(losses))
         kl.plot(
-            epochs, summary["validation_kl_flow_energy"], color=PURPLE, label=TERMS[1]
+            epochs, summary["validation_kl_flow_energy"], color=PURPLE, label=LABELS[1]
         )
         kl.plot(epochs, summary["validation_log_z"], color=GREY, label="log Z")
         kl.set(ylabel="nats", title="Agreement, held out")
@@ -65,7 +65,7 @@ def plot_training(summary: Mapping[str, Sequence[Any]]) -> Figure:
         for values, color, term in zip(
             np.transpose(summary["multipliers"]),
             (flow, PURPLE, energy),
-            TERMS,
+            LABELS,
             strict=True,
         ):
             multipliers.plot(epochs, values, color=color, label=term)

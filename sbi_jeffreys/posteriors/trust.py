@@ -16,7 +16,7 @@ from sbi_jeffreys.diagnostics.novelty import Novelty
 from sbi_jeffreys.models.pair import ModelPair
 from sbi_jeffreys.sampling.psis import MAX_PARETO_K
 
-MIN_SAMPLES = 100
+FEWEST_SAMPLES = 100
 """Smallest number of draws for a report."""
 
 
@@ -72,9 +72,9 @@ class TrustCheck:
                 "There is no energy to compare with: the posterior was built from a flow "
                 "alone."
             )
-        if num_samples < MIN_SAMPLES:
+        if num_samples < FEWEST_SAMPLES:
             raise ValueError(
-                f"Expected `num_samples` to be at least {MIN_SAMPLES}, got {num_samples}."
+                f"Expected `num_samples` to be at least {FEWEST_SAMPLES}, got {num_samples}."
             )
         _, log_weights = self.pair.weighted_draws(x, num_samples, self.prior, block_size)
         p_value = None if self.novelty is None else self.novelty(x)

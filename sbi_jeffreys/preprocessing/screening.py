@@ -40,7 +40,7 @@ MAX_EXPLAINED = 0.1
 """Largest share of a variance that an unrelated entry may explain. If the threshold of
 the scores corresponds to more, there are too few simulations to screen."""
 
-MAX_SIMULATIONS = 10_000
+MAX_SCREENED = 10_000
 """Largest number of simulations that are used."""
 
 MAX_WORK = 10**9
@@ -88,7 +88,7 @@ def related_to(theta: Tensor, x: Tensor) -> Tensor:
         theta: Parameters, shape `(N, D)`.
         x: Simulations, shape `(N, ...)`.
     """
-    step = -(-len(x) // MAX_SIMULATIONS)
+    step = -(-len(x) // MAX_SCREENED)
     theta, rows = theta[::step].flatten(1), x[::step].flatten(1)
     num, entries = rows.shape
     everything = torch.ones(entries, dtype=torch.bool, device=x.device)

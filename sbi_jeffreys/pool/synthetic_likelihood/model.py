@@ -18,7 +18,7 @@ from sbi_jeffreys.pool.synthetic_likelihood.summaries import (
 NUM_NETWORKS = 5
 """Networks M. There are at most as many as simulations."""
 
-MAX_ROWS = 8192
+ROWS_PER_BLOCK = 8192
 """Most pairs of parameters and summaries that are evaluated at a time."""
 
 
@@ -102,7 +102,7 @@ class SyntheticLikelihood(nn.Module):
         s = self.summaries(condition)
         num = self.networks.num
         rows = input.flatten(0, 1), s.expand(len(input), -1, -1).flatten(0, 1)
-        parts = zip(*(values.split(MAX_ROWS) for values in rows), strict=True)
+        parts = zip(*(values.split(ROWS_PER_BLOCK) for values in rows), strict=True)
         log_likelihood = torch.cat(
             [
                 self.networks(*(values.expand(num, -1, -1) for values in some))
