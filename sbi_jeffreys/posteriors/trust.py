@@ -74,7 +74,8 @@ class TrustCheck:
             )
         if num_samples < FEWEST_SAMPLES:
             raise ValueError(
-                f"Expected `num_samples` to be at least {FEWEST_SAMPLES}, got {num_samples}."
+                f"Expected `num_samples` to be at least {FEWEST_SAMPLES}, got "
+                f"{num_samples}."
             )
         _, log_weights = self.pair.weighted_draws(x, num_samples, self.prior, block_size)
         p_value = None if self.novelty is None else self.novelty(x)
