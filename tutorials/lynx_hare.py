@@ -45,7 +45,6 @@ SEED = 0
 OUTPUT = Path("results/lynx_hare")
 OUTPUT.mkdir(parents=True, exist_ok=True)
 torch.set_num_threads(1)
-begin = time.perf_counter()
 
 # %% [markdown]
 # ## The data
@@ -275,7 +274,7 @@ axes[1].set(xlabel="year", xticks=range(1900, 1921, 5))
 figure.savefig(OUTPUT / "predictive.png", dpi=110)
 
 # %%
-print(f"{time.perf_counter() - begin:.0f} s; figures are in {OUTPUT}")
+print(f"Figures are in {OUTPUT}")
 
 # %% [markdown]
 # ## How to go on
