@@ -139,8 +139,8 @@ figure.savefig(OUTPUT / "multipliers.png", dpi=110)
 # comes closest to H. If the flow's loss on its *training* set is lower than that, the
 # flow has memorised the training set.
 #
-# We train on 200 simulations. The held-out loss falls to about 1.072 and the multiplier
-# of D1 falls, too. From then on the flow follows the energy more than the data.
+# We train on 200 simulations. While the held-out loss falls, the flow's training loss
+# falls, too. Where it falls faster, D1 gets a smaller multiplier.
 
 # %%
 theta, x = simulate(200)
@@ -153,8 +153,8 @@ figure.savefig(OUTPUT / "training.png", dpi=110)
 figure
 
 # %% [markdown]
-# The held-out loss is a mean over only 20 simulations, so chance can move it below H by a
-# few tenths of a nat. The flow then gives the data a little more weight than it should.
+# The held-out loss is a mean over only 20 simulations. Here chance moves it below H. The
+# flow then gives the data a little more weight than it should.
 # The next section shows how much this matters.
 #
 # ## What each option does
@@ -194,7 +194,6 @@ axis.set(xlabel="KL of the flow after the last epoch, nats")
 figure.savefig(OUTPUT / "switches.png", dpi=110)
 
 # %% [markdown]
-# "Data only" overfits. With the importance-sampled normaliser, log Z drifts away from
-# zero. With the default normaliser it stays close to zero. The other options differ
-# little on this one-dimensional example. The file `benchmarks/results/ablations.md` has
-# harder tasks.
+# "Data only" overfits, and its energy, which nothing trains, is not normalised. The other
+# options differ little on this one-dimensional example. The file
+# `benchmarks/results/ablations.md` has harder tasks.
