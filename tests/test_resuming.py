@@ -87,7 +87,7 @@ def test_starting_afresh_takes_all_simulations_and_resuming_warns_that_it_does_n
     quick(trainer)
     theta = BOX.sample((30,))
     trainer.append_simulations(theta, simulate(theta))
-    with pytest.warns(UserWarning, match="30 .* no part"):
+    with pytest.warns(UserWarning, match=r"30 .* not used"):
         flow = quick(trainer, max_num_epochs=3, resume_training=True)
     assert trainer.build_posterior().num_simulations == 120
     before = trainer.summary["epochs_trained"][-1]

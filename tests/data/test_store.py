@@ -107,7 +107,7 @@ def save(folder, **tensors):
     return [np.load(folder / f"{name}.npy", mmap_mode="r") for name in tensors]
 
 
-@pytest.mark.parametrize("num_appended", [1, 3])
+@pytest.mark.parametrize("num_appended", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_data_on_disk_train_as_data_in_memory_do(tmp_path, monkeypatch, num_appended):
     trainers, flows, streamed = [], [], []
     deliver = StreamedBatches._deliver

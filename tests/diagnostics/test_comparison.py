@@ -223,6 +223,7 @@ def test_a_shifted_posterior_covers_less(fresh):
 
 
 @pytest.mark.filterwarnings("ignore:Batched sampling not implemented")
+@pytest.mark.slow
 def test_trained_posteriors(trained, fresh):
     theta, x = fresh["theta"][:15], fresh["x"][:15]
     rejection = RejectionPosterior(exact_potential, PRIOR, num_samples_to_find_max=100)

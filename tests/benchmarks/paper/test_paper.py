@@ -170,7 +170,8 @@ def test_rows_are_computed_once(tmp_path):
     assert len(calls) == 3
 
 
-@pytest.mark.parametrize("epochs", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("epochs", [1, 2])
 def test_pages_of_all_trainings(epochs, tmp_path, monkeypatch):
     """Each experiment but the simulations; a second call finds everything done."""
     names = [name for name in pages.EXPERIMENTS if name != "simulations"]
