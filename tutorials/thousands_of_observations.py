@@ -76,7 +76,7 @@ figure
 # `sample_batched` samples for all observations together. It makes at most
 # `max_sampling_batch_size` samples at a time, which limits memory. The flow needs no
 # rejection. The corrected posterior weights the flow's draws by the energy, so its
-# samples take several times as long.
+# samples take many times as long.
 
 # %%
 theta_true = prior.sample((NUM_OBSERVATIONS,))
