@@ -233,7 +233,7 @@ print("growth:", (memory("VmHWM") - before) / 1e6)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="reads the peak where Linux has it"
 )

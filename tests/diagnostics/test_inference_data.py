@@ -319,7 +319,7 @@ def test_pyros_chains_stay_apart(monkeypatch):
     np.testing.assert_array_equal(stats["acceptance_rate"].values, [[0.9] * 3, [0.5] * 3])
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_pyros_processes_are_chains():
     posterior = mcmc("hmc_pyro", num_chains=2, mp_context="fork")
     data = export(posterior, num_samples=20)

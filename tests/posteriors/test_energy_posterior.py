@@ -545,7 +545,7 @@ def test_what_is_missing_is_said(trainer):
     assert isinstance(flow.posterior_estimator, ConditionalFlow)
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_a_poorly_trained_model_is_told_from_a_well_trained_one():
     """Ten parameters, 1,000 simulations: after 3 epochs, flow and energy were found to
     agree at none of 300 observations, after training at all that were not unusual."""

@@ -30,7 +30,7 @@ SLOW = ("nle",)  # sampled by MCMC
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
+        pytest.param(name, marks=[pytest.mark.very_slow] if name in SLOW else [])
         for name in TRAININGS
     ],
 )

@@ -165,7 +165,7 @@ def test_the_peak_is_that_of_training(monkeypatch):
     assert memory.peak_growth("jnpe", asdict(CASE), 1) > 60 * 2**20
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_memory():
     header, row = rows_of(memory.memory([CASE]))
     assert header == ["simulations", "NPE, MiB", "JNPE, MiB"]
