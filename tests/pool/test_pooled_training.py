@@ -153,7 +153,7 @@ def test_what_following_gained_is_kept_by_a_call_that_does_not_pool(monkeypatch)
     (loss,) = trainer.summary["followed_validation_loss"]
     followed = deepcopy(flow.state_dict())
     monkeypatch.setattr(
-        "sbi_jeffreys.trainer.fit_pool",
+        "sbi_jeffreys.fit.fit_pool",
         lambda pair, *_: (pair.energy, dict.fromkeys(POOL_MODELS, 0.0)),
     )
     with pytest.warns(UserWarning, match="max_num_epochs"):
