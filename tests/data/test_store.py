@@ -78,7 +78,9 @@ def test_simulators_may_be_differentiable():
     trainer = new_trainer()
     theta = BOX.sample((60,))
     x = theta * torch.ones(2, requires_grad=True)
-    quick(trainer.append_simulations(theta, x))
+    flow = quick(trainer.append_simulations(theta, x))
+    assert not trainer.get_simulations()[1].requires_grad
+    assert flow.log_prob(theta, x.detach()).isfinite().all()
 
 
 def test_simulations_of_another_shape_than_before_are_refused():
