@@ -3,11 +3,15 @@
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
 
+from benchmarks import rows
 from benchmarks.accuracy import cells, held_out, standings
+from benchmarks.cost import page, trainings
 from benchmarks.methods.registry import METHODS
 from benchmarks.paper.pages import EXPERIMENTS, faces
 from benchmarks.report import measured_with, write
@@ -85,6 +89,22 @@ def main(arguments: list[str] | None = None) -> None:
     )
     nll.add_argument("--output", type=Path, default=Path("results/nll.md"))
     nll.set_defaults(command=measure_nll)
+
+    cost = commands.add_parser(
+        "cost", help="accuracy against CPU seconds of training, beside sbi's NPE"
+    )
+    cost.add_argument(
+        "--tasks", nargs="+", choices=trainings.ALL_TASKS, default=trainings.ALL_TASKS
+    )
+    cost.add_argument(
+        "--methods", nargs="+", choices=trainings.METHODS, default=trainings.METHODS
+    )
+    cost.add_argument("--budgets", nargs="+", type=int, default=[100, 250, 1000, 10_000])
+    cost.add_argument("--seeds", nargs="+", type=int, default=[200, 201, 202])
+    cost.add_argument("--jobs", type=int, default=1, help="processes of one thread")
+    cost.add_argument("--device", default="cpu", help="device that JNPE trains on")
+    cost.add_argument("--output", type=Path, default=Path("results/cost"))
+    cost.set_defaults(command=measure_cost)
 
     speed_parser = commands.add_parser(
         "speed",
@@ -207,7 +227,7 @@ def _trainings(
 
 def measure_nll(arguments: argparse.Namespace) -> None:
     """Measure test NLLs, and write them after each training."""
-    rows: list[held_out.Row] = []
+    measured: list[held_out.Row] = []
     for row in held_out.measure(
         [(TASKS | UNSEEN)[name] for name in arguments.tasks],
         arguments.num_simulations,
@@ -216,10 +236,23 @@ def measure_nll(arguments: argparse.Namespace) -> None:
         not arguments.without_npe,
         arguments.variants,
     ):
-        rows.append(row)
+        measured.append(row)
         print(row, flush=True)
-        write(arguments.output, held_out.report(rows))
-    print(held_out.report(rows))
+        write(arguments.output, held_out.report(measured))
+    print(held_out.report(measured))
+
+
+def measure_cost(arguments: argparse.Namespace) -> None:
+    """Train what is missing, and write the page on costs."""
+    keys = product(arguments.seeds, arguments.budgets, arguments.tasks, arguments.methods)
+    finished = rows.finish(
+        partial(trainings.measure, device=arguments.device),
+        [(task, method, num, seed) for seed, num, task, method in keys],
+        arguments.output / "cost.csv",
+        arguments.jobs,
+        trainings.Row._fields,
+    )
+    print(page.write_page(finished, arguments.output))
 
 
 def measure_speed(arguments: argparse.Namespace) -> None:

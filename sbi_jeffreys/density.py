@@ -201,10 +201,4 @@ class JeffreysDensityEstimator(PairDensity):
         return self._trainer.summary
 
     def _new_trainer(self) -> JNPE:
-        return UnconditionalJNPE(*self._arguments, **self._options)
-
-
-class UnconditionalJNPE(JNPE):
-    """`JNPE` without the pool: without x there is no simulator to model."""
-
-    _pools = False
+        return JNPE(*self._arguments, pool=False, **self._options)

@@ -1,6 +1,7 @@
-"""Flow and energy fitted to simulations: networks, then the pool, then following."""
+"""The models of a trainer, fitted to its simulations."""
 
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,6 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_jeffreys._sbi import TrainConfig
-from sbi_jeffreys.data.arrays import ConcatenatedRows
 from sbi_jeffreys.data.batches import (
     Batches,
     CalibrationKernel,
@@ -23,9 +23,10 @@ from sbi_jeffreys.models.building import PairBuilder
 from sbi_jeffreys.models.energy import ConditionalEnergy
 from sbi_jeffreys.models.pair import ModelPair
 from sbi_jeffreys.options import JeffreysOptions
-from sbi_jeffreys.pool.opinion_pool import fit_pool
 from sbi_jeffreys.pool.registry import POOL_MODELS
+from sbi_jeffreys.stages import Stages
 from sbi_jeffreys.training.loop import JeffreysTraining
+from sbi_jeffreys.training.schedule import Cycles
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Fit:
         simulations: SimulationStore,
         build_pair: PairBuilder,
         options: JeffreysOptions,
-        pools: bool,
+        pool: Collection[str],
         show_progress: bool,
     ) -> None:
         """
@@ -68,13 +69,13 @@ class Fit:
             simulations: What the models are fitted to.
             build_pair: Builds the networks.
             options: Options of the method.
-            pools: Whether the energy is pooled with simpler models.
+            pool: Names of the models that the energy is pooled with.
             show_progress: Whether to show progress bars.
         """
         self.simulations = simulations
         self.build_pair = build_pair
         self.options = options
-        self.pools = pools
+        self.pool = pool
         self.show_progress = show_progress
         self.rows: tuple[Tensor, Tensor] | None = None
         self._forget()
@@ -138,11 +139,13 @@ class Fit:
         prior: Distribution | None,
         calibration_kernel: CalibrationKernel | None,
         dataloader_kwargs: dict[str, Any] | None,
+        patience: int | None,
     ) -> Report:
         """Train the networks, pool the energy, and let the flow follow it.
 
         Args:
-            config: Arguments of `train`.
+            config: Arguments of `train`, without `stop_after_epochs`.
+            patience: `stop_after_epochs`, or None for the default rule.
             prior: The prior of the parameters, or None.
             calibration_kernel: Maps x to weights of simulations, `(batch,)`; or None.
             dataloader_kwargs: As in sbi.
@@ -166,33 +169,46 @@ class Fit:
             )
         training = self._resumed_or_new_training(config, prior)
         first_epoch = training.epoch
+        # The pool ignores weights, and does not see what a data loader delivers.
+        pools = bool(self.pool) and calibration_kernel is None
+        pools &= isinstance(batches, SlicedBatches) and min(map(len, self.rows)) > 1
+        stages = Stages(
+            training,
+            self.simulations,
+            self.rows,
+            batches,
+            held_out,
+            config,
+            patience,
+            prior,
+            self.show_progress,
+        )
         try:
-            has_converged = training.run(
-                batches,
-                held_out,
-                max_num_epochs=config.max_num_epochs,
-                stop_after_epochs=config.stop_after_epochs,
-                clip_max_norm=config.clip_max_norm,
-                show_progress=self.show_progress,
-            )
+            has_converged = stages.train(pools and not stages.embedding_learns)
         except FloatingPointError:  # in the first epoch: forget it, to allow another try
             self._forget()
             raise
         self.energy = training.pair.energy
+        weights = dict.fromkeys(POOL_MODELS, 0.0)
+        if pools:
+            try:
+                pooled = stages.pool(self.pool, has_converged)
+                self.energy, has_converged = pooled.energy, pooled.has_converged
+                weights |= pooled.weights
+            except (KeyboardInterrupt, RuntimeError, ValueError) as error:
+                warnings.warn(
+                    "The energy could not be pooled with simpler models, and is that of "
+                    f"its networks alone: {error!r}.",
+                    stacklevel=3,
+                )
+        if not any(weights.values()):
+            self.energy = training.pair.energy_with_own_embedding()
         results = {
             "epochs_trained": training.epoch,
             "best_validation_loss": training.best_loss,
-            "followed_validation_loss": training.best_loss,
+            "followed_validation_loss": training.recall_followed(),
         }
-        # The pool ignores weights, and does not see what a data loader delivers.
-        if calibration_kernel is None and isinstance(batches, SlicedBatches):
-            weights = self._pool(training.pair)
-            results |= {f"{name}_weight": weight for name, weight in weights.items()}
-            results["followed_validation_loss"] = self._follow(
-                training, batches, held_out, config, any(weights.values())
-            )
-        else:
-            results |= {f"{name}_weight": 0.0 for name in POOL_MODELS}
+        results |= {f"{name}_weight": weight for name, weight in weights.items()}
         return Report(results, training.history, first_epoch, has_converged)
 
     def _batches(
@@ -230,64 +246,8 @@ class Fit:
             self.networks.energy.to(device),
             self.options.multipliers(device),
             self.options.step,
+            cycles=Cycles.of(self.num_simulations),
             learning_rate=rate,
             energy_learning_rate=self.options.energy_learning_rate or 2 * rate,
         )
         return self.training
-
-    def _pool(self, pair: ModelPair) -> dict[str, float]:
-        """Pool the energy; return the weights of the simpler models, by name."""
-        none = dict.fromkeys(POOL_MODELS, 0.0)
-        if not self.pools:
-            return none
-        assert self.rows is not None
-        theta = ConcatenatedRows(self.simulations.theta)
-        x = ConcatenatedRows(self.simulations.x)
-        try:
-            self.energy, weights = fit_pool(pair, theta, x, *self.rows)
-            return weights
-        except (KeyboardInterrupt, RuntimeError, ValueError) as error:
-            warnings.warn(
-                "The energy could not be pooled with simpler models, and is that of its "
-                f"networks alone: {error!r}.",
-                stacklevel=4,
-            )
-            return none
-
-    def _follow(
-        self,
-        training: JeffreysTraining,
-        batches: Batches,
-        held_out: Batches,
-        config: TrainConfig,
-        is_pooled: bool,
-    ) -> float:
-        """Let the flow follow the pooled energy; return its held-out loss in nats.
-
-        Without a pool there is nothing to follow, but an earlier call may have lowered
-        the flow's loss.
-        """
-        assert self.energy is not None
-        if not is_pooled:
-            self.energy = training.pair.energy_with_own_embedding()
-        has_stalled = training.epochs_since_best >= config.stop_after_epochs
-        most = min(training.epoch, config.max_num_epochs - training.epoch)
-        if not (is_pooled and has_stalled and most > 0):
-            return training.recall_followed()
-        return training.follow(
-            self.energy,
-            batches,
-            held_out,
-            max_num_epochs=most,
-            stop_after_epochs=max(1, config.stop_after_epochs // 4),
-            clip_max_norm=config.clip_max_norm,
-            show_progress=self.show_progress,
-        )
-
-
-def default_patience(num_simulations: int) -> int:
-    """Return the default of `stop_after_epochs`, between 20 and 200.
-
-    In that many epochs the networks see 200,000 simulations, with repetition.
-    """
-    return min(200, max(20, 200_000 // max(1, num_simulations)))

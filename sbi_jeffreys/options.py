@@ -41,7 +41,7 @@ class JeffreysOptions:
     """
 
     num_energies: int = 4
-    num_particles: int = 4
+    num_particles: int = 2
     normalizer: Normalizer = "generalized"
     weighting: Literal["resilient", "fixed"] = "resilient"
     weights: tuple[float, float, float] = (1.0, 1.0, 1.0)

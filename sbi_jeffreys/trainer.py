@@ -1,6 +1,7 @@
 """JNPE: the constrained Jeffreys method behind sbi's trainer interface."""
 
 import warnings
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from sbi_jeffreys.data.arrays import evenly_spaced
 from sbi_jeffreys.data.batches import CalibrationKernel
 from sbi_jeffreys.data.processes import first_random_state, process_rank
 from sbi_jeffreys.data.store import SimulationStore
-from sbi_jeffreys.fit import Fit, default_patience
+from sbi_jeffreys.fit import Fit
 from sbi_jeffreys.models.building import (
     EnergyBuilder,
     FlowBuilder,
@@ -30,6 +31,7 @@ from sbi_jeffreys.models.energy import ConditionalEnergy
 from sbi_jeffreys.models.log_ratio import LogRatioNet
 from sbi_jeffreys.models.pair import ModelPair
 from sbi_jeffreys.options import JeffreysOptions
+from sbi_jeffreys.pool.registry import pool_models
 from sbi_jeffreys.posteriors.builder import PosteriorBuilder
 from sbi_jeffreys.training.history import TERMS
 
@@ -57,7 +59,6 @@ class JNPE(SbiTrainer):
 
     train_indices: Any = ()
     val_indices: Any = ()
-    _pools = True
 
     def __init__(
         self,
@@ -72,6 +73,7 @@ class JNPE(SbiTrainer):
         embedding_net: nn.Module | None = None,
         energy_net: nn.Module | EnergyBuilder = LogRatioNet,
         energy_embedding_net: nn.Module | None = None,
+        pool: bool | Collection[str] = True,
         **options: Any,
     ) -> None:
         r"""Arguments that are not listed here are those of sbi's NPE.
@@ -96,13 +98,18 @@ class JNPE(SbiTrainer):
                 parameters `(sample, batch, D)` and embedded x `(batch, features)` to
                 `(sample, batch)`, and should start at zero.
             energy_embedding_net: Embeds x for the energy, in place of the flow's.
+            pool: Whether to pool the energy with simpler models, or the names of these:
+                "linear_model", "exponential_family", "synthetic_likelihood". With False,
+                training is the paper's method alone.
             options: Options of the method, by name; see `JeffreysOptions`.
 
         Raises:
             TypeError: If there is no option of this name.
-            ValueError: If an option is out of range, or `prior` is a batch.
+            ValueError: If an option is out of range, `prior` is a batch, or there is no
+                model of a name in `pool`.
         """
         check_is_one(prior)
+        names = pool_models(pool)
         settings = JeffreysOptions(**options)
         build_flow = flow_builder(density_estimator, embedding_net)
         super().__init__(
@@ -123,7 +130,7 @@ class JNPE(SbiTrainer):
             self.device,
         )
         self._fit = Fit(
-            self._simulations, build_pair, settings, self._pools, show_progress_bars
+            self._simulations, build_pair, settings, names, show_progress_bars
         )
 
     @property
@@ -199,6 +206,7 @@ class JNPE(SbiTrainer):
         self._simulations.append(
             theta, x, self.proper_prior, exclude_invalid_x is not False, data_device
         )
+        self._simulations.is_truncated |= not (proposal is None or proposal is self.prior)
         if self.proper_prior is None:
             values = torch.cat(evenly_spaced(*self._simulations.theta)).to(self.device)
             self.use_as_prior(values, torch.ones(len(values), device=self.device))
@@ -221,7 +229,7 @@ class JNPE(SbiTrainer):
         self,
         num_atoms: int = 10,
         training_batch_size: int = 200,
-        learning_rate: float = 2e-3,
+        learning_rate: float = 4e-3,
         validation_fraction: float = 0.1,
         stop_after_epochs: int | None = None,
         max_num_epochs: int = 2**31 - 1,
@@ -238,11 +246,11 @@ class JNPE(SbiTrainer):
         """Train the flow and the energy, and return the flow.
 
         The weights that are kept are averages over steps, of the epoch with the lowest
-        held-out negative log-likelihood of the flow. Learning rates halve when that loss
-        has not fallen for half of `stop_after_epochs`. If simpler models have a part in
-        the energy, the flow then follows the pooled energy by KL(flow ‖ energy) alone,
-        with half the learning rate, a quarter of the patience, and at most as many
-        epochs. Only weights that lower the flow's held-out loss are kept.
+        held-out negative log-likelihood of the flow. Learning rates fall to zero in
+        cycles, each twice as long as the one before. After the first cycle the pool's
+        models are fitted, and the flow learns from what they emulate. The networks go on
+        for as long as they have a part in the pool. Then the flow follows the pooled
+        energy. Only weights that lower the flow's held-out loss are kept.
 
         `num_atoms`, `discard_prior_samples` and `use_combined_loss` have no effect: sbi
         uses them in later rounds. `show_train_summary` is as in sbi.
@@ -250,13 +258,13 @@ class JNPE(SbiTrainer):
         Args:
             training_batch_size: Pairs in a batch, at most the training set. Processes
                 that train together share a batch.
-            learning_rate: Adam's, for the flow; the energy's is twice that by default.
+            learning_rate: Adam's largest, for the flow; twice that for the energy.
             validation_fraction: Fraction of simulations that is held out.
-            stop_after_epochs: Epochs without a better held-out loss before training
-                stops; by default those in which the networks see 200,000 simulations,
-                between 20 and 200. With few simulations the held-out loss is noisy and
-                falls again after it seems to stall; the multipliers make waiting safe.
-            max_num_epochs: Most epochs, over all calls that resume.
+            stop_after_epochs: Epochs without a better held-out loss before the networks'
+                training stops. By default it stops at the end of a cycle that lowered
+                the loss by less than 0.01 nats.
+            max_num_epochs: Most epochs of the networks, over all calls that resume. With
+                fewer than 40, the pool and the following are shortened in proportion.
             clip_max_norm: Bound on each model's gradient norm; None for no clipping.
             calibration_kernel: Weights of simulations, from x to `(batch,)`; divided by
                 their mean. The energy is then not pooled, as the pool ignores weights.
@@ -286,13 +294,11 @@ class JNPE(SbiTrainer):
             TypeError: If `density_estimator` can't be sampled differentiably.
             FloatingPointError: If the loss is not finite in the very first epoch.
         """
-        if stop_after_epochs is None:
-            stop_after_epochs = default_patience(len(self._simulations))
         config = TrainConfig(
             training_batch_size=training_batch_size,
             learning_rate=learning_rate,
             validation_fraction=validation_fraction,
-            stop_after_epochs=stop_after_epochs,
+            stop_after_epochs=1 if stop_after_epochs is None else stop_after_epochs,
             max_num_epochs=max_num_epochs,
             clip_max_norm=clip_max_norm,
             resume_training=resume_training,
@@ -303,7 +309,11 @@ class JNPE(SbiTrainer):
         try:
             with first_random_state(self.device):
                 report = self._fit.run(
-                    config, self.proper_prior, calibration_kernel, dataloader_kwargs
+                    config,
+                    self.proper_prior,
+                    calibration_kernel,
+                    dataloader_kwargs,
+                    stop_after_epochs,
                 )
         finally:
             networks = self._fit.networks

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sbi_jeffreys.pool import exponential_family
-from sbi_jeffreys.pool.synthetic_likelihood import ensemble
+from sbi_jeffreys.pool.synthetic_likelihood import folds
 from tests.small_trainings import make_trainer, quick
 
 torch.set_num_threads(1)
@@ -17,7 +17,7 @@ torch.set_num_threads(1)
 def fit_in_few_steps(monkeypatch):
     """After trainings of a second, fit the models of the pool in less than that."""
     monkeypatch.setattr(exponential_family, "MAX_ITERATIONS", 3)
-    monkeypatch.setattr(ensemble, "MAX_STEPS", 3)
+    monkeypatch.setattr(folds, "MAX_STEPS", 3)
 
 
 @pytest.fixture(autouse=True)

@@ -49,7 +49,7 @@ def test_it_is_the_pair_of_jnpe_without_a_condition():
 
 
 def test_no_model_of_a_simulator_is_fitted(monkeypatch):
-    monkeypatch.delattr("sbi_jeffreys.fit.fit_pool")
+    monkeypatch.delattr("sbi_jeffreys.stages.PoolFit")
     estimator = make().fit(torch.randn(60, 2), **QUICK)
     for model in ("linear_model", "exponential_family", "synthetic_likelihood"):
         assert estimator.summary[f"{model}_weight"] == [0.0]

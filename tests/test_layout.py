@@ -9,7 +9,16 @@ import sbi_jeffreys
 PACKAGE = Path(sbi_jeffreys.__file__).parent
 MODULES = sorted(set(PACKAGE.rglob("*.py")) - {PACKAGE / "__init__.py"})
 ORDER = [
-    *("density", "trainer", "fit", "options", "plots", "posteriors", "diagnostics"),
+    *(
+        "density",
+        "trainer",
+        "fit",
+        "stages",
+        "options",
+        "plots",
+        "posteriors",
+        "diagnostics",
+    ),
     *("pool", "training", "objective", "models", "sampling", "preprocessing", "data"),
     *("_sbi", "_arviz"),
 ]

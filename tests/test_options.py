@@ -7,6 +7,8 @@ from torch import nn
 from torch.distributions import Beta, Independent
 
 from sbi_jeffreys import JNPE
+from sbi_jeffreys.pool import opinion_pool
+from sbi_jeffreys.pool.registry import POOL_MODELS, pool_models
 from tests.small_trainings import BOX, SMALL, make_trainer, quick
 
 
@@ -67,6 +69,8 @@ def test_construction_without_arguments():
         ("energy_learning_rate", 0.0),
         ("density_estimator", "mdn"),
         ("density_estimator", "spline"),
+        ("pool", "linear"),
+        ("pool", ("linear_model", "quadratic_model")),
     ],
 )
 def test_options_out_of_range_are_named(option, value):
@@ -92,3 +96,36 @@ def test_a_batch_of_priors_is_not_a_prior():
         JNPE(batch)
     JNPE(Independent(batch, 1))
     JNPE(Beta(torch.ones(1), torch.ones(1)))
+
+
+@pytest.mark.parametrize(
+    ("pool", "names"),
+    [
+        (True, tuple(POOL_MODELS)),
+        (False, ()),
+        ((), ()),
+        ("exponential_family", ("exponential_family",)),
+        (["exponential_family", "linear_model"], ("linear_model", "exponential_family")),
+        ({"synthetic_likelihood"}, ("synthetic_likelihood",)),
+    ],
+)
+def test_models_of_the_pool_are_those_that_are_named(pool, names, monkeypatch):
+    assert pool_models(pool) == names
+    fitted, fit = set(), opinion_pool._fit
+
+    def watched(kind, *arguments):
+        fitted.add(kind)
+        return fit(kind, *arguments)
+
+    monkeypatch.setattr(opinion_pool, "_fit", watched)
+    trainer = make_trainer(pool=pool)
+    quick(trainer)
+    assert fitted == {POOL_MODELS[name] for name in names}
+    for name in POOL_MODELS:
+        (weight,) = trainer.summary[f"{name}_weight"]
+        assert weight == 0.0 or name in names
+
+
+def test_an_unknown_model_of_the_pool_is_named():
+    with pytest.raises(ValueError, match=r"`pool` .* linear_model, .* got nonsense\."):
+        JNPE(BOX, pool=("nonsense", "linear_model"))

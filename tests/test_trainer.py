@@ -19,7 +19,6 @@ from torch.distributions import (
 )
 
 from sbi_jeffreys import JNPE, register
-from sbi_jeffreys.trainer import default_patience
 from tests.small_trainings import (
     BOX,
     FROZEN,
@@ -150,13 +149,20 @@ def test_summary_has_the_keys_of_sbi_and_ours_one_entry_an_epoch(trained):
     assert min(summary["duality_gap"]) >= 0
 
 
-def test_the_held_out_loss_is_the_flows_in_the_parameters_own_space():
-    trainer = make_trainer()
+@pytest.mark.parametrize(
+    ("pool", "name"),
+    [
+        (False, "best_validation_loss"),
+        (False, "followed_validation_loss"),
+        (True, "followed_validation_loss"),
+    ],
+)
+def test_the_held_out_loss_is_the_flows_in_the_parameters_own_space(pool, name):
+    trainer = make_trainer(pool=pool)
     flow = quick(trainer, max_num_epochs=3)
     theta, x, _ = trainer.get_simulations()
     loss = flow.loss(theta[trainer.val_indices], x[trainer.val_indices]).mean()
-    best = trainer.summary["best_validation_loss"][-1]
-    assert loss.item() == pytest.approx(best, abs=1e-5)
+    assert loss.item() == pytest.approx(trainer.summary[name][-1], abs=1e-5)
 
 
 def test_the_tracker_gets_everything():
@@ -244,17 +250,17 @@ def test_too_few_simulations_to_split(num):
 
 
 @pytest.mark.parametrize(
-    ("num", "epochs"), [(60, 200), (1000, 200), (2000, 100), (10_000, 20), (30_000, 20)]
+    ("num", "given", "epochs"),
+    [
+        (16_000, {}, 10 + 20),
+        (16_000, {"learning_rate": 1e-3}, 10 + 20),
+        (60, {"stop_after_epochs": 7}, 1 + 7),
+        (60, {"stop_after_epochs": 125}, 1 + 125),
+    ],
 )
-def test_patience_falls_with_the_number_of_simulations(num, epochs):
-    assert default_patience(num) == epochs
-
-
-@pytest.mark.parametrize(
-    ("num", "given", "epochs"), [(10_000, {}, 20), (60, {"stop_after_epochs": 7}, 7)]
-)
-def test_training_stops_after_that_many_epochs_unless_told_otherwise(num, given, epochs):
-    """The held-out loss is best after the first epoch; each has one step."""
+def test_training_stops_after_two_cycles_unless_told_otherwise(num, given, epochs):
+    """The held-out loss is best after the first epoch, and each has one step. The first
+    cycle counts as a gain."""
     trainer = make_trainer(num=num, num_energies=1, num_particles=1)
     trainer.train(
         training_batch_size=num,
@@ -262,7 +268,21 @@ def test_training_stops_after_that_many_epochs_unless_told_otherwise(num, given,
         **FROZEN,
         **given,
     )
-    assert trainer.epoch == 1 + epochs
+    assert trainer.epoch == epochs
+
+
+@pytest.mark.parametrize("name", ["stop_after_epochs", "max_num_epochs"])
+def test_numbers_of_epochs_below_one_are_refused(name):
+    with pytest.raises(ValueError, match=name):
+        make_trainer().train(**{name: 0})
+
+
+def test_a_training_that_may_not_end_its_first_cycle_is_warned_of():
+    """Also if the networks are far behind the pool."""
+    trainer = make_trainer(x=lambda theta: theta + 1e-3 * torch.randn_like(theta))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sbi_jeffreys.stages.MAX_LAG", -100.0)
+        quick(trainer)
 
 
 def test_a_batch_larger_than_the_data_is_cut():

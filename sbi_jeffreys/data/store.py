@@ -46,6 +46,7 @@ class SimulationStore:
         theta: Parameters of each call of `append`, shapes `(N_i, D)`.
         x: Their simulations, shapes `(N_i, ...)`.
         on_disk: Whether some of them are memory-mapped.
+        is_truncated: Whether some of them come from a truncated prior.
         training_device: Where networks are trained.
     """
 
@@ -58,6 +59,7 @@ class SimulationStore:
         self.theta: list[Tensor] = []
         self.x: list[Tensor] = []
         self.on_disk = False
+        self.is_truncated = False
 
     def __len__(self) -> int:
         return sum(map(len, self.theta))

@@ -47,7 +47,9 @@ class Conditional(ABC):
 
 @singledispatch
 def condition_on(
-    estimator: ConditionalDensityEstimator, condition: Tensor
+    estimator: ConditionalDensityEstimator,
+    condition: Tensor | None,
+    embedded: Tensor | None = None,
 ) -> Conditional:
     """Return the distribution given a batch of conditions.
 
@@ -56,7 +58,9 @@ def condition_on(
 
     Args:
         estimator: A conditional density estimator.
-        condition: Data, shape `(batch, *condition_shape)`.
+        condition: Data, shape `(batch, *condition_shape)`; None if they are embedded.
+        embedded: The embedded data, shape `(batch, features)`, if they are known already.
+            Only flows of nflows take them.
 
     Raises:
         TypeError: If no estimator of this type is registered.
@@ -75,11 +79,17 @@ class NFlowsConditional(Conditional):
 
     embedded: Tensor
 
-    def __init__(self, estimator: NFlowsFlow, condition: Tensor) -> None:
+    def __init__(
+        self,
+        estimator: NFlowsFlow,
+        condition: Tensor | None,
+        embedded: Tensor | None = None,
+    ) -> None:
         """
         Args:
             estimator: A flow whose base distribution is a standard normal.
-            condition: Data, shape `(batch, *condition_shape)`.
+            condition: Data, shape `(batch, *condition_shape)`; None if they are embedded.
+            embedded: The embedded data, shape `(batch, features)`, if they are known.
 
         Raises:
             TypeError: If the base distribution is another one.
@@ -92,8 +102,8 @@ class NFlowsConditional(Conditional):
                 "differentiably. Use 'nsf' or 'maf'."
             )
         self.input_shape = estimator.input_shape
-        self.batch = len(condition)
-        self.embedded = embedding_net(condition)
+        self.embedded = embedding_net(condition) if embedded is None else embedded
+        self.batch = len(self.embedded)
 
     def log_prob(self, input: Tensor) -> Tensor:
         """Return log densities in nats, `(S, batch)`, of `(S, batch, *input_shape)`."""

@@ -99,6 +99,19 @@ class ConditionalFlow(ConditionalDensityEstimator):
         """
         return _WithinSupport(condition_on(self.net, condition), self.support)
 
+    @property
+    def takes_embedded(self) -> bool:
+        """Whether the estimator can be given embedded conditions."""
+        return isinstance(self.net, NFlowsFlow)
+
+    def given_embedded(self, embedded: Tensor) -> Conditional:
+        r"""Return $p_\phi(\cdot | x)$ for conditions that are embedded already.
+
+        Args:
+            embedded: Embedded data, shape `(batch, features)`.
+        """
+        return _WithinSupport(condition_on(self.net, None, embedded), self.support)
+
     def inverse_transform(self, input: Tensor, condition: Tensor) -> Tensor:
         r"""Return the base noise, `(..., *input_shape)`, that is mapped to `input`.
 

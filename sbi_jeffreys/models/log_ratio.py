@@ -20,7 +20,7 @@ class LogRatioNet(nn.Module):
         self,
         input_features: int,
         condition_features: int,
-        hidden_features: int = 128,
+        hidden_features: int = 64,
         num_blocks: int = 2,
     ) -> None:
         """

@@ -43,8 +43,13 @@ class SplineFlow(NFlowsFlow):
 class SplineConditional(NFlowsConditional):
     """A spline flow whose layers compute once what depends on x alone."""
 
-    def __init__(self, estimator: SplineFlow, condition: Tensor) -> None:
-        super().__init__(estimator, condition)
+    def __init__(
+        self,
+        estimator: SplineFlow,
+        condition: Tensor | None,
+        embedded: Tensor | None = None,
+    ) -> None:
+        super().__init__(estimator, condition, embedded)
         self.layers: LayersGivenContext = self.transform.given(self.embedded)
 
     def context(self, num: int) -> LayersGivenContext:

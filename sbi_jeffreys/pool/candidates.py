@@ -54,19 +54,23 @@ class Candidates(NamedTuple):
             theta: Parameters, shape `(N, D)`.
             x: Simulations, shape `(N, ...)`.
             rows: Indices of the simulations, shape `(M,)`.
-            num: Draws for each of them, K.
+            num: Draws for each of them, K. With none, the flow is not used.
         """
         energy = pair.energy
         device = energy.loc.device
         parts = []
         for some in rows.split(MAX_CONDITIONS):
             true, x_o = theta[some].to(device).unsqueeze(0), x[some].to(device)
+            features = energy.embedding_net(x_o).flatten(1)
+            if not num:
+                inside = energy.standardize(energy.support.inside(true))
+                parts.append((inside, features, inside.new_zeros(inside.shape[:2])))
+                continue
             flow, _ = pair.given(x_o)
             draws, log_p = flow.rsample_and_log_prob(num)
             both = energy.support.inside(torch.cat([true, draws]))
             log_flow = torch.cat([flow.log_prob(true), log_p])
             log_base = energy.base.log_prob(both.flatten(0, 1)).reshape(log_flow.shape)
-            features = energy.embedding_net(x_o).flatten(1)
             parts.append((energy.standardize(both), features, log_base - log_flow))
         thetas, features, log_weights = zip(*parts, strict=True)
         return cls(torch.cat(thetas, 1), torch.cat(features), torch.cat(log_weights, 1))

@@ -28,6 +28,10 @@ class Evidence(nn.Module):
         """
         super().__init__()
         self.linear = nn.Linear(2 * num_summaries, 1)
+        self.forget()
+
+    def forget(self) -> None:
+        """Set c to zero."""
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 

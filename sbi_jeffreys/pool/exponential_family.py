@@ -36,7 +36,7 @@ divided by one number first, after which the largest variance of a feature is on
 WEIGHT_SCALE = 5.0
 """Prior standard deviation of each weight of psi."""
 
-MAX_ITERATIONS = 300
+MAX_ITERATIONS = 150
 """Largest number of iterations of L-BFGS."""
 
 TOLERANCE = 1e-4
@@ -63,7 +63,9 @@ class ExponentialFamily(nn.Module):
         nn.init.zeros_(self.natural.bias)
 
     @classmethod
-    def fit(cls, candidates: Candidates, earlier: Self | None = None) -> Self:
+    def fit(
+        cls, candidates: Candidates, earlier: Self | None = None, effort: float = 1.0
+    ) -> Self:
         r"""Fit the model in double precision.
 
         The loss is $-\log \frac{w(\theta_0)}{\sum_k w(\theta_k)}$, with importance
@@ -75,7 +77,8 @@ class ExponentialFamily(nn.Module):
 
         Args:
             candidates: The simulations, and draws of the flow for each.
-            earlier: Not used.
+            earlier: A model to start from.
+            effort: Factor of the number of iterations.
 
         Returns:
             The model, on the device and in the precision of the candidates.
@@ -87,10 +90,15 @@ class ExponentialFamily(nn.Module):
         unit = torch.where(unit > 0, unit, 1.0)
         scaled = features / unit
         model = cls(theta.shape[-1], dim).to(theta)
+        if earlier is not None:
+            with torch.no_grad():
+                model.load_state_dict(earlier.state_dict())
+                model.natural.weight *= unit
+                model.evidence.forget()
         rest = [model.root, *model.hidden.parameters(), model.root_output]
         optimizer = torch.optim.LBFGS(
             [*model.natural.parameters(), *rest],
-            max_iter=MAX_ITERATIONS,
+            max_iter=max(1, round(effort * MAX_ITERATIONS)),
             history_size=20,
             tolerance_change=TOLERANCE,
             line_search_fn="strong_wolfe",

@@ -62,12 +62,15 @@ class LinearModel(nn.Module):
         self.errors, self.marginal = errors, marginal
 
     @classmethod
-    def fit(cls, candidates: Candidates, earlier: Self | None = None) -> Self:
+    def fit(
+        cls, candidates: Candidates, earlier: Self | None = None, effort: float = 1.0
+    ) -> Self:
         """Fit the model on the CPU in double precision.
 
         Args:
             candidates: The pairs. Draws of the flow are not used.
             earlier: Not used.
+            effort: Not used.
 
         Returns:
             The model, on the device and in the precision of the pairs.

@@ -8,7 +8,8 @@ simulations meanwhile. The models assume more about the simulator. Where the ass
 of one hold, it needs far fewer simulations.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from sbi_jeffreys.data.arrays import ConcatenatedRows
 from sbi_jeffreys.models.energy import ConditionalEnergy
 from sbi_jeffreys.models.pair import ModelPair
 from sbi_jeffreys.pool.candidates import Candidates, mean_of_members
+from sbi_jeffreys.pool.emulation import Emulator
 from sbi_jeffreys.pool.registry import POOL_MODELS, PoolModel
 from sbi_jeffreys.pool.weights import best_weights
 from sbi_jeffreys.sampling.random_state import seeded
@@ -26,7 +28,7 @@ MAX_PAIRS, MAX_NUMBERS = 10_000, 20_000_000
 features of their x. At least 1,000 pairs are taken if there are as many. At most a tenth
 as many held-out pairs choose the weights."""
 
-NUM_TRAINING_DRAWS, NUM_HELD_OUT_DRAWS = 32, 256
+NUM_TRAINING_DRAWS, NUM_HELD_OUT_DRAWS = 16, 256
 """Draws of the flow for each x that models are fitted to, and for each held-out x."""
 
 
@@ -49,6 +51,7 @@ class Pool(nn.Module):
         self.net = net
         self.models = nn.ModuleList(models)
         self.register_buffer("weights", torch.tensor(weights))
+        self.uses_net = sum(weights) < 1.0 - 1e-6
 
     def forward(self, input: Tensor, condition: Tensor) -> Tensor:
         """Return the log-ratio in nats, shape `(sample, batch)`.
@@ -57,12 +60,148 @@ class Pool(nn.Module):
             input: Standardised parameters, shape `(sample, batch, D)`.
             condition: Embedded conditions, shape `(batch, features)`.
         """
-        r = mean_of_members(self.net(input, condition))
-        gains = [model(input, condition) - r for model in self.models]
-        return r + sum(w * g for w, g in zip(self.weights.to(r), gains, strict=True))
+        log_ratios = [model(input, condition) for model in self.models]
+        weighted = zip(self.weights.to(input), log_ratios, strict=True)
+        if not self.uses_net:
+            return torch.stack([w * r for w, r in weighted]).sum(0)
+        r_net = mean_of_members(self.net(input, condition))
+        return r_net + sum(w * (r - r_net) for w, r in weighted)
 
 
-@torch.no_grad()
+class PoolFit:
+    """Models of the simulator as fitted to the training pairs, and their weights.
+
+    The models that can be drawn from are fitted first, without draws of the flow, which
+    may learn from them before the others are fitted.
+
+    Attributes:
+        models: The models, by name.
+        weights: The weights of the models, by name. The networks have the rest of one.
+        lag: Nats by which the networks alone fit held-out pairs worse than the pool.
+        loss: The pool's loss on held-out pairs, in nats, up to a constant.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        pair: ModelPair,
+        theta: Tensor | ConcatenatedRows,
+        x: Tensor | ConcatenatedRows,
+        training_rows: Tensor,
+        held_out_rows: Tensor,
+        names: Collection[str],
+        effort: float = 1.0,
+    ) -> None:
+        """Fit the models that can be drawn from.
+
+        Args:
+            pair: The models in training.
+            theta: Parameters, shape `(N, D)`. A few rows are gathered at a time.
+            x: Simulations, shape `(N, ...)`. A few rows are gathered at a time.
+            training_rows: Indices of the training pairs, at least two.
+            held_out_rows: Indices of the held-out pairs, at least two.
+            names: Names of the models.
+            effort: Factor of the numbers of steps of the models' fits.
+
+        Raises:
+            ValueError: If features are not finite.
+        """
+        energy = pair.energy
+        features = energy.embedding_net(x[training_rows[:1]].to(energy.loc.device))
+        most = min(MAX_PAIRS, max(1000, MAX_NUMBERS // features.numel()))
+        self.theta, self.x, self.effort = theta, x, effort
+        self.rows = training_rows[:most], held_out_rows[: most // 10]
+        self.kinds = {name: POOL_MODELS[name] for name in POOL_MODELS if name in names}
+        self.known = Candidates.draw(pair, theta, x, self.rows[0], 0)
+        _check_finite(self.known)
+        self.models: dict[str, Any] = {
+            name: _fit(kind, self.known, None, effort)
+            for name, kind in self.kinds.items()
+            if issubclass(kind, Emulator)
+        }
+
+    @property
+    def emulator(self) -> nn.Module | None:
+        """A model that can be drawn from, or None."""
+        emulators = (m for m in self.models.values() if isinstance(m, Emulator))
+        return cast(nn.Module | None, next(emulators, None))
+
+    @torch.no_grad()
+    def fit(self, pair: ModelPair) -> None:
+        """Fit the other models, and all c to draws of the flow. Choose the weights.
+
+        Args:
+            pair: The flow, and the energy.
+
+        Raises:
+            ValueError: If features are not finite.
+        """
+        with seeded(pair.energy.loc.device, 0):
+            self.known, self.held_out = (
+                Candidates.draw(pair, self.theta, self.x, rows, num)
+                for rows, num in zip(
+                    self.rows, (NUM_TRAINING_DRAWS, NUM_HELD_OUT_DRAWS), strict=True
+                )
+            )
+        _check_finite(self.held_out)
+        for name, kind in self.kinds.items():
+            model = self.models.get(name)
+            if model is not None:
+                model.fit_evidence(self.known)
+            else:
+                self.models[name] = _fit(kind, self.known, None, self.effort)
+        self.models = {name: self.models[name] for name in self.kinds}
+        self.choose(pair.energy.net)
+
+    @torch.no_grad()
+    def choose(self, net: nn.Module) -> None:
+        """Choose the weights of the models beside these networks."""
+        choice = best_weights(net, list(self.models.values()), self.held_out)
+        self.weights = dict(zip(self.models, choice.weights, strict=True))
+        self.loss, self.lag = choice.loss, choice.loss_of_networks - choice.loss
+
+    @property
+    def is_emulated(self) -> bool:
+        """Whether models that can be drawn from have at least half of the pool."""
+        return (
+            2
+            * sum(
+                self.weights[name]
+                for name, model in self.models.items()
+                if isinstance(model, Emulator)
+            )
+            >= 1
+        )
+
+    @property
+    def share_of_networks(self) -> float:
+        """The weight that the models leave to the networks."""
+        return 1.0 - sum(self.weights.values())
+
+    @torch.no_grad()
+    def pooled(self, pair: ModelPair) -> ConditionalEnergy:
+        """Return the pooled energy, with models fitted to held-out pairs, too.
+
+        The energy has a copy of the pair's embedding, because the flow may share that one
+        and goes on to change it. It shares the log-ratio network. It is the energy of the
+        pair itself if no model has a weight.
+
+        Args:
+            pair: The flow, and the energy.
+        """
+        kept = {name: weight for name, weight in self.weights.items() if weight > 0}
+        if not kept:
+            return pair.energy
+        everything = self.known.joined_with(self.held_out)
+        models = [
+            _fit(self.kinds[name], everything, self.models[name], self.effort)
+            for name in kept
+        ]
+        pooled = pair.energy_with_own_embedding()
+        pooled.net = Pool(pair.energy.net, models, list(kept.values()))
+        return pooled
+
+
 def fit_pool(
     pair: ModelPair,
     theta: Tensor | ConcatenatedRows,
@@ -70,55 +209,30 @@ def fit_pool(
     training_rows: Tensor,
     held_out_rows: Tensor,
 ) -> tuple[ConditionalEnergy, dict[str, float]]:
-    """Return the energy pooled with the models of `POOL_MODELS`, and their weights.
+    """Return the energy pooled with all models of `POOL_MODELS`, and their weights.
 
-    The models are fitted to the training pairs, and held-out pairs choose their weights.
-    Then each model with a weight is fitted to all pairs. The pool shares the energy's
-    log-ratio network. It has a copy of the energy's embedding, because the flow may share
-    that one and goes on to change it.
-
-    Args:
-        pair: The trained models.
-        theta: Parameters, shape `(N, D)`. A few rows are gathered at a time.
-        x: Simulations, shape `(N, ...)`. A few rows are gathered at a time.
-        training_rows: Indices of the training pairs.
-        held_out_rows: Indices of the held-out pairs.
-
-    Returns:
-        The energy, and the weight of each model by its name. The energy is that of `pair`
-        itself if all weights are zero, or if there are fewer than two training pairs or
-        fewer than two held-out pairs.
-
-    Raises:
-        ValueError: If features are not finite.
+    The arguments are those of `PoolFit`. Nothing is pooled if there are fewer than two
+    training pairs or fewer than two held-out pairs.
     """
-    energy, none = pair.energy, dict.fromkeys(POOL_MODELS, 0.0)
     if min(len(training_rows), len(held_out_rows)) < 2:
-        return energy, none
-    features = energy.embedding_net(x[training_rows[:1]].to(energy.loc.device))
-    most = min(MAX_PAIRS, max(1000, MAX_NUMBERS // features.numel()))
-    training_rows, held_out_rows = training_rows[:most], held_out_rows[: most // 10]
-    with seeded(energy.loc.device, 0):
-        known = Candidates.draw(pair, theta, x, training_rows, NUM_TRAINING_DRAWS)
-        held_out = Candidates.draw(pair, theta, x, held_out_rows, NUM_HELD_OUT_DRAWS)
-    everything = known.joined_with(held_out)
-    if not bool(everything.features.isfinite().all()):
+        return pair.energy, dict.fromkeys(POOL_MODELS, 0.0)
+    names = tuple(POOL_MODELS)
+    pool = PoolFit(pair, theta, x, training_rows, held_out_rows, names)
+    pool.fit(pair)
+    return pool.pooled(pair), pool.weights
+
+
+def _check_finite(candidates: Candidates) -> None:
+    if not bool(candidates.features.isfinite().all()):
         raise ValueError("Some embedded simulations are NaN or infinite.")
-    fitted = {name: _fit(kind, known) for name, kind in POOL_MODELS.items()}
-    chosen = best_weights(energy.net, list(fitted.values()), held_out)
-    weights = dict(zip(fitted, chosen, strict=True))
-    if not any(chosen):
-        return energy, none
-    kept = {name: weight for name, weight in weights.items() if weight > 0}
-    models = [_fit(POOL_MODELS[name], everything, fitted[name]) for name in kept]
-    pooled = pair.energy_with_own_embedding()
-    pooled.net = Pool(energy.net, models, list(kept.values()))
-    return pooled, weights
 
 
 def _fit(
-    kind: type[PoolModel], candidates: Candidates, earlier: nn.Module | None = None
+    kind: type[PoolModel],
+    candidates: Candidates,
+    earlier: nn.Module | None,
+    effort: float,
 ) -> nn.Module:
     """Fit a model with random numbers that do not depend on what was fitted before."""
     with seeded(candidates.theta.device, 0):
-        return kind.fit(candidates, earlier)
+        return kind.fit(candidates, earlier, effort)

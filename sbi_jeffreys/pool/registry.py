@@ -4,6 +4,7 @@ To add a model, write its class in a module of this folder. Import it here, and 
 in `POOL_MODELS`.
 """
 
+from collections.abc import Collection
 from typing import Any, Protocol
 
 from torch import nn
@@ -24,13 +25,19 @@ class PoolModel(Protocol):
     """
 
     @classmethod
-    def fit(cls, candidates: Candidates, earlier: Any = None) -> nn.Module:
+    def fit(
+        cls, candidates: Candidates, earlier: Any = None, effort: float = 1.0
+    ) -> nn.Module:
         """Fit the model to simulations.
+
+        A model with a method `simulate` (`emulation.Emulator`) is first fitted without
+        draws. It then has a method `fit_evidence`, which is called with draws.
 
         Args:
             candidates: The simulations, and draws of the flow for each.
             earlier: The same model as fitted to fewer of the simulations, or None. A
                 model may take over choices that are expensive to make again.
+            effort: Factor of the number of steps or iterations of the fit.
 
         Returns:
             The model, on the device and in the precision of the candidates.
@@ -44,3 +51,23 @@ POOL_MODELS: dict[str, type[PoolModel]] = {
     "synthetic_likelihood": SyntheticLikelihood,
 }
 """The models by the names that `JNPE.summary` gives their weights."""
+
+
+def pool_models(wanted: bool | Collection[str]) -> tuple[str, ...]:
+    """Return the names of the models that are wanted, in the order of `POOL_MODELS`.
+
+    Args:
+        wanted: All, none, or their names.
+
+    Raises:
+        ValueError: If there is no model of a name.
+    """
+    if isinstance(wanted, bool):
+        return tuple(POOL_MODELS) if wanted else ()
+    names = {wanted} if isinstance(wanted, str) else set(wanted)
+    if unknown := names - set(POOL_MODELS):
+        raise ValueError(
+            f"Expected `pool` to be a bool or names of {', '.join(POOL_MODELS)}, got "
+            f"{', '.join(sorted(map(str, unknown)))}."
+        )
+    return tuple(name for name in POOL_MODELS if name in names)

@@ -38,6 +38,7 @@ Held-out pairs N   Minimum    Multiples of 0.05
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize
@@ -48,13 +49,28 @@ from torch import nn
 from sbi_jeffreys.pool.candidates import Candidates
 
 MIN_WEIGHT = 0.01
-"""Smallest weight of a model that is part of the pool."""
+"""Smallest weight of a model, and of the networks, that is part of the pool."""
+
+
+class Choice(NamedTuple):
+    """The weights of the models, one each, with a sum of at most one.
+
+    Attributes:
+        weights: The weights.
+        loss: The pool's mean loss on held-out simulations, in nats; NaN if log-ratios of
+            the networks are not finite.
+        loss_of_networks: The networks' own.
+    """
+
+    weights: list[float]
+    loss: float
+    loss_of_networks: float
 
 
 def best_weights(
     net: nn.Module, models: Sequence[nn.Module], held_out: Candidates
-) -> list[float]:
-    """Return the weights of the models, one each, with a sum of at most one.
+) -> Choice:
+    """Return the weights of the models.
 
     A model has no weight if some of its log-ratios are not finite where those of the
     networks are. All weights are zero if the networks' energy is not finite at true
@@ -73,7 +89,14 @@ def best_weights(
         gain = (held_out.log_ratios(model) - r).double().cpu().numpy()
         gain = np.where(finite, gain, 0.0)
         gains.append(gain if np.isfinite(gain).all() else np.zeros_like(gain))
-    return _visible_weights(log_weights, np.stack(gains)).tolist()
+    stacked = np.stack(gains) if gains else np.zeros((0, *log_weights.shape))
+    weights = _visible_weights(log_weights, stacked)
+    with np.errstate(invalid="ignore"):
+        losses = (
+            float(_losses(some, log_weights, stacked).mean())
+            for some in (weights, np.zeros_like(weights))
+        )
+        return Choice(weights.tolist(), *losses)
 
 
 def _visible_weights(log_weights: np.ndarray, gains: np.ndarray) -> np.ndarray:
@@ -92,6 +115,8 @@ def _visible_weights(log_weights: np.ndarray, gains: np.ndarray) -> np.ndarray:
         weights[part] = _minimum(log_weights, gains[part])
         smallest = int(np.where(part, weights, np.inf).argmin())
         if weights[smallest] >= MIN_WEIGHT:
+            if weights.sum() > 1.0 - MIN_WEIGHT:
+                weights = weights / weights.sum()
             break
         part[smallest], weights[smallest] = False, 0.0
     gain = _losses(none, log_weights, gains) - _losses(weights, log_weights, gains)

@@ -34,7 +34,7 @@ MAX_DISPLACED = 0.01
 MAX_DRAWS_PER_SAMPLE = 16.0
 """Largest number of draws per sample."""
 
-MIN_DRAWS = 100
+MIN_DRAWS = 64
 """Draws for each observation, however few samples are asked for."""
 
 MIN_DRAWS_TO_JUDGE = 1_000

@@ -38,7 +38,7 @@ class Checkpoint(NamedTuple):
     Attributes:
         epoch: Number of epochs trained.
         best_weights: State of the pair after the best epoch.
-        states: Copies of the states of the step, the scheduler and the stopping rule.
+        states: Copies of the states of the step and of the stopping rule.
         random_state: The random states; None before the first epoch, when training is
             seeded instead.
     """

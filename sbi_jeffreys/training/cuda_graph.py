@@ -75,10 +75,6 @@ class CapturedStep:
         if not self.failed and self.replay is None and self.num_eager >= NUM_EAGER_STEPS:
             self.inputs = tuple(tensor.clone() for tensor in batch)
 
-    def forget(self) -> None:
-        """Capture the next step anew, because a captured constant has changed."""
-        self.replay = None
-
     def _capture(self) -> None:
         try:
             self.replay = self.record(lambda: self.step(*self.inputs))

@@ -2,6 +2,13 @@
 
 from typing import Any
 
+MIN_GAIN = 0.01
+"""Nats by which a cycle has to lower the loss, for the next one to be worth its time."""
+
+
+STATE = ("best_loss", "loss_before", "epochs_since_best", "cycle_gained")
+"""Attributes that a checkpoint has. `patience` is set by each call of `run`."""
+
 
 class EarlyStopping:
     """Keeps the lowest held-out loss and counts the epochs since.
@@ -9,7 +16,9 @@ class EarlyStopping:
     Attributes:
         best_loss: Lowest loss so far, in nats.
         epochs_since_best: Number of epochs since that loss.
-        patience: Number of epochs without a lower loss after which to stop.
+        loss_before: Lowest loss before the present cycle, in nats.
+        patience: Number of epochs without a lower loss after which to stop. None to stop
+            at the end of a cycle that lowered the loss by less than `MIN_GAIN`.
     """
 
     def __init__(self, best_loss: float = float("inf")) -> None:
@@ -18,13 +27,22 @@ class EarlyStopping:
             best_loss: Only a loss below this one counts as better, in nats.
         """
         self.best_loss = best_loss
+        self.loss_before = float("inf")
         self.epochs_since_best = 0
-        self.patience = 0
+        self.cycle_gained = True
+        self.patience: int | None = None
 
     @property
     def stalled(self) -> bool:
-        """Whether the loss has not fallen for `patience` epochs."""
+        """Whether the loss has not fallen for `patience` epochs, or in a cycle."""
+        if self.patience is None:
+            return not self.cycle_gained
         return self.epochs_since_best >= self.patience
+
+    def end_cycle(self) -> None:
+        """Note whether the cycle that ends lowered the loss."""
+        self.cycle_gained = self.best_loss < self.loss_before - MIN_GAIN
+        self.loss_before = self.best_loss
 
     def update(self, loss: float) -> bool:
         """Count an epoch.
@@ -41,13 +59,10 @@ class EarlyStopping:
         return is_best
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state, without `patience`, which each call of `run` sets."""
-        return {
-            "best_loss": self.best_loss,
-            "epochs_since_best": self.epochs_since_best,
-        }
+        """Return the state."""
+        return {name: getattr(self, name) for name in STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state."""
-        self.best_loss = state["best_loss"]
-        self.epochs_since_best = state["epochs_since_best"]
+        for name in STATE:
+            setattr(self, name, state[name])

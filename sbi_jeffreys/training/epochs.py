@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm.auto import tqdm
 
 from sbi_jeffreys.data.batches import Batches
@@ -21,6 +20,7 @@ from sbi_jeffreys.training.checkpoint import Checkpoint, RandomState, copy_neste
 from sbi_jeffreys.training.cuda_graph import CapturedStep
 from sbi_jeffreys.training.early_stopping import EarlyStopping
 from sbi_jeffreys.training.history import TERMS, History
+from sbi_jeffreys.training.schedule import Cycles
 from sbi_jeffreys.training.step import PrimalDualStep
 from sbi_jeffreys.training.validation import held_out_means
 
@@ -35,27 +35,25 @@ class EpochLoop:
         stopping: The stopping rule, with the lowest held-out negative log-likelihood.
         best_weights: State of the averaged models after the best epoch.
         history: One list per quantity, with one entry per epoch.
-        scheduler: Lowers the learning rates when the held-out loss stalls.
+        cycles: The learning rates' cycles.
         seed: Seed of the random numbers of this training.
     """
 
-    def __init__(self, step: PrimalDualStep, stopping: EarlyStopping, seed: int) -> None:
+    def __init__(
+        self, step: PrimalDualStep, stopping: EarlyStopping, cycles: Cycles, seed: int
+    ) -> None:
         """
         Args:
             step: The step.
             stopping: The stopping rule.
+            cycles: The learning rates' cycles.
             seed: Seed of the random numbers, which do not depend on those outside.
         """
         self.step, self.stopping, self.seed = step, stopping, seed
+        self.cycles = cycles
         self.pair = step.pair
         self.device = step.multipliers.values.device
-        self.scheduler = ReduceLROnPlateau(
-            step.optimizer,
-            factor=self.pair.options.decay,
-            threshold=0.0,
-            threshold_mode="abs",
-        )
-        self._parts: tuple[Any, ...] = (step, self.scheduler, stopping)
+        self._parts: tuple[Any, ...] = (step, stopping)
         self.epoch = 0
         self.history = History()
         self.best_weights = copy_nested(self.latest.state_dict())
@@ -81,10 +79,10 @@ class EpochLoop:
         training: Batches,
         validation: Batches,
         max_num_epochs: int,
-        stop_after_epochs: int,
+        stop_after_epochs: int | None,
         clip_max_norm: float | None,
         show_progress: bool,
-        description: str = "Training JNPE",
+        description: str = "JNPE trains its networks (1/3)",
     ) -> bool:
         """Train until the held-out loss stalls, then load the best averaged weights.
 
@@ -98,7 +96,8 @@ class EpochLoop:
             validation: Held-out pairs.
             max_num_epochs: Most epochs, over all calls together.
             stop_after_epochs: Number of epochs without a lower held-out loss after which
-                training stops. The learning rates fall after half as many.
+                training stops. None to stop at the end of a cycle of the learning rates
+                that hardly lowered it.
             clip_max_norm: Bound on the norm of each model's gradient; None for no bound.
             show_progress: Whether to show a progress bar.
             description: Label of the progress bar.
@@ -119,11 +118,11 @@ class EpochLoop:
                 desc=description,
                 unit=" epochs",
                 initial=self.epoch,
+                total=self._next_end(max_num_epochs),
                 disable=not show_progress or process_rank() > 0,
             ) as bar,
         ):
             self._restore()
-            self.scheduler.patience = stop_after_epochs // 2
             step: PrimalDualStep | CapturedStep = self.step
             if self.device.type == "cuda" and num_processes() == 1:
                 step = CapturedStep(self.step)
@@ -131,6 +130,7 @@ class EpochLoop:
                 while self.epoch < max_num_epochs and not self.stopping.stalled:
                     self._run_epoch(step, training, validation)
                     self._save()
+                    bar.total = self._next_end(max_num_epochs)
                     bar.update()
                     bar.set_postfix(self.history.progress(self.best_loss))
             except KeyboardInterrupt:
@@ -184,7 +184,8 @@ class EpochLoop:
         self, step: PrimalDualStep | CapturedStep, training: Batches, validation: Batches
     ) -> None:
         start = time.perf_counter()
-        learning_rates = self._learning_rates()
+        factor = self.cycles.factor(self.epoch)
+        self.step.scale_rates(factor)
         self.step.train()
         self.step.reset_statistics()
         for batch in training.shuffled(self.seed + self.epoch):
@@ -197,11 +198,10 @@ class EpochLoop:
 
         self.epoch += 1
         self.step.reference.update(loss)
-        self.scheduler.step(loss)
-        if isinstance(step, CapturedStep) and self._learning_rates() != learning_rates:
-            step.forget()
         if self.stopping.update(loss):
             self.best_weights = copy_nested(self.latest.state_dict())
+        if self.epoch == self.cycles.end(self.epoch - 1):
+            self.stopping.end_cycle()
         if isinstance(self.step.multipliers, ResilientMultipliers):
             reference = self.step.reference
             duality = self.step.multipliers.duality(reference.subtract(divergences))
@@ -213,14 +213,15 @@ class EpochLoop:
         self.history.record(
             training_loss=means[0],
             epoch_durations_sec=time.perf_counter() - start,
-            learning_rate=learning_rates[0],
+            learning_rate=factor * self.step.rates[0],
             multipliers=self.step.multipliers.values.tolist(),
             divergences=means,
             **held_out,
         )
 
-    def _learning_rates(self) -> list[float]:
-        return [group["lr"] for group in self.step.optimizer.param_groups]
+    def _next_end(self, max_num_epochs: int) -> int:
+        """Return the number of epochs at which training may end next."""
+        return min(max_num_epochs, self.cycles.end(max(0, self.epoch - 1)))
 
     def _check_finite(self, first_bad_step: list[float]) -> None:
         first = min(first_bad_step)

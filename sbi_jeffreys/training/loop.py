@@ -9,7 +9,8 @@ from sbi_jeffreys.models.flow import ConditionalFlow
 from sbi_jeffreys.objective.multipliers import FixedMultipliers, ResilientMultipliers
 from sbi_jeffreys.training.early_stopping import EarlyStopping
 from sbi_jeffreys.training.epochs import EpochLoop
-from sbi_jeffreys.training.following import FollowedFlow, follow
+from sbi_jeffreys.training.following import FollowedFlow, Guide, follow
+from sbi_jeffreys.training.schedule import Cycles
 from sbi_jeffreys.training.step import PrimalDualStep, TrainedPair, TrainingOptions
 
 
@@ -28,6 +29,7 @@ class JeffreysTraining(EpochLoop):
         options: TrainingOptions,
         learning_rate: float,
         energy_learning_rate: float,
+        cycles: Cycles,
     ) -> None:
         """
         Args:
@@ -35,39 +37,35 @@ class JeffreysTraining(EpochLoop):
             energy: f(θ, x), trained in place.
             multipliers: Weights of the three divergences.
             options: See `TrainingOptions`.
-            learning_rate: Learning rate of Adam for the flow.
-            energy_learning_rate: Learning rate of Adam for the energy.
+            learning_rate: Largest learning rate of Adam for the flow.
+            energy_learning_rate: Largest learning rate of Adam for the energy.
+            cycles: The learning rates' cycles.
         """
         pair = TrainedPair(flow, energy, options)
         share_tensors([t.data for t in pair.state_dict().values()])
         step = PrimalDualStep(pair, multipliers, learning_rate, energy_learning_rate)
-        super().__init__(step, EarlyStopping(), seed=int(torch.randint(2**31, ())))
+        super().__init__(
+            step, EarlyStopping(), cycles, seed=int(torch.randint(2**31, ()))
+        )
         self.learning_rate = learning_rate
         self.followed: FollowedFlow | None = None
 
     def follow(
         self,
-        energy: ConditionalEnergy,
-        training: Batches,
+        guide: Guide,
         validation: Batches,
-        max_num_epochs: int,
-        stop_after_epochs: int,
         clip_max_norm: float | None,
         show_progress: bool,
     ) -> float:
-        """Let the flow follow an energy, which stays as it is.
+        """Let the flow follow an energy, which stays as it is; see `following`.
 
         It starts from the better of the trained flow and the flow that an earlier call
-        kept, with half the learning rate. `run` goes on as if this had not been called.
+        kept. `run` goes on as if this had not been called.
 
         Args:
-            energy: Another energy than that of the pair. Both may have the same log-ratio
-                network, but not the same embedding network.
-            training: Pairs whose x is used.
+            guide: What the flow follows. Its energy may have the log-ratio network of
+                the pair's, but not the same embedding network.
             validation: Held-out pairs.
-            max_num_epochs: Most epochs of this call.
-            stop_after_epochs: Number of epochs without a lower held-out loss after which
-                to stop.
             clip_max_norm: Bound on the norm of the gradient; None for no bound.
             show_progress: Whether to show a progress bar.
 
@@ -76,16 +74,13 @@ class JeffreysTraining(EpochLoop):
         """
         self.followed = follow(
             self.pair.flow,
-            energy,
-            training,
+            guide,
             validation,
             options=self.pair.options,
-            learning_rate=self.learning_rate / 2,
+            learning_rate=self.learning_rate,
             best_loss=self.recall_followed(),
             seed=self.seed,
             device=self.device,
-            max_num_epochs=max_num_epochs,
-            stop_after_epochs=stop_after_epochs,
             clip_max_norm=clip_max_norm,
             show_progress=show_progress,
         )

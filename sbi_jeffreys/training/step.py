@@ -37,14 +37,12 @@ class TrainingOptions:
         num_particles: Number K of draws from the flow for each x of a batch.
         normalizer: Estimate of log Z, see `objective.normalizers`.
         averaging: Weight of the past in the moving average of the weights, per step.
-        decay: Factor by which the learning rates fall when the held-out loss stalls.
         num_validation_particles: Number of draws from the flow for each held-out x.
     """
 
-    num_particles: int = 4
+    num_particles: int = 2
     normalizer: Normalizer = "generalized"
     averaging: float = 0.997
-    decay: float = 0.5
     num_validation_particles: int = 8
 
 
@@ -128,10 +126,15 @@ class PrimalDualStep:
             self.groups.append(energy_parameters)
             settings.append({"params": energy_parameters, "lr": energy_learning_rate})
         device = multipliers.values.device
+        self.rates = [float(group["lr"]) for group in settings]
+        is_captured = device.type == "cuda" and num_processes() == 1
+        if is_captured:  # a captured step reads its learning rates from the device
+            for group in settings:
+                group["lr"] = torch.tensor(group["lr"], device=device)
         self.optimizer = Adam(
             settings,
             fused=all(p.is_floating_point() for p in pair.parameters()),
-            capturable=device.type == "cuda" and num_processes() == 1,
+            capturable=is_captured,
         )
         self.average = MovingAverage(pair, pair.options.averaging)
         self.reference = EntropyReference(device)
@@ -145,6 +148,14 @@ class PrimalDualStep:
         """Put the models into training mode, except an energy that is not trained."""
         self.pair.flow.train()
         self.pair.energy.train(self.trains_energy)
+
+    def scale_rates(self, factor: float) -> None:
+        """Set the learning rates to `factor` times those of the constructor."""
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(factor * rate)
+            else:
+                group["lr"] = factor * rate
 
     def reset_statistics(self) -> None:
         """Set the sums and counts to zero."""

@@ -22,15 +22,13 @@ import torch
 from expected_differences import EXPECTED_DIFFERENCES
 
 import sbi_jeffreys
-from sbi_jeffreys import fit
-from sbi_jeffreys.pool.opinion_pool import fit_pool
-from sbi_jeffreys.pool.registry import POOL_MODELS
-from sbi_jeffreys.pool.synthetic_likelihood import ensemble
+from sbi_jeffreys.pool.registry import pool_models
+from sbi_jeffreys.pool.synthetic_likelihood import folds
 
 torch.set_num_threads(1)  # for test processes that run side by side
 
 FEW_EPOCHS, MANY_EPOCHS = 2, 40
-ensemble.MAX_STEPS = MAX_STEPS = 100
+folds.MAX_STEPS = MAX_STEPS = 100
 
 WITH_POOL = (
     "linearGaussian_snpe_test.py::test_example_posterior[",
@@ -40,18 +38,15 @@ WITH_POOL = (
 """Fast tests that have the pool, by the start of their names."""
 
 
-def without_pool(pair, *_):
-    """Return the energy of the networks, and no weight of a simpler model."""
-    return pair.energy, dict.fromkeys(POOL_MODELS, 0.0)
-
-
 class JNPE(sbi_jeffreys.JNPE):
     """The trainer under test."""
 
     epochs = FEW_EPOCHS
+    has_pool = False
 
     def train(self, *args, max_num_epochs=None, **kwargs):
-        """Train for few epochs by default."""
+        """Train for few epochs by default, with the pool or without."""
+        self._fit.pool = pool_models(self.has_pool)
         if max_num_epochs is None:
             max_num_epochs = self.epochs
         return super().train(*args, max_num_epochs=max_num_epochs, **kwargs)
@@ -83,8 +78,7 @@ def pytest_runtest_setup(item):
     """Train as long as the test needs, with the pool or without."""
     is_slow = item.get_closest_marker("slow") is not None
     JNPE.epochs = MANY_EPOCHS if is_slow else FEW_EPOCHS
-    has_pool = is_slow or name_of(item).startswith(WITH_POOL)
-    fit.fit_pool = fit_pool if has_pool else without_pool
+    JNPE.has_pool = is_slow or name_of(item).startswith(WITH_POOL)
 
 
 @pytest.hookimpl(trylast=True)

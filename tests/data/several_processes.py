@@ -8,7 +8,8 @@ from sbi.utils import BoxUniform
 from torch import distributed
 
 from sbi_jeffreys import JNPE
-from sbi_jeffreys.pool.synthetic_likelihood import ensemble
+from sbi_jeffreys.pool.emulation import EmulatedBatches
+from sbi_jeffreys.pool.synthetic_likelihood import folds
 
 NUM_PARTICLES = 8  # in training, and by default in validation
 NOISE = torch.randn(NUM_PARTICLES, 1, 2, generator=torch.Generator().manual_seed(5))
@@ -18,12 +19,25 @@ def same_noise_for_every_x(like):
     """Noise `(K · batch, 2)` that does not depend on the rows that a process has."""
     if len(like) < NUM_PARTICLES:  # the trial draws when networks are built
         return torch.zeros_like(like)
+    if len(like) % NUM_PARTICLES:  # one draw for each x, where the flow follows
+        return NOISE[0].expand_as(like)
     return NOISE.expand(-1, len(like) // NUM_PARTICLES, -1).reshape(like.shape)
+
+
+draw_pairs = EmulatedBatches._draw
+
+
+def same_pairs_for_every_process(batches):
+    """Emulated pairs that do not depend on the process."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(7)
+        return draw_pairs(batches)
 
 
 def train(rank, batch_size=100, num_simulations=460):
     torch.randn_like = same_noise_for_every_x
-    ensemble.MAX_STEPS = 20  # with every step, rounding errors grow
+    EmulatedBatches._draw = same_pairs_for_every_process
+    folds.MAX_STEPS = 20  # with every step, rounding errors grow
     generator = torch.Generator().manual_seed(1)
     theta = 2 * torch.rand(num_simulations, 2, generator=generator) - 1
     x = theta + 0.3 * torch.randn(theta.shape, generator=generator)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sbi_jeffreys.data import processes as distributed
+from sbi_jeffreys.pool.emulation import EmulatedBatches
 from sbi_jeffreys.pool.exponential_family import TOLERANCE
 from tests.data import several_processes
 
@@ -43,8 +44,9 @@ def test_two_processes_train_the_same_models(results):
 def test_two_processes_give_the_result_of_one(results, monkeypatch):
     # These restore afterwards what the training replaces.
     monkeypatch.setattr(torch, "randn_like", torch.randn_like)
-    steps = several_processes.ensemble.MAX_STEPS
-    monkeypatch.setattr(several_processes.ensemble, "MAX_STEPS", steps)
+    steps = several_processes.folds.MAX_STEPS
+    monkeypatch.setattr(several_processes.folds, "MAX_STEPS", steps)
+    monkeypatch.setattr(EmulatedBatches, "_draw", EmulatedBatches._draw)
     alone = several_processes.result(several_processes.train(rank=0))
     for model in ("flow", "energy"):
         for name, want in alone[model].items():

@@ -172,3 +172,37 @@ def test_an_estimator_without_reparameterised_samples_is_refused(name):
     flow = ConditionalFlow(posterior_nn(name)(theta, x), support)
     with pytest.raises(TypeError, match="can't be sampled differentiably"):
         flow.sample_and_log_prob((2,), x[:2])
+
+
+@contract
+def test_given_what_was_embedded_it_is_the_same(name, dim, condition_shape):
+    """Flows that can't be given embedded conditions say so."""
+    flow, theta, x = build(name, dim, condition_shape)
+    embedded = flow.given(x[:4]).embedded
+    assert flow.takes_embedded == (embedded is not None)
+    if embedded is None:
+        with pytest.raises(TypeError):
+            flow.given_embedded(torch.zeros(4, 3))
+        return
+    one, other = flow.given(x[:4]), flow.given_embedded(embedded)
+    assert other.embedded is embedded
+    points = theta[:8].view(2, 4, dim)
+    assert torch.equal(one.log_prob(points), other.log_prob(points))
+    draws = []
+    for given in (one, other):
+        torch.manual_seed(1)
+        draws.append(given.rsample_and_log_prob(3))
+    for got, want in zip(*draws, strict=True):
+        assert torch.equal(got, want)
+
+
+def test_what_is_embedded_is_not_embedded_again():
+    theta, x = torch.randn(20, 2), torch.randn(20, 3)
+    refusing = nn.Linear(3, 4)
+    flow = ConditionalFlow(
+        build_spline_flow(theta, x, embedding_net=refusing),
+        Support(torch.full((2,), -9e9), torch.full((2,), 9e9)),
+    )
+    embedded = flow.given(x).embedded
+    refusing.forward = lambda _: pytest.fail("embedded again")
+    flow.given_embedded(embedded).rsample_and_log_prob(2)

@@ -15,7 +15,7 @@ from sbi_jeffreys.pool.exponential_family import ExponentialFamily
 from sbi_jeffreys.pool.linear_model import LinearModel
 from sbi_jeffreys.pool.opinion_pool import Pool, fit_pool
 from sbi_jeffreys.pool.registry import POOL_MODELS
-from sbi_jeffreys.pool.synthetic_likelihood import ensemble, errors
+from sbi_jeffreys.pool.synthetic_likelihood import errors, folds
 from sbi_jeffreys.preprocessing.support import support_of
 from tests.closed_forms import GaussianFlow
 
@@ -92,7 +92,7 @@ def test_weighted_average_by_hand():
 def test_networks_that_learnt_nothing_or_too_much_give_way(
     factor, low, high, monkeypatch
 ):
-    monkeypatch.setattr(ensemble, "MAX_STEPS", 300)
+    monkeypatch.setattr(folds, "MAX_STEPS", 300)
     energy, weights = pool_of(pair(factor), TRAINING, VALIDATION)
     assert low <= sum(weights.values()) <= high
     theta, x = simulations(1000)
@@ -114,7 +114,7 @@ def test_each_model_has_the_weight_where_it_is_right(monkeypatch):
       The others come near: in four repetitions its weight was 0.1 to 0.55.
     - A curved mean, where only the synthetic likelihood is right.
     """
-    monkeypatch.setattr(ensemble, "MAX_STEPS", 1000)
+    monkeypatch.setattr(folds, "MAX_STEPS", 1000)
     theta, fresh = TRAINING[0][:400], VALIDATION[0][:200]
 
     def weights(simulator):
@@ -143,7 +143,7 @@ def test_each_model_has_the_weight_where_it_is_right(monkeypatch):
 @pytest.mark.full_fits
 def test_models_that_say_nothing_get_no_weight(monkeypatch):
     """The networks alone are too cautious already, and the models would add to that."""
-    monkeypatch.setattr(ensemble, "MAX_STEPS", 300)
+    monkeypatch.setattr(folds, "MAX_STEPS", 300)
     theta, x = TRAINING
     models = pair(0.8)
     energy, weights = pool_of(models, (theta[torch.randperm(len(theta))], x), VALIDATION)
@@ -178,7 +178,7 @@ def test_a_few_simulations_are_gathered_at_a_time_and_no_more_than_needed(monkey
     rows = torch.arange(3000).split([2000, 1000])
     fit_pool(pair(0.5), theta, Watched([x]), *rows)
     assert max(gathered) <= candidates.MAX_CONDITIONS
-    assert sum(gathered) == 1000 + 100 + 1
+    assert sum(gathered) == 1 + 1000 + (1000 + 100)  # without draws, then with draws
 
 
 def test_random_numbers_are_left_alone():
@@ -191,10 +191,10 @@ class Toy:
     """A fourth model, which knows the exact log-ratio."""
 
     @classmethod
-    def fit(cls, candidates, earlier=None):
-        model = Ratio(1.0)
-        model.num_pairs, model.earlier = len(candidates.features), earlier
-        return model
+    def fit(cls, candidates, earlier=None, effort=1.0):
+        toy = Ratio(1.0)
+        toy.num_pairs, toy.earlier = len(candidates.features), earlier
+        return toy
 
 
 def test_a_fourth_model_needs_one_line(monkeypatch):

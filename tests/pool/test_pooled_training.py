@@ -1,23 +1,31 @@
 """Training goes on as without the pool, and the flow follows the pooled energy."""
 
 import pickle
+import warnings
 from copy import deepcopy
 
 import pytest
 import torch
-from sbi.utils import BoxUniform
+from sbi.utils import BoxUniform, RestrictedPrior
 from torch import nn
 from torch.utils.data.dataloader import default_collate
 
-from sbi_jeffreys import JNPE
+from sbi_jeffreys import JNPE, fit, stages
 from sbi_jeffreys.data.arrays import ConcatenatedRows
 from sbi_jeffreys.data.batches import SlicedBatches
 from sbi_jeffreys.pool import exponential_family
+from sbi_jeffreys.pool.emulation import NUM_BATCHES, EmulatedBatches
 from sbi_jeffreys.pool.linear_model import LinearModel
-from sbi_jeffreys.pool.opinion_pool import Pool
+from sbi_jeffreys.pool.opinion_pool import Pool, PoolFit
 from sbi_jeffreys.pool.registry import POOL_MODELS
-from sbi_jeffreys.pool.synthetic_likelihood import ensemble, errors
+from sbi_jeffreys.pool.synthetic_likelihood import (
+    SyntheticLikelihood,
+    errors,
+    folds,
+)
+from sbi_jeffreys.training.following import FollowingPair, Guide
 from sbi_jeffreys.training.loop import JeffreysTraining
+from sbi_jeffreys.training.step import PrimalDualStep
 
 
 @pytest.fixture(autouse=True)
@@ -34,33 +42,37 @@ def make_trainer(dim=2, **options):
     return trainer.append_simulations(theta, theta + 0.3 * torch.randn(300, dim))
 
 
+def quick(trainer, max_num_epochs=3, **arguments):
+    """Train for a few epochs, whether it says that these were few or not."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Training stopped at")
+        return trainer.train(max_num_epochs=max_num_epochs, **arguments)
+
+
 @pytest.fixture
 def trainer():
     return make_trainer()
 
 
 def test_training_goes_on_as_if_there_were_no_pool(trainer):
-    with pytest.warns(UserWarning, match="max_num_epochs"):
-        trainer.train(max_num_epochs=3)
+    quick(trainer, 3)
     names = [f"{model}_weight" for model in POOL_MODELS]
     assert sum(trainer.summary[name][0] for name in names) > 0
     assert isinstance(trainer.energy.net, Pool)
     assert not isinstance(trainer.latest.energy.net, Pool)
     copy = pickle.loads(pickle.dumps(trainer))
     for one in (trainer, copy):
-        with pytest.warns(UserWarning, match="max_num_epochs"):
-            one.train(max_num_epochs=5, resume_training=True)
+        quick(one, 5, resume_training=True)
     losses = trainer.summary["validation_loss"], copy.summary["validation_loss"]
     assert losses[0] == losses[1]
     assert [len(trainer.summary[name]) for name in names] == [2, 2, 2]
-    with pytest.warns(UserWarning, match="max_num_epochs"):
-        trainer.train(max_num_epochs=1, force_first_round_loss=True)
+    quick(trainer, 1, force_first_round_loss=True)
     assert not isinstance(trainer.energy.net.net, Pool)
 
 
 @pytest.mark.parametrize("problem", [torch.linalg.LinAlgError, KeyboardInterrupt])
 def test_a_training_outlives_models_that_cannot_be_fitted(trainer, monkeypatch, problem):
-    def fails(candidates, earlier):
+    def fails(candidates, earlier, effort):
         raise problem
 
     monkeypatch.setattr(LinearModel, "fit", fails)
@@ -75,9 +87,8 @@ def test_a_training_outlives_models_that_cannot_be_fitted(trainer, monkeypatch, 
 
 
 def test_models_that_do_not_know_the_weights_of_simulations_are_not_fitted(trainer):
-    with pytest.warns(UserWarning, match="max_num_epochs"):
-        trainer.train(max_num_epochs=3, calibration_kernel=lambda x: torch.ones(len(x)))
-    assert trainer.energy is trainer._fit.networks.energy
+    quick(trainer, 3, calibration_kernel=lambda x: torch.ones(len(x)))
+    assert trainer.energy.net is trainer._fit.networks.energy.net
 
 
 def test_batches_that_are_not_the_simulations_are_not_pooled(trainer):
@@ -85,9 +96,8 @@ def test_batches_that_are_not_the_simulations_are_not_pooled(trainer):
         theta, x, mask = default_collate(rows)
         return theta, x + 0.3 * torch.randn_like(x), mask
 
-    with pytest.warns(UserWarning, match="max_num_epochs"):
-        trainer.train(max_num_epochs=3, dataloader_kwargs={"collate_fn": noisy})
-    assert trainer.energy is trainer._fit.networks.energy
+    quick(trainer, 3, dataloader_kwargs={"collate_fn": noisy})
+    assert trainer.energy.net is trainer._fit.networks.energy.net
     assert trainer.summary["linear_model_weight"] == [0.0]
     assert (
         trainer.summary["followed_validation_loss"]
@@ -97,9 +107,8 @@ def test_batches_that_are_not_the_simulations_are_not_pooled(trainer):
 
 @pytest.mark.full_fits
 def test_both_posteriors_know_the_pool(trainer, monkeypatch):
-    monkeypatch.setattr(ensemble, "MAX_STEPS", 300)
-    with pytest.warns(UserWarning, match="max_num_epochs"):
-        trainer.train(max_num_epochs=3)
+    monkeypatch.setattr(folds, "MAX_STEPS", 300)
+    quick(trainer, 3)
     x_o = torch.zeros(1, 2)
     flow = trainer.build_posterior()
     corrected = trainer.build_posterior(sample_with="energy")
@@ -139,23 +148,23 @@ def test_the_flow_follows_the_pool_once_training_stalls_and_keeps_what_it_gained
         trainer.train(
             resume_training=True, stop_after_epochs=100, max_num_epochs=state.epoch + 1
         )
-    assert trainer.summary["followed_validation_loss"] == [followed_loss] * 2
-    for name, value in flow.state_dict().items():
-        assert torch.equal(value, followed[name])
+    _, again = trainer.summary["followed_validation_loss"]
+    assert again <= followed_loss
+    is_kept = all(
+        torch.equal(value, followed[name]) for name, value in flow.state_dict().items()
+    )
+    assert is_kept == (again == followed_loss)
 
 
 @pytest.mark.slow
-def test_what_following_gained_is_kept_by_a_call_that_does_not_pool(monkeypatch):
+def test_what_following_gained_is_kept_by_a_call_that_does_not_pool():
     """The flow has changed the embedding that it shared with the energy's networks. The
     energy that is kept has the embedding of its own networks."""
     trainer = make_trainer(dim=6, embedding_net=nn.Linear(6, 6))
     flow = trainer.train(stop_after_epochs=40)
     (loss,) = trainer.summary["followed_validation_loss"]
     followed = deepcopy(flow.state_dict())
-    monkeypatch.setattr(
-        "sbi_jeffreys.fit.fit_pool",
-        lambda pair, *_: (pair.energy, dict.fromkeys(POOL_MODELS, 0.0)),
-    )
+    trainer._fit.pool = ()
     with pytest.warns(UserWarning, match="max_num_epochs"):
         trainer.train(resume_training=True, max_num_epochs=trainer.epoch + 1)
     assert trainer.summary["followed_validation_loss"] == [loss, loss]
@@ -167,23 +176,21 @@ def test_what_following_gained_is_kept_by_a_call_that_does_not_pool(monkeypatch)
         assert torch.equal(value, followed[name])
 
 
-@pytest.mark.slow
 def test_following_does_not_change_how_training_goes_on():
     plain = make_trainer()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(JeffreysTraining, "follow", lambda self, *_, **__: self.best_loss)
-        plain.train(stop_after_epochs=10)
-        more = plain.epoch + 5
-        with pytest.warns(UserWarning, match="max_num_epochs"):
-            plain.train(resume_training=True, max_num_epochs=more)
+        quick(plain, 3)
+        quick(plain, 6, resume_training=True)
     followed = make_trainer()
-    followed.train(stop_after_epochs=10)
-    with pytest.warns(UserWarning, match="max_num_epochs"):
-        followed.train(resume_training=True, max_num_epochs=more)
+    quick(followed, 3)
+    quick(followed, 6, resume_training=True)
+    (best,) = {min(one.summary["validation_loss"][:3]) for one in (plain, followed)}
+    assert followed.summary["followed_validation_loss"][0] < best
     assert followed.summary["validation_loss"] == plain.summary["validation_loss"]
 
 
-def follow(trainer, energy, **options):
+def follow(trainer, energy):
     batches = [
         SlicedBatches(
             *(ConcatenatedRows([values]) for values in trainer.get_simulations()[:2]),
@@ -195,20 +202,14 @@ def follow(trainer, energy, **options):
         )
         for rows in (trainer.train_indices, trainer.val_indices)
     ]
-    defaults = {
-        "max_num_epochs": 5,
-        "stop_after_epochs": 5,
-        "clip_max_norm": 5.0,
-        "show_progress": False,
-    }
-    return trainer._fit.training.follow(energy, *batches, **{**defaults, **options})
+    guide = Guide(energy, batches[0], False, False, 5)
+    return trainer._fit.training.follow(guide, batches[1], 5.0, False)
 
 
 def test_an_energy_that_is_followed_stays_as_it_is():
     """It has no dropout, and its batch norm keeps the statistics of its training."""
     trainer = make_trainer(embedding_net=nn.Sequential(nn.BatchNorm1d(2), nn.Dropout()))
-    with pytest.warns(UserWarning, match="max_num_epochs"):
-        trainer.train(max_num_epochs=3)
+    quick(trainer, 3)
     energy = deepcopy(trainer.energy).train()
     modes = set()
     for module in energy.modules():
@@ -225,11 +226,10 @@ def pickled():
     """A trainer after ten epochs, and a pool that is fitted in a few steps."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(errors, "ERROR_MODELS", (errors.CORRELATED,))
-        patch.setattr(ensemble, "MAX_STEPS", 20)
+        patch.setattr(folds, "MAX_STEPS", 20)
         patch.setattr(exponential_family, "MAX_ITERATIONS", 20)
         trainer = make_trainer()
-        with pytest.warns(UserWarning, match="max_num_epochs"):
-            trainer.train(max_num_epochs=10)
+        quick(trainer, 10)
     return pickle.dumps(trainer)
 
 
@@ -243,7 +243,7 @@ def test_a_worse_energy_is_not_followed(trained):
     before = deepcopy(flow.state_dict())
     wrong = deepcopy(trained.energy)
     wrong.loc += 1.0
-    assert follow(trained, wrong) == trained._fit.training.best_loss
+    assert [follow(trained, wrong)] == trained.summary["followed_validation_loss"]
     for name, value in flow.state_dict().items():
         assert torch.equal(value, before[name])
 
@@ -254,8 +254,234 @@ def test_an_energy_that_is_not_finite_is_not_followed(trained):
     broken = deepcopy(trained.energy)
     broken.scale *= torch.nan
     with pytest.warns(UserWarning, match="The flow stays as it was"):
-        assert follow(trained, broken) == trained._fit.training.best_loss
+        assert [follow(trained, broken)] == trained.summary["followed_validation_loss"]
     assert not flow.training
     assert all(parameter.grad is None for parameter in flow.parameters())
     for name, value in flow.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+def test_without_the_pool_no_model_is_ever_fitted(monkeypatch):
+    def fails(*_):
+        raise AssertionError
+
+    for kind in POOL_MODELS.values():
+        monkeypatch.setattr(kind, "fit", fails)
+    monkeypatch.delattr(stages, "PoolFit")
+    monkeypatch.delattr(fit.Stages, "pool")
+    monkeypatch.setattr(JeffreysTraining, "follow", fails)
+    trainer = make_trainer(pool=False)
+    quick(trainer)
+    quick(trainer, 5, resume_training=True)
+    assert trainer.energy.net is trainer._fit.networks.energy.net
+    losses = trainer.summary["followed_validation_loss"]
+    assert losses == trainer.summary["best_validation_loss"]
+
+
+@pytest.fixture
+def guides(monkeypatch):
+    """What the flow follows."""
+    seen, original = [], JeffreysTraining.follow
+
+    def watched(training, guide, *arguments):
+        seen.append(guide)
+        return original(training, guide, *arguments)
+
+    monkeypatch.setattr(JeffreysTraining, "follow", watched)
+    return seen
+
+
+@pytest.mark.parametrize(("most", "learn", "follow"), [(1, 1, 1), (8, 2, 2), (20, 4, 6)])
+def test_few_epochs_of_the_networks_bound_all_that_follows(
+    most, learn, follow, guides, monkeypatch
+):
+    """With n of 40 epochs there are n / 40 of all steps: of 15 sqrt(0.3) and 22 sqrt(0.3)
+    epochs of emulated pairs, as there are 300 simulations, and of 120 steps of a fit."""
+    monkeypatch.setattr(stages, "FULL_EFFORT", 40)
+    monkeypatch.setattr(stages, "EPOCHS_TO_LEARN", 15)
+    monkeypatch.setattr(stages, "EPOCHS_TO_FOLLOW", 22)
+    monkeypatch.setattr(folds, "MAX_STEPS", 120)
+    monkeypatch.setattr(folds, "PATIENCE", 10**6)
+    counts = {"following": 0, "fit": 0}
+    step, take_step = PrimalDualStep.__call__, folds.FoldTraining._take_step
+
+    def counted_step(self, *batch):
+        counts["following"] += isinstance(self.pair, FollowingPair)
+        step(self, *batch)
+
+    def counted_fit(self):
+        counts["fit"] += 1
+        take_step(self)
+
+    monkeypatch.setattr(PrimalDualStep, "__call__", counted_step)
+    monkeypatch.setattr(folds.FoldTraining, "_take_step", counted_fit)
+    trainer = make_trainer()
+    quick(trainer, most)
+    assert len(trainer.summary["validation_loss"]) == most
+    assert [guide.num_epochs for guide in guides] == [learn, follow]
+    assert counts["following"] == NUM_BATCHES * (learn + follow)
+    is_continued = trainer.summary["synthetic_likelihood_weight"][0] > 0
+    assert counts["fit"] == 3 * most + round(0.75 * most) * is_continued
+
+
+def test_more_than_enough_epochs_make_no_effort_above_one(guides, monkeypatch):
+    monkeypatch.setattr("sbi_jeffreys.training.schedule.MOST_EPOCHS", 2)
+    monkeypatch.setattr("sbi_jeffreys.training.schedule.LEAST_EPOCHS", 1)
+    monkeypatch.setattr(stages, "EPOCHS_TO_LEARN", 2 / 0.3**0.5)
+    monkeypatch.setattr(stages, "EPOCHS_TO_FOLLOW", 3 / 0.3**0.5)
+    monkeypatch.setattr(stages, "MIN_GAIN", 100.0)
+    make_trainer().train(max_num_epochs=10**6)
+    assert [guide.num_epochs for guide in guides] == [2, 3]
+
+
+@pytest.mark.parametrize("forward", [True, False])
+def test_what_the_flow_follows(forward, guides, monkeypatch):
+    """First pairs as the emulator draws them, and then the pooled energy. Its pairs have
+    weights for KL(energy ‖ flow), which is taken if the emulator has most of the pool."""
+    monkeypatch.setattr(PoolFit, "is_emulated", forward)
+    trainer = make_trainer()
+    quick(trainer)
+    learn, follow = guides
+    assert learn.forward
+    assert not learn.batches.is_weighted
+    assert follow.forward == follow.batches.is_weighted == forward
+    assert follow.energy is trainer.energy
+    for guide in guides:
+        assert guide.are_embedded
+        assert guide.batches.energy is guide.energy
+        assert isinstance(guide.batches.model, SyntheticLikelihood)
+
+
+@pytest.mark.parametrize(
+    ("linear", "emulated", "expected"),
+    [(0.0, 1.0, True), (0.5, 0.5, True), (0.6, 0.4, False), (0.1, 0.4, False)],
+)
+def test_a_pool_is_emulated_if_the_emulator_has_half_of_it(linear, emulated, expected):
+    pool = object.__new__(PoolFit)
+    pool.models = {
+        "linear_model": nn.Identity(),
+        "synthetic_likelihood": SyntheticLikelihood(
+            torch.zeros(1), torch.ones(1, 1), 1, 1, errors.CORRELATED
+        ),
+    }
+    pool.weights = {"linear_model": linear, "synthetic_likelihood": emulated}
+    assert pool.is_emulated == expected
+
+
+@pytest.mark.parametrize(
+    "options", [{"pool": ("linear_model", "exponential_family")}, {"prior": None}, {}]
+)
+def test_without_an_emulator_or_a_prior_the_pairs_are_those_of_training(options, guides):
+    """A flow whose embedding the energy does not share can't be given emulated pairs."""
+    if not options:
+        options = {"energy_embedding_net": nn.Flatten()}
+    if "prior" in options:
+        trainer = JNPE(show_progress_bars=False)
+        theta, x, _ = make_trainer().get_simulations()
+        trainer.append_simulations(theta, x)
+    else:
+        trainer = make_trainer(**options)
+    quick(trainer)
+    assert [guide.are_embedded for guide in guides] in ([], [False])
+    assert not any(guide.forward for guide in guides)
+
+
+def test_simulations_of_a_truncated_prior_are_never_emulated(guides):
+    """Nor if others come from the prior itself."""
+    trainer = make_trainer()
+    assert not trainer._simulations.is_truncated
+    proposal = RestrictedPrior(trainer.prior, lambda theta: theta[:, 0] > 0, "rejection")
+    theta = proposal.sample((100,))
+    trainer.append_simulations(theta, theta + 0.3 * torch.randn(100, 2), proposal)
+    trainer.append_simulations(theta, theta + 0.3 * torch.randn(100, 2), trainer.prior)
+    assert trainer._simulations.is_truncated
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(EmulatedBatches, "_draw")
+        quick(trainer)
+    assert not any(guide.are_embedded for guide in guides)
+
+
+def interrupted_at(number, function):
+    """Return a function that is interrupted at a call, counted from one."""
+    calls = []
+
+    def wrapped(*arguments, **options):
+        calls.append(None)
+        if len(calls) == number:
+            raise KeyboardInterrupt
+        return function(*arguments, **options)
+
+    return wrapped
+
+
+PHASES = {
+    "networks": (JeffreysTraining, "_run_epoch", 2, "interrupted after 1 epochs"),
+    "emulator": (SyntheticLikelihood, "fit", 1, "could not be pooled"),
+    "learning": (EmulatedBatches, "_draw", 1, "interrupted after 0 epochs"),
+    "learning more": (EmulatedBatches, "_draw", 30, "interrupted after 1 epochs"),
+    "models": (LinearModel, "fit", 1, "could not be pooled"),
+    "weights": (PoolFit, "choose", 1, "could not be pooled"),
+    "later cycle": (JeffreysTraining, "_run_epoch", 5, "interrupted after 4 epochs"),
+    "pooled": (PoolFit, "pooled", 1, "could not be pooled"),
+    "following": (EmulatedBatches, "_draw", 45, "interrupted after 0 epochs"),
+}
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_an_interrupt_keeps_what_was_there(phase, monkeypatch):
+    """Cycles have three and six epochs, and the flow learns and follows for two epochs
+    each. The flow has the loss that is recorded, and training can be resumed."""
+    monkeypatch.setattr("sbi_jeffreys.training.schedule.MOST_EPOCHS", 3)
+    monkeypatch.setattr("sbi_jeffreys.training.schedule.LEAST_EPOCHS", 1)
+    for name in ("EPOCHS_TO_LEARN", "EPOCHS_TO_FOLLOW"):
+        monkeypatch.setattr(stages, name, 2 * 40 / 6 / 0.3**0.5)
+    monkeypatch.setattr(stages, "MAX_LAG", 100.0)
+    owner, name, number, message = PHASES[phase]
+    trainer = make_trainer()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, interrupted_at(number, getattr(owner, name)))
+        with pytest.warns(UserWarning, match=message):
+            quick(trainer, 6)
+    training = trainer._fit.training
+    num_epochs = {"networks": 1, "later cycle": 4}.get(phase)
+    pools_later = "could not be pooled" not in message
+    if num_epochs is None:
+        num_epochs = 3 if phase in ("emulator", "models", "weights") else training.epoch
+    assert training.epoch == num_epochs
+    assert len(trainer.summary["validation_loss"]) == num_epochs
+    assert trainer.summary["best_validation_loss"] == [training.best_loss]
+    theta, x, _ = trainer.get_simulations()
+    rows = trainer.val_indices
+    (loss,) = trainer.summary["followed_validation_loss"]
+    own = trainer.flow.loss(theta[rows], x[rows]).mean().item()
+    assert own == pytest.approx(loss, abs=1e-5)
+    assert loss <= training.best_loss
+    weights = [trainer.summary[f"{model}_weight"][0] for model in POOL_MODELS]
+    assert isinstance(trainer.energy.net, Pool) == any(weights)
+    if not pools_later:
+        assert not any(weights)
+        assert trainer.energy.net is trainer._fit.networks.energy.net
+    if phase in ("models", "weights", "pooled", "following"):
+        assert loss < training.best_loss  # what the flow learnt is kept
+    for one in (trainer.energy, trainer._fit.networks.energy):
+        assert one(theta[None], x).isfinite().all()
+    posterior = trainer.build_posterior(sample_with="energy")
+    assert posterior.sample((5,), x=x[:1], show_progress_bars=False).isfinite().all()
+    quick(trainer, 7, resume_training=True)
+    assert trainer.summary["followed_validation_loss"][1] <= loss
+
+
+def test_what_the_flow_recalls_does_not_change_the_embedding_of_the_energy():
+    """Both share an embedding that learns. When training goes on, the flow may recall
+    weights from before. The networks of the energy belong to the embedding of theirs."""
+    trainer = make_trainer(embedding_net=nn.Linear(2, 2))
+    quick(trainer, 3)
+    first, best = (
+        trainer.summary[f"{name}_validation_loss"][0] for name in ("followed", "best")
+    )
+    assert first < best
+    quick(trainer, 6, resume_training=True)
+    kept = trainer._fit.training.best_weights
+    assert trainer._fit.training.best_loss > first
+    for name, value in trainer.energy.embedding_net.state_dict().items():
+        assert torch.equal(value, kept[f"energy.embedding_net.{name}"])

@@ -37,7 +37,7 @@ def test_a_gain_is_visible_by_students_distribution(smaller, weight):
     1.15 or 27 standard errors. With two pairs, 1.84 standard errors are needed."""
     theta = torch.tensor([1.0, 0.0])[:, None, None].expand(2, 2, 1)
     held_out = Candidates(theta, torch.tensor([[20.0], [smaller]]), torch.zeros(2, 2))
-    weights = best_weights(NOTHING, [Product(), NOTHING, NOTHING], held_out)
+    weights = best_weights(NOTHING, [Product(), NOTHING, NOTHING], held_out).weights
     assert weights == pytest.approx([weight, 0.0, 0.0], abs=1e-6)
 
 
@@ -82,16 +82,16 @@ def test_values_that_are_not_finite_give_no_weight(value):
     theta[0] += 2.0
     held_out = Candidates(theta, torch.ones(40, 1), torch.zeros(5, 40))
     broken = Entry(0, factor=value)
-    weights = best_weights(NOTHING, [broken, Product()], held_out)
+    weights = best_weights(NOTHING, [broken, Product()], held_out).weights
     assert weights[0] == 0.0
     assert weights[1] > 0.5
-    assert best_weights(broken, [Product()], held_out) == [0.0]
+    assert best_weights(broken, [Product()], held_out).weights == [0.0]
     impossible = held_out._replace(log_weights=torch.full((5, 40), -torch.inf))
-    assert best_weights(NOTHING, [Product()], impossible) == [0.0]
+    assert best_weights(NOTHING, [Product()], impossible).weights == [0.0]
     outside = torch.zeros(5, 40)
     outside[3] = -torch.inf  # draws where the prior is zero
     some = best_weights(NOTHING, [Product()], held_out._replace(log_weights=outside))
-    assert some[0] > 0.5
+    assert some.weights[0] > 0.5
 
 
 @pytest.mark.parametrize(("num", "most"), [(10, 30), (100, 20)])
@@ -107,5 +107,28 @@ def test_models_that_know_nothing_seldom_have_a_weight(num, most):
         held_out = Candidates(
             torch.randn(33, num, 3), torch.zeros(num, 1), torch.zeros(33, num)
         )
-        wrong += any(best_weights(NOTHING, [Entry(d) for d in range(3)], held_out))
+        models = [Entry(d) for d in range(3)]
+        wrong += any(best_weights(NOTHING, models, held_out).weights)
     assert 0 < wrong <= most
+
+
+def test_losses_are_those_of_the_pool_and_of_the_networks():
+    """By hand: the loss is minus the log share of the true parameters."""
+    torch.manual_seed(0)
+    theta = torch.randn(9, 40, 1)
+    theta[0] += 2.0
+    held_out = Candidates(theta, torch.ones(40, 1), 0.1 * torch.randn(9, 40))
+    choice = best_weights(NOTHING, [Product()], held_out)
+    (weight,) = choice.weights
+    assert weight > 0.5
+    for loss, w in ((choice.loss, weight), (choice.loss_of_networks, 0.0)):
+        log_v = held_out.log_weights + w * theta[..., 0]
+        assert loss == pytest.approx(-log_v.log_softmax(0)[0].mean().item(), abs=1e-5)
+    assert choice.loss < choice.loss_of_networks - 0.5
+
+
+def test_without_models_the_loss_is_that_of_the_networks():
+    held_out = Candidates(torch.randn(9, 40, 1), torch.ones(40, 1), torch.zeros(9, 40))
+    choice = best_weights(Product(), [], held_out)
+    assert choice.weights == []
+    assert choice.loss == choice.loss_of_networks

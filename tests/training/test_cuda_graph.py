@@ -151,9 +151,6 @@ def test_only_batches_of_the_captured_shapes_are_replayed():
         step(*(torch.zeros(size) for _ in range(3)))
     assert called == [[size] * 3 for size in (5, 5, 5, 5, 3, 5)]
     assert len(recorded) == 1
-    step.forget()
-    step(*(torch.zeros(5) for _ in range(3)))
-    assert len(recorded) == 2
 
 
 def test_what_can_not_be_captured_runs_eagerly_with_a_warning():

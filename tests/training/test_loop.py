@@ -11,7 +11,9 @@ from torch.optim import Adam
 
 from sbi_jeffreys.data.batches import SlicedBatches
 from sbi_jeffreys.objective.multipliers import FixedMultipliers, ResilientMultipliers
+from sbi_jeffreys.training.early_stopping import MIN_GAIN
 from sbi_jeffreys.training.loop import JeffreysTraining
+from sbi_jeffreys.training.schedule import Cycles
 from sbi_jeffreys.training.step import TrainedPair, TrainingOptions
 from tests.closed_forms import GaussianFlow, QuadraticEnergy
 
@@ -36,7 +38,9 @@ def make_batches(indices, batch_size=20, num=60):
 TRAINING, VALIDATION = range(40), range(40, 60)
 
 
-def make_training(multipliers=None, energy=None, learning_rate=0.01, seed=0, **options):
+def make_training(
+    multipliers=None, energy=None, learning_rate=0.01, seed=0, cycle=1000, **options
+):
     torch.manual_seed(seed)
     return JeffreysTraining(
         GaussianFlow(),
@@ -45,6 +49,7 @@ def make_training(multipliers=None, energy=None, learning_rate=0.01, seed=0, **o
         TrainingOptions(**options),
         learning_rate=learning_rate,
         energy_learning_rate=2 * learning_rate,
+        cycles=Cycles(cycle),
     )
 
 
@@ -103,7 +108,7 @@ def test_converges_to_the_posterior():
 
 @pytest.mark.parametrize("stops", [(7,), (1, 4, 7)])
 def test_resuming_is_exact(stops):
-    whole, parts = make_training(), make_training()
+    whole, parts = make_training(cycle=3), make_training(cycle=3)
     run(whole, 12)
     for epochs in (*stops, 12):
         run(parts, epochs)
@@ -192,21 +197,60 @@ def test_the_weights_kept_are_those_of_the_best_epoch():
     assert loss.item() == pytest.approx(min(losses), abs=1e-9)
 
 
-def test_stops_by_itself_and_lowers_the_learning_rate_before():
+def test_stops_by_itself_after_its_patience():
     training = make_training(learning_rate=0.1)
     assert run(training, 2000, stop_after=25)
     assert training.epoch < 2000
     assert training.epochs_since_best == 25
-    rates = training.history["learning_rate"]
-    assert rates[-1] < rates[0]
 
 
-def test_the_learning_rate_falls_whatever_the_sign_of_the_loss():
-    training = make_training()
-    optimizer, scheduler = training.step.optimizer, training.scheduler
-    for epoch in range(100):
-        scheduler.step(-10 + 1e-4 * epoch)  # worse each time
-    assert optimizer.param_groups[0]["lr"] < 0.01
+def test_learning_rates_are_those_of_the_cycles():
+    """Also in the optimiser, for both models, and where training goes on."""
+    training, seen = make_training(cycle=6), []
+    training.step.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: seen.append([g["lr"] for g in optimizer.param_groups])
+    )
+    run(training, 4)
+    run(training, 14)
+    factors = [training.cycles.factor(epoch) for epoch in range(14)]
+    assert training.history["learning_rate"] == pytest.approx(
+        [0.01 * factor for factor in factors]
+    )
+    assert factors[6] == factors[0] == 0.2
+    steps_per_epoch = 2
+    assert len(seen) == 14 * steps_per_epoch
+    wanted = [[0.01 * f, 0.02 * f] for f in factors for _ in range(steps_per_epoch)]
+    for got, want in zip(seen, wanted, strict=True):
+        assert got == pytest.approx(want)
+
+
+@pytest.mark.parametrize(
+    ("learning_rate", "most", "epochs"), [(1e-9, 100, 9), (0.05, 9, 9), (1e-9, 5, 5)]
+)
+def test_stops_at_the_end_of_a_cycle_that_gained_nothing(learning_rate, most, epochs):
+    """The second cycle ends after 3 + 6 epochs, at which the next would begin."""
+    training = make_training(cycle=3, learning_rate=learning_rate)
+    stalls = learning_rate < 1e-3 and epochs == 9
+    assert run(training, most, stop_after=None) == stalls
+    assert training.epoch == epochs
+    losses = training.history["validation_loss"]
+    if stalls:
+        assert min(losses[:3]) - MIN_GAIN < min(losses)
+        assert run(training, most, stop_after=None)
+        assert training.epoch == epochs
+
+
+def test_the_end_of_a_cycle_is_known_where_training_goes_on():
+    """A stop in the middle of a cycle changes nothing about when training ends."""
+    whole = make_training(cycle=3, learning_rate=0.1)
+    assert run(whole, 1000, stop_after=None)
+    parts = make_training(cycle=3, learning_rate=0.1)
+    for epochs in (1, 3, 4, 8, 1000):
+        run(parts, epochs, stop_after=None)
+        parts = pickle.loads(pickle.dumps(parts))
+    assert parts.epoch == whole.epoch
+    assert whole.epoch in (9, 21, 45, 93)
+    assert parts.history["validation_loss"] == whole.history["validation_loss"]
 
 
 def test_gradients_are_none_and_models_in_eval_mode_afterwards():

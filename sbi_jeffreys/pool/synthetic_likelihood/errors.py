@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Categorical, Chi2
 
 MAX_MIXTURE_ENTRIES = 5
 """Largest number of entries of s with which a mixture is tried."""
@@ -27,14 +28,14 @@ class ErrorModel(NamedTuple):
         dropout: Fraction of activations dropped in each block while training.
         weight_decay: Weight decay of the networks' layers. In each step, weights shrink
             by this times the learning rate, divided by the number of simulations.
-        learning_rate: Learning rate of AdamW.
+        learning_rate: Largest learning rate of AdamW.
     """
 
     num_components: int = 1
     is_diagonal: bool = False
     dropout: float = 0.2
     weight_decay: float = 1000.0
-    learning_rate: float = 2e-3
+    learning_rate: float = 0.012
 
 
 CORRELATED = ErrorModel()
@@ -45,7 +46,7 @@ regularisation."""
 
 UNCORRELATED = ErrorModel(is_diagonal=True)
 
-SMALL = ErrorModel(is_diagonal=True, dropout=0.03, weight_decay=10.0, learning_rate=0.01)
+SMALL = ErrorModel(is_diagonal=True, dropout=0.03, weight_decay=10.0, learning_rate=0.02)
 """Small errors locate the curve precisely, too. The networks start far from locations
 that precise, and learn faster."""
 
@@ -80,6 +81,7 @@ class StudentMixture(nn.Module):
         """
         super().__init__()
         spread = self.INITIAL_SPREAD
+        self.features = features
         self.log_freedom = nn.Parameter(torch.full((num, 1), 2.0))
         self.components: nn.ParameterDict | None = None
         if num_components > 1:
@@ -99,13 +101,37 @@ class StudentMixture(nn.Module):
         if self.components is None:
             return self._student(z, self.log_freedom)
         log_shares = self.components["logits"].log_softmax(-1)
-        log_diagonals = self.components["log_diagonals"]
-        roots = self.components["roots"].tril(-1) + log_diagonals.exp().diag_embed()
         z = z.unsqueeze(2) - self.components["centers"]
-        z = (roots.unsqueeze(1) @ z.unsqueeze(-1)).squeeze(-1)
-        log_scales = log_diagonals.sum(-1).unsqueeze(1)
+        z = (self._roots().unsqueeze(1) @ z.unsqueeze(-1)).squeeze(-1)
+        log_scales = self.components["log_diagonals"].sum(-1).unsqueeze(1)
         log_t = self._student(z, self.log_freedom.unsqueeze(-1))
         return (log_shares + log_scales + log_t).logsumexp(-1)
+
+    def draw(self, members: Tensor) -> Tensor:
+        """Draw an error of each of N networks.
+
+        Args:
+            members: Numbers of the networks, shape `(N,)`.
+
+        Returns:
+            Errors, shape `(N, d)`.
+        """
+        freedom = 1 + self.log_freedom[members].exp()
+        noise = torch.randn(len(members), self.features).to(freedom)
+        z = noise * (freedom / Chi2(freedom).sample()).sqrt()
+        if self.components is None:
+            return z
+        logits = self.components["logits"][members, 0]
+        drawn = Categorical(logits=logits).sample()
+        root = self._roots()[members, drawn]
+        solved = torch.linalg.solve_triangular(root, z.unsqueeze(-1), upper=False)
+        return self.components["centers"][members, 0, drawn] + solved.squeeze(-1)
+
+    def _roots(self) -> Tensor:
+        """Return L of each component, shape `(M, components, d, d)`."""
+        assert self.components is not None
+        diagonals = self.components["log_diagonals"].exp().diag_embed()
+        return self.components["roots"].tril(-1) + diagonals
 
     @staticmethod
     def _student(z: Tensor, log_freedom: Tensor) -> Tensor:

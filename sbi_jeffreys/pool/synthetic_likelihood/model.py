@@ -1,5 +1,6 @@
 """The log-ratio of the synthetic likelihood."""
 
+from copy import deepcopy
 from math import log
 
 import torch
@@ -10,6 +11,10 @@ from sbi_jeffreys.pool.candidates import Candidates
 from sbi_jeffreys.pool.evidence import Evidence
 from sbi_jeffreys.pool.synthetic_likelihood.ensemble import LikelihoodEnsemble
 from sbi_jeffreys.pool.synthetic_likelihood.errors import ErrorModel, error_models_for
+from sbi_jeffreys.pool.synthetic_likelihood.folds import (
+    FoldTraining,
+    num_steps,
+)
 from sbi_jeffreys.pool.synthetic_likelihood.summaries import (
     dequantized,
     whitened_summaries,
@@ -17,6 +22,13 @@ from sbi_jeffreys.pool.synthetic_likelihood.summaries import (
 
 NUM_NETWORKS = 5
 """Networks M. There are at most as many as simulations."""
+
+RUNGS = (1 / 12, 1 / 6)
+"""Shares of the steps after which the worse half of the kinds of errors is dropped
+(successive halving, Jamieson & Talwalkar 2016, arXiv:1502.07943)."""
+
+CONTINUED, CONTINUED_RATE = 0.25, 0.3
+"""Share of the steps, and of the learning rate, where an earlier model goes on."""
 
 ROWS_PER_BLOCK = 8192
 """Most pairs of parameters and summaries that are evaluated at a time."""
@@ -52,41 +64,96 @@ class SyntheticLikelihood(nn.Module):
         self.evidence = Evidence(num)
 
     @classmethod
-    def fit(cls, candidates: Candidates, earlier: Self | None = None) -> Self:
+    def fit(
+        cls, candidates: Candidates, earlier: Self | None = None, effort: float = 1.0
+    ) -> Self:
         r"""Fit the networks to the pairs, in single precision, and c to log Z.
 
         Args:
-            candidates: The simulations, and draws of the flow for each.
-            earlier: A model whose kind of errors is taken over. If it is None, all kinds
-                are tried.
+            candidates: The simulations, and draws of the flow for each. Without draws, c
+                stays zero.
+            earlier: A model of the first of these simulations, from which the networks
+                start. If it is None, all kinds of errors are tried. Those that fit
+                worse are given up early.
+            effort: Factor of the numbers of steps.
 
         Returns:
             The model, on the device and in the precision of the candidates.
         """
         kind = candidates.theta.dtype
         candidates = Candidates(*(values.float() for values in candidates))
+        with torch.enable_grad():
+            model = (
+                cls._best_kind(candidates, effort)
+                if earlier is None
+                else cls._continued(candidates, earlier, effort)
+            )
+        model.eval().requires_grad_(False)
+        model.fit_evidence(candidates)
+        return model.to(kind)
+
+    @classmethod
+    def _best_kind(cls, candidates: Candidates, effort: float) -> Self:
+        """Fit the kinds side by side, and drop the worse half twice on the way."""
         theta, features = candidates.theta[0], candidates.features
         center, projection, regression = whitened_summaries(
             theta.double(), features.double()
         )
-        smooth = features
-        if int(projection.count_nonzero(0).max()) == 1:  # s are features, one by one
-            smooth = dequantized(features)
-        kinds = error_models_for(projection.shape[1])
-        if earlier is not None:
-            kinds = [earlier.networks.error_model]
-        num_networks = min(NUM_NETWORKS, len(features))
+        smooth, num = _smooth(features, projection), min(NUM_NETWORKS, len(features))
+        steps = num_steps(len(features), effort)
         fits = []
-        for error_model in kinds:
-            model = cls(center, projection, theta.shape[1], num_networks, error_model)
-            s = model.to(features).summaries(smooth)
-            with torch.enable_grad():
-                fits.append((model.networks.fit(theta, s, regression), model))
-        _, model = min(fits, key=lambda fit: fit[0])
-        model.eval().requires_grad_(False)
-        log_weights = candidates.log_weights + model(candidates.theta, features)
-        model.evidence.fit(model.summaries(features), log_weights[1:])
-        return model.to(kind)
+        for error_model in error_models_for(projection.shape[1]):
+            model = cls(center, projection, theta.shape[1], num, error_model)
+            model.to(features).networks.start_at(regression)
+            s = model.summaries(smooth)
+            fits.append((FoldTraining(model.networks, theta, s, steps), model))
+        for share in RUNGS:
+            for training, _ in fits:
+                training.run(round(share * steps))
+            fits.sort(key=lambda fit: fit[0].loss)
+            del fits[(len(fits) + 1) // 2 :]
+        training, model = fits[0]
+        training.finish()
+        return model
+
+    @classmethod
+    def _continued(cls, candidates: Candidates, earlier: Self, effort: float) -> Self:
+        """Go on from an earlier model, with its summaries and its folds."""
+        model = deepcopy(earlier).float().requires_grad_(True)
+        smooth = _smooth(candidates.features, model.projection)
+        theta, s = candidates.theta[0], model.summaries(smooth)
+        steps = round(CONTINUED * num_steps(len(s), effort))
+        FoldTraining(model.networks, theta, s, steps, CONTINUED_RATE).finish()
+        return model
+
+    def fit_evidence(self, candidates: Candidates) -> None:
+        """Fit c to log Z, as draws of the flow estimate it; see `evidence`.
+
+        Args:
+            candidates: The simulations, and draws of the flow for each.
+        """
+        if len(candidates.theta) == 1:
+            return
+        self.evidence.forget()
+        log_weights = candidates.log_weights + candidates.log_ratios(self)
+        self.evidence.fit(self.summaries(candidates.features), log_weights[1:])
+
+    def simulate(self, theta: Tensor, features: Tensor) -> Tensor:
+        r"""Draw features of x given each $\theta$.
+
+        What s leaves open of the features is taken from simulations at random.
+
+        Args:
+            theta: Standardised parameters, shape `(N, D)`.
+            features: Features of x of simulations, shape `(num, features)`.
+
+        Returns:
+            Features, shape `(N, features)`, within the range of those of simulations.
+        """
+        s = self.networks.draw(theta)
+        others = features[torch.randint(len(features), (len(s),), device=s.device)]
+        drawn = others + (s - self.summaries(others)) @ torch.linalg.pinv(self.projection)
+        return drawn.clamp(features.amin(0), features.amax(0))
 
     def summaries(self, condition: Tensor) -> Tensor:
         """Return s, shape `(batch, d)`, of features of x, shape `(batch, ...)`."""
@@ -112,3 +179,9 @@ class SyntheticLikelihood(nn.Module):
             ]
         )
         return log_likelihood.reshape(input.shape[:-1]) - self.evidence(s)
+
+
+def _smooth(features: Tensor, projection: Tensor) -> Tensor:
+    """Return features that a density can be fitted to, shape `(N, features)`."""
+    are_entries = int(projection.count_nonzero(0).max()) == 1
+    return dequantized(features) if are_entries else features

@@ -1,0 +1,225 @@
+"""The stages of a training: the networks, their pool, and the flow that follows it.
+
+1. The networks train in cycles of the learning rate (`training`).
+2. After the first cycle the pool's models are fitted, and the flow learns from pairs that
+   one of them emulates (`pool`). Held-out pairs then choose the weights of the models.
+3. The networks go on for as long as they have a part in the pool.
+4. The flow follows the pooled energy (`training.following`).
+
+Without the pool the networks train until their held-out loss stalls, which is the paper's
+method. They do so before the second stage if x is embedded by a network that learns.
+"""
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import sqrt
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.distributions import Distribution
+from tqdm.auto import tqdm
+
+from sbi_jeffreys._sbi import TrainConfig
+from sbi_jeffreys.data.arrays import ConcatenatedRows
+from sbi_jeffreys.data.batches import Batches
+from sbi_jeffreys.data.processes import process_rank
+from sbi_jeffreys.data.store import SimulationStore
+from sbi_jeffreys.models.energy import ConditionalEnergy
+from sbi_jeffreys.models.pair import ModelPair
+from sbi_jeffreys.pool.emulation import EmulatedBatches
+from sbi_jeffreys.pool.opinion_pool import PoolFit
+from sbi_jeffreys.training.following import Guide
+from sbi_jeffreys.training.loop import JeffreysTraining
+
+FULL_EFFORT = 40
+"""Smallest `max_num_epochs` with which the pool and the following are not cut short. With
+fewer, their steps are fewer in proportion."""
+
+MAX_LAG = 2.0
+"""Nats by which the networks may be behind the pool after the first cycle, to go on."""
+
+MIN_SHARE, MIN_GAIN = 0.05, 0.03
+"""What the networks need to go on after later cycles: a weight in the pool, and a gain of
+the pool in the last cycle, in nats."""
+
+EPOCHS_TO_LEARN, EPOCHS_TO_FOLLOW = 15, 30
+"""Epochs of emulated batches with 1,000 simulations: for the flow to learn from them
+before the pool's weights are chosen, and to follow the pooled energy. They grow with the
+square root of the number of simulations."""
+
+
+MAX_BATCH_SIZE = 200
+"""Largest number of emulated pairs in a batch."""
+
+
+class Pooled(NamedTuple):
+    """What pooling gave.
+
+    Attributes:
+        energy: The pooled energy, or that of the networks if no model has a weight.
+        weights: The weights of the models, by name.
+        has_converged: Whether the networks' training ended by itself.
+    """
+
+    energy: ConditionalEnergy
+    weights: dict[str, float]
+    has_converged: bool
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The stages of one call of `train`.
+
+    Attributes:
+        training: The training of the networks.
+        simulations: All simulations.
+        rows: Rows of the simulations to train on, and held-out ones.
+        batches: Pairs to train on.
+        held_out: Held-out pairs.
+        config: Arguments of `train`, without `stop_after_epochs`.
+        patience: `stop_after_epochs`, or None for the default rule.
+        prior: The prior of the parameters, or None.
+        show_progress: Whether to show progress bars.
+    """
+
+    training: JeffreysTraining
+    simulations: SimulationStore
+    rows: tuple[Tensor, Tensor]
+    batches: Batches
+    held_out: Batches
+    config: TrainConfig
+    patience: int | None
+    prior: Distribution | None
+    show_progress: bool
+
+    @property
+    def embedding_learns(self) -> bool:
+        """Whether the energy's embedding of x is trained."""
+        return any(True for _ in self.training.pair.energy.embedding_net.parameters())
+
+    def train(self, one_cycle: bool) -> bool:
+        """Train the networks; return whether this ended by itself.
+
+        Args:
+            one_cycle: Whether to stop at the end of the present cycle.
+        """
+        most = self.config.max_num_epochs
+        if one_cycle:
+            most = min(most, self.training.cycles.end(self.training.epoch))
+        return self.training.run(
+            self.batches,
+            self.held_out,
+            most,
+            self.patience,
+            self.config.clip_max_norm,
+            self.show_progress,
+        )
+
+    def pool(self, names: Collection[str], has_converged: bool) -> Pooled:
+        """Pool the energy of the trained networks, and let the flow follow it.
+
+        Args:
+            names: Names of the models.
+            has_converged: Whether the networks' training ended by itself.
+
+        Raises:
+            ValueError: If features of x are not finite.
+            RuntimeError: If a model can't be fitted.
+        """
+        networks = self.training.pair
+        # Following may recall a flow with another embedding, which the energy shares.
+        pair = ModelPair(networks.flow, networks.energy_with_own_embedding())
+        theta = ConcatenatedRows(self.simulations.theta)
+        x = ConcatenatedRows(self.simulations.x)
+        with self._shown("JNPE fits its pool (2/3)"):
+            pool = PoolFit(pair, theta, x, *self.rows, names, self._effort)
+        emulator = pool.emulator if self._emulates else None
+        if emulator is not None:
+            pairs = self._emulated(emulator, pool, pair.energy, is_weighted=False)
+            self._follow(pair.energy, pairs, True, EPOCHS_TO_LEARN)
+        with self._shown("JNPE weighs its pool (2/3)"):
+            pool.fit(pair)
+        goes_on = pool.lag < MAX_LAG
+        while goes_on and not has_converged and not self._is_last:
+            before = pool.loss
+            has_converged = self.train(one_cycle=True)
+            pool.choose(pair.energy.net)
+            goes_on = pool.share_of_networks >= MIN_SHARE
+            goes_on &= pool.loss < before - MIN_GAIN
+        ends_cycle = self.training.cycles.end(self.training.epoch - 1)
+        has_converged |= not goes_on and self.training.epoch == ends_cycle
+        with self._shown("JNPE fits its pool to all simulations (2/3)"):
+            energy = pool.pooled(pair)
+        if any(pool.weights.values()):
+            forward = emulator is not None and pool.is_emulated
+            guides: Batches = self.batches
+            if emulator is not None:
+                guides = self._emulated(emulator, pool, energy, is_weighted=forward)
+            self._follow(energy, guides, forward, EPOCHS_TO_FOLLOW)
+        return Pooled(energy, pool.weights, has_converged)
+
+    @property
+    def _is_last(self) -> bool:
+        """Whether no epochs of the networks are left."""
+        return self.training.epoch >= self.config.max_num_epochs
+
+    @property
+    def _effort(self) -> float:
+        """Factor of the steps of the pool and of the following."""
+        return min(1.0, self.config.max_num_epochs / FULL_EFFORT)
+
+    @property
+    def _emulates(self) -> bool:
+        """Whether the flow can learn from emulated pairs.
+
+        A flow that an earlier call kept may have learned for another embedding.
+        """
+        pair = self.training.pair
+        return (
+            self.prior is not None
+            and (self.training.followed is None or not self.embedding_learns)
+            and not self.simulations.is_truncated
+            and pair.shares_embedding
+            and pair.flow.takes_embedded
+        )
+
+    def _emulated(
+        self,
+        emulator: nn.Module,
+        pool: PoolFit,
+        energy: ConditionalEnergy,
+        is_weighted: bool,
+    ) -> EmulatedBatches:
+        """Return emulated pairs, with the weights of an energy or with none."""
+        assert self.prior is not None
+        size = min(self.config.training_batch_size, MAX_BATCH_SIZE)
+        features = pool.known.features
+        return EmulatedBatches(emulator, self.prior, energy, features, is_weighted, size)
+
+    def _follow(
+        self,
+        energy: ConditionalEnergy,
+        pairs: Batches,
+        forward: bool,
+        num_epochs: int,
+    ) -> None:
+        """Let the flow follow an energy; `num_epochs` is that with 1,000 simulations."""
+        growth = self._effort * sqrt(sum(map(len, self.rows)) / 1000)
+        guide = Guide(
+            energy,
+            pairs,
+            forward,
+            isinstance(pairs, EmulatedBatches),
+            max(1, round(growth * num_epochs)),
+        )
+        norm = self.config.clip_max_norm
+        self.training.follow(guide, self.held_out, norm, self.show_progress)
+
+    @contextmanager
+    def _shown(self, description: str) -> Iterator[None]:
+        """Show a part of the work that has no steps to count."""
+        hidden = not self.show_progress or process_rank() > 0
+        with tqdm(desc=description, total=1, unit=" parts", disable=hidden) as bar:
+            yield
+            bar.update()
