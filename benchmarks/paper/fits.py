@@ -26,7 +26,7 @@ def fit_for(
     """Train without stopping early, and return the estimator.
 
     Args:
-        epochs: Epochs over all calls that resume. Learning rates stay constant.
+        epochs: Epochs over all calls that resume. Learning rates go through their cycles.
         samples: Points to fit, shape `(N, D)`.
         estimator: Estimator that is fitted in place.
         training: Options of `JNPE.train`.

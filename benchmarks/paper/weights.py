@@ -1,6 +1,6 @@
 """Multipliers against 25 fixed weightings, as in Figure 2 of arXiv:2511.11159.
 
-All are trained on a Gaussian mixture in the plane, equally long and at constant
+All are trained on a Gaussian mixture in the plane, equally long and at the same
 learning rates. Training goes past the point where overfitting starts, and the last epoch
 is judged.
 """
