@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution
 from tqdm.auto import tqdm
 
@@ -27,7 +27,7 @@ from sbi_jeffreys.data.processes import process_rank
 from sbi_jeffreys.data.store import SimulationStore
 from sbi_jeffreys.models.energy import ConditionalEnergy
 from sbi_jeffreys.models.pair import ModelPair
-from sbi_jeffreys.pool.emulation import EmulatedBatches
+from sbi_jeffreys.pool.emulation import EmulatedBatches, Emulator
 from sbi_jeffreys.pool.opinion_pool import PoolFit
 from sbi_jeffreys.training.following import Guide
 from sbi_jeffreys.training.loop import JeffreysTraining
@@ -186,7 +186,7 @@ class Stages:
 
     def _emulated(
         self,
-        emulator: nn.Module,
+        emulator: Emulator,
         pool: PoolFit,
         energy: ConditionalEnergy,
         is_weighted: bool,

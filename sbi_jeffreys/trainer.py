@@ -193,9 +193,8 @@ class JNPE(SbiTrainer):
             ValueError: If there are no simulations, if some `theta` are not finite or
                 outside of the prior, or if shapes or `data_device` differ from before.
         """
-        if not (
-            proposal is None or proposal is self.prior or restricts(proposal, self.prior)
-        ):
+        is_prior = proposal is None or proposal is self.prior
+        if not (is_prior or restricts(proposal, self.prior)):
             raise NotImplementedError(
                 "Expected `proposal` to be None, the prior that JNPE was given, or a "
                 f"`RestrictedPrior` made from it, got another {type(proposal).__name__}. "
@@ -206,7 +205,7 @@ class JNPE(SbiTrainer):
         self._simulations.append(
             theta, x, self.proper_prior, exclude_invalid_x is not False, data_device
         )
-        self._simulations.is_truncated |= not (proposal is None or proposal is self.prior)
+        self._simulations.is_truncated |= not is_prior
         if self.proper_prior is None:
             values = torch.cat(evenly_spaced(*self._simulations.theta)).to(self.device)
             self.use_as_prior(values, torch.ones(len(values), device=self.device))

@@ -282,7 +282,9 @@ def test_a_training_that_may_not_end_its_first_cycle_is_warned_of():
     trainer = make_trainer(x=lambda theta: theta + 1e-3 * torch.randn_like(theta))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sbi_jeffreys.stages.MAX_LAG", -100.0)
-        quick(trainer)
+        with pytest.warns(UserWarning, match="max_num_epochs=2"):
+            trainer.train(max_num_epochs=2)
+    assert trainer.epoch == 2 < trainer._fit.training.cycles.end(0)
 
 
 def test_a_batch_larger_than_the_data_is_cut():

@@ -6,12 +6,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from benchmarks.cost.trainings import NPE
-from benchmarks.report import table
-from sbi_jeffreys.plots.style import panels
+from benchmarks.report import table, write
+from sbi_jeffreys.plots.style import GREY, color_of, panels
 
 REFERENCE = "npe_nsf"
 PHASES = ("networks", "pool", "following")
-COLORS = {"npe": "#888888", "jnpe": "#1f77b4", "corrected": "#d62728"}
 
 
 def report(rows: pd.DataFrame) -> str:
@@ -138,11 +137,13 @@ def figure(rows: pd.DataFrame) -> Figure:
             )
             npe = means[means.index.isin(NPE)]
             ours = means[means.index.str.match(r"jnpe(_\d+)?$")].sort_values("seconds")
-            axis.plot(npe.seconds, npe.gain, "o", color=COLORS["npe"], label="NPE")
-            for column, name in (("gain", "jnpe"), ("corrected", "corrected")):
-                label = {"jnpe": "JNPE, flow", "corrected": "JNPE, corrected"}[name]
+            axis.plot(npe.seconds, npe.gain, "o", color=GREY, label="NPE")
+            for column, name, label in (
+                ("gain", "flow", "JNPE, flow"),
+                ("corrected", "energy", "JNPE, corrected"),
+            ):
                 axis.plot(
-                    ours.seconds, ours[column], "o-", color=COLORS[name], label=label
+                    ours.seconds, ours[column], "o-", color=color_of(name), label=label
                 )
             for method, row in means.iterrows():
                 axis.annotate(
@@ -158,7 +159,6 @@ def figure(rows: pd.DataFrame) -> Figure:
 def write_page(rows: pd.DataFrame, folder: Path) -> str:
     """Write `cost.md` and `cost.png`, and return the text."""
     text = report(rows)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "cost.md").write_text(text + "\n")
+    write(folder / "cost.md", text)
     figure(rows).savefig(folder / "cost.png", dpi=120)
     return text

@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -44,6 +45,24 @@ JNPE_METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 """Options of `JNPE` and of its `train`, by the name of the method."""
 
 METHODS = (*NPE, *JNPE_METHODS)
+
+
+class Problem(NamedTuple):
+    """What a method is given.
+
+    Attributes:
+        task: The task.
+        theta: Parameters of simulations, shape `(N, D)`.
+        x: Simulations, shape `(N, ...)`.
+        test: Fresh pairs, of shapes `(M, D)` and `(M, ...)`.
+        seed: Seed of the training.
+    """
+
+    task: Task
+    theta: Tensor
+    x: Tensor
+    test: tuple[Tensor, Tensor]
+    seed: int
 
 
 class Row(NamedTuple):
@@ -98,27 +117,17 @@ def measure(
         seed: Seed of simulations and training.
         device: Device that JNPE trains on. NPE trains on the CPU.
     """
-    problem = ALL_TASKS[task]
-    theta, x = problem.simulate(num_simulations, seed)
-    test = problem.simulate(NUM_TEST_PAIRS, TEST_SEED)
+    simulated = ALL_TASKS[task].simulate(num_simulations, seed)
+    test = ALL_TASKS[task].simulate(NUM_TEST_PAIRS, TEST_SEED)
+    problem = Problem(ALL_TASKS[task], *simulated, test, seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        parts = (
-            _npe(problem, method, theta, x, test, seed)
-            if method in NPE
-            else _jnpe(problem, method, theta, x, test, seed, device)
-        )
+        parts = _npe(problem, method) if method in NPE else _jnpe(problem, method, device)
     return Row(task, method, num_simulations, seed, **parts, commit=_commit())
 
 
-def _npe(
-    task: Task,
-    method: str,
-    theta: Tensor,
-    x: Tensor,
-    test: tuple[Tensor, Tensor],
-    seed: int,
-) -> dict[str, Any]:
+def _npe(problem: Problem, method: str) -> dict[str, Any]:
+    task, theta, x, test, seed = problem
     (fit,) = TRAININGS[method].fit(task.prior, theta, x, test, seed)
     leaked = 0.0
     if method != "npe_nsf_ensemble":
@@ -140,15 +149,8 @@ def _npe(
     }
 
 
-def _jnpe(
-    task: Task,
-    method: str,
-    theta: Tensor,
-    x: Tensor,
-    test: tuple[Tensor, Tensor],
-    seed: int,
-    device: str,
-) -> dict[str, Any]:
+def _jnpe(problem: Problem, method: str, device: str) -> dict[str, Any]:
+    task, theta, x, test, seed = problem
     options, training = JNPE_METHODS[method]
     torch.manual_seed(seed)
     prior = on_device(task.prior, device)
@@ -227,4 +229,6 @@ def _c2st(task: Task, posterior: Any) -> float:
 def _commit() -> str:
     """Return the commit of the code, with a star if files differ from it."""
     words = ["git", "describe", "--always", "--dirty=*", "--exclude=*"]
-    return subprocess.run(words, capture_output=True, text=True).stdout.strip()
+    folder = Path(__file__).parent
+    result = subprocess.run(words, cwd=folder, capture_output=True, text=True)
+    return result.stdout.strip()

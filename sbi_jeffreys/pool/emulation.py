@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_jeffreys.data.batches import Batch
@@ -22,6 +22,10 @@ LOG_WEIGHT_BOUNDS = (-5.0, 3.0)
 @runtime_checkable
 class Emulator(Protocol):
     """A model of the pool that can be drawn from."""
+
+    def __call__(self, input: Tensor, condition: Tensor) -> Tensor:
+        """Return log-ratios, as `registry.PoolModel` describes them."""
+        ...
 
     def simulate(self, theta: Tensor, features: Tensor) -> Tensor:
         """Draw features of x, shape `(N, features)`.
@@ -48,7 +52,7 @@ class EmulatedBatches:
     Weighted pairs are those of the posterior that r belongs to, whatever the model says.
 
     Attributes:
-        model: The emulator. It returns log-ratios, too.
+        model: The emulator.
         prior: The prior of the parameters.
         energy: The energy that standardises parameters, and whose log-ratio is r.
         features: Features of x of simulations, shape `(num, features)`.
@@ -56,7 +60,7 @@ class EmulatedBatches:
         batch_size: Pairs in a batch.
     """
 
-    model: nn.Module
+    model: Emulator
     prior: Distribution
     energy: ConditionalEnergy
     features: Tensor
@@ -80,7 +84,6 @@ class EmulatedBatches:
         theta = self.prior.sample(torch.Size((self.batch_size,)))
         theta = theta.to(self.energy.loc)
         z = self.energy.standardize(self.energy.support.inside(theta))
-        assert isinstance(self.model, Emulator)
         features = self.model.simulate(z, self.features)
         log_weights = z.new_zeros(len(z))
         if self.is_weighted:

@@ -9,7 +9,7 @@ of one hold, it needs far fewer simulations.
 """
 
 from collections.abc import Collection, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +90,7 @@ class PoolFit:
         training_rows: Tensor,
         held_out_rows: Tensor,
         names: Collection[str],
-        effort: float = 1.0,
+        effort: float,
     ) -> None:
         """Fit the models that can be drawn from.
 
@@ -121,10 +121,9 @@ class PoolFit:
         }
 
     @property
-    def emulator(self) -> nn.Module | None:
+    def emulator(self) -> Emulator | None:
         """A model that can be drawn from, or None."""
-        emulators = (m for m in self.models.values() if isinstance(m, Emulator))
-        return cast(nn.Module | None, next(emulators, None))
+        return next((m for m in self.models.values() if isinstance(m, Emulator)), None)
 
     @torch.no_grad()
     def fit(self, pair: ModelPair) -> None:
@@ -163,15 +162,8 @@ class PoolFit:
     @property
     def is_emulated(self) -> bool:
         """Whether models that can be drawn from have at least half of the pool."""
-        return (
-            2
-            * sum(
-                self.weights[name]
-                for name, model in self.models.items()
-                if isinstance(model, Emulator)
-            )
-            >= 1
-        )
+        names = [name for name, m in self.models.items() if isinstance(m, Emulator)]
+        return sum(self.weights[name] for name in names) >= 0.5
 
     @property
     def share_of_networks(self) -> float:
@@ -200,26 +192,6 @@ class PoolFit:
         pooled = pair.energy_with_own_embedding()
         pooled.net = Pool(pair.energy.net, models, list(kept.values()))
         return pooled
-
-
-def fit_pool(
-    pair: ModelPair,
-    theta: Tensor | ConcatenatedRows,
-    x: Tensor | ConcatenatedRows,
-    training_rows: Tensor,
-    held_out_rows: Tensor,
-) -> tuple[ConditionalEnergy, dict[str, float]]:
-    """Return the energy pooled with all models of `POOL_MODELS`, and their weights.
-
-    The arguments are those of `PoolFit`. Nothing is pooled if there are fewer than two
-    training pairs or fewer than two held-out pairs.
-    """
-    if min(len(training_rows), len(held_out_rows)) < 2:
-        return pair.energy, dict.fromkeys(POOL_MODELS, 0.0)
-    names = tuple(POOL_MODELS)
-    pool = PoolFit(pair, theta, x, training_rows, held_out_rows, names)
-    pool.fit(pair)
-    return pool.pooled(pair), pool.weights
 
 
 def _check_finite(candidates: Candidates) -> None:

@@ -5,7 +5,6 @@ from typing import Any
 MIN_GAIN = 0.01
 """Nats by which a cycle has to lower the loss, for the next one to be worth its time."""
 
-
 STATE = ("best_loss", "loss_before", "epochs_since_best", "cycle_gained")
 """Attributes that a checkpoint has. `patience` is set by each call of `run`."""
 
@@ -17,6 +16,7 @@ class EarlyStopping:
         best_loss: Lowest loss so far, in nats.
         epochs_since_best: Number of epochs since that loss.
         loss_before: Lowest loss before the present cycle, in nats.
+        cycle_gained: Whether the last whole cycle lowered the loss by `MIN_GAIN`.
         patience: Number of epochs without a lower loss after which to stop. None to stop
             at the end of a cycle that lowered the loss by less than `MIN_GAIN`.
     """

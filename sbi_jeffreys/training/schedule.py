@@ -55,10 +55,6 @@ class Cycles:
         """Return the number of epochs at the end of the cycle of `epoch`."""
         return sum(self._cycle(epoch))
 
-    def start(self, epoch: int) -> int:
-        """Return the number of epochs before the cycle of `epoch`."""
-        return self._cycle(epoch)[0]
-
     def _cycle(self, epoch: int) -> tuple[int, int]:
         start, length = 0, self.first
         while epoch >= start + length:

@@ -238,6 +238,9 @@ def test_a_continued_fit_starts_from_the_earlier_weights(recorded, monkeypatch):
 def test_a_continued_fit_in_no_steps_is_the_earlier_one(monkeypatch):
     monkeypatch.setattr(folds, "MAX_STEPS", 40)
     earlier = SyntheticLikelihood.fit(candidates())
-    later = SyntheticLikelihood.fit(candidates(120), earlier, effort=0.01)
-    for name, values in later.state_dict().items():
+    more = candidates(120)
+    later = SyntheticLikelihood.fit(more, earlier, effort=0.01).state_dict()
+    assert torch.equal(later.pop("low"), more.features.amin(0))
+    assert torch.equal(later.pop("high"), more.features.amax(0))
+    for name, values in later.items():
         assert torch.equal(values, earlier.state_dict()[name])

@@ -91,6 +91,20 @@ def test_models_that_do_not_know_the_weights_of_simulations_are_not_fitted(train
     assert trainer.energy.net is trainer._fit.networks.energy.net
 
 
+@pytest.mark.parametrize("rows", [(11, 1), (1, 11)])
+def test_nothing_is_pooled_with_a_single_pair_to_fit_or_to_choose(rows):
+    """The error of a mean over one pair is unknown, and one pair can't be regressed."""
+    trainer = make_trainer()
+    rows = torch.arange(12).split(rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sbi_jeffreys.stages.PoolFit", lambda *_: pytest.fail("pooled"))
+        patch.setattr(trainer._simulations, "split", lambda fraction: rows)
+        with pytest.warns(UserWarning, match="max_num_epochs"):
+            trainer.train(max_num_epochs=2, training_batch_size=1)
+    assert trainer.energy.net is trainer._fit.networks.energy.net
+    assert trainer.summary["linear_model_weight"] == [0.0]
+
+
 def test_batches_that_are_not_the_simulations_are_not_pooled(trainer):
     def noisy(rows):
         theta, x, mask = default_collate(rows)

@@ -25,9 +25,6 @@ def test_factor_at_a_position_by_hand(position, length, warm_up, factor):
 
 def test_cycles_double():
     cycles = Cycles(10)
-    assert [cycles.start(epoch) for epoch in (0, 9, 10, 29, 30, 69, 70)] == [
-        *(0, 0, 10, 10, 30, 30, 70)
-    ]
     assert [cycles.end(epoch) for epoch in (0, 9, 10, 29, 30, 69, 70)] == [
         *(10, 10, 30, 30, 70, 70, 150)
     ]

@@ -118,11 +118,11 @@ class StudentMixture(nn.Module):
         """
         freedom = 1 + self.log_freedom[members].exp()
         noise = torch.randn(len(members), self.features).to(freedom)
-        z = noise * (freedom / Chi2(freedom).sample()).sqrt()
+        z = noise * (freedom / Chi2(freedom, validate_args=False).sample()).sqrt()
         if self.components is None:
             return z
         logits = self.components["logits"][members, 0]
-        drawn = Categorical(logits=logits).sample()
+        drawn = Categorical(logits=logits, validate_args=False).sample()
         root = self._roots()[members, drawn]
         solved = torch.linalg.solve_triangular(root, z.unsqueeze(-1), upper=False)
         return self.components["centers"][members, 0, drawn] + solved.squeeze(-1)

@@ -11,10 +11,7 @@ from sbi_jeffreys.pool.candidates import Candidates
 from sbi_jeffreys.pool.evidence import Evidence
 from sbi_jeffreys.pool.synthetic_likelihood.ensemble import LikelihoodEnsemble
 from sbi_jeffreys.pool.synthetic_likelihood.errors import ErrorModel, error_models_for
-from sbi_jeffreys.pool.synthetic_likelihood.folds import (
-    FoldTraining,
-    num_steps,
-)
+from sbi_jeffreys.pool.synthetic_likelihood.folds import FoldTraining, num_steps
 from sbi_jeffreys.pool.synthetic_likelihood.summaries import (
     dequantized,
     whitened_summaries,
@@ -39,6 +36,9 @@ class SyntheticLikelihood(nn.Module):
 
     center: Tensor
     projection: Tensor
+    lift: Tensor
+    low: Tensor
+    high: Tensor
 
     def __init__(
         self,
@@ -59,6 +59,9 @@ class SyntheticLikelihood(nn.Module):
         super().__init__()
         self.register_buffer("center", center)
         self.register_buffer("projection", projection)
+        self.register_buffer("lift", torch.linalg.pinv(projection))
+        self.register_buffer("low", torch.full_like(center, -torch.inf))
+        self.register_buffer("high", torch.full_like(center, torch.inf))
         num = projection.shape[1]
         self.networks = LikelihoodEnsemble(num_networks, input_features, num, error_model)
         self.evidence = Evidence(num)
@@ -89,6 +92,7 @@ class SyntheticLikelihood(nn.Module):
                 else cls._continued(candidates, earlier, effort)
             )
         model.eval().requires_grad_(False)
+        model.low, model.high = candidates.features.aminmax(dim=0)
         model.fit_evidence(candidates)
         return model.to(kind)
 
@@ -148,12 +152,13 @@ class SyntheticLikelihood(nn.Module):
             features: Features of x of simulations, shape `(num, features)`.
 
         Returns:
-            Features, shape `(N, features)`, within the range of those of simulations.
+            Features, shape `(N, features)`, within the range of those of the simulations
+            that the model was fitted to.
         """
         s = self.networks.draw(theta)
         others = features[torch.randint(len(features), (len(s),), device=s.device)]
-        drawn = others + (s - self.summaries(others)) @ torch.linalg.pinv(self.projection)
-        return drawn.clamp(features.amin(0), features.amax(0))
+        drawn = others + (s - self.summaries(others)) @ self.lift
+        return drawn.clamp(self.low, self.high)
 
     def summaries(self, condition: Tensor) -> Tensor:
         """Return s, shape `(batch, d)`, of features of x, shape `(batch, ...)`."""
