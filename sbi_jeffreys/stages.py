@@ -43,7 +43,10 @@ MIN_SHARE, MIN_GAIN = 0.05, 0.03
 """What the networks need to go on after later cycles: a weight in the pool, and a gain of
 the pool in the last cycle, in nats."""
 
-EPOCHS_TO_LEARN, EPOCHS_TO_FOLLOW = 15, 30
+MOST_CYCLES = 4
+"""Cycles after which the networks do not go on beside the pool."""
+
+EPOCHS_TO_LEARN, EPOCHS_TO_FOLLOW = 15, 45
 """Epochs of emulated batches with 1,000 simulations: for the flow to learn from them
 before the pool's weights are chosen, and to follow the pooled energy. They grow with the
 square root of the number of simulations."""
@@ -147,6 +150,7 @@ class Stages:
             pool.choose(pair.energy.net)
             goes_on = pool.share_of_networks >= MIN_SHARE
             goes_on &= pool.loss < before - MIN_GAIN
+            goes_on &= self.training.epoch < self.training.cycles.ends(MOST_CYCLES)
         ends_cycle = self.training.cycles.end(self.training.epoch - 1)
         has_converged |= not goes_on and self.training.epoch == ends_cycle
         with self._shown("JNPE fits its pool to all simulations (2/3)"):

@@ -25,7 +25,7 @@ from sbi_jeffreys.sampling.importance_weights import (
 from sbi_jeffreys.sampling.resampling import displaced_share, resample
 from sbi_jeffreys.sampling.smc import MIN_PARTICLES, anneal, resample_and_move
 
-ESS_PER_SAMPLE = 2.0
+ESS_PER_SAMPLE = 1.5
 """Effective sample size of the draws, per sample, at which no draws are added."""
 
 MAX_DISPLACED = 0.01
@@ -34,7 +34,7 @@ MAX_DISPLACED = 0.01
 MAX_DRAWS_PER_SAMPLE = 16.0
 """Largest number of draws per sample."""
 
-MIN_DRAWS = 64
+MIN_DRAWS = 40
 """Draws for each observation, however few samples are asked for."""
 
 MIN_DRAWS_TO_JUDGE = 1_000

@@ -55,6 +55,10 @@ class Cycles:
         """Return the number of epochs at the end of the cycle of `epoch`."""
         return sum(self._cycle(epoch))
 
+    def ends(self, num: int) -> int:
+        """Return the number of epochs at the end of `num` cycles."""
+        return self.first * (2**num - 1)
+
     def _cycle(self, epoch: int) -> tuple[int, int]:
         start, length = 0, self.first
         while epoch >= start + length:

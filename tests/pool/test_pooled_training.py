@@ -348,6 +348,26 @@ def test_more_than_enough_epochs_make_no_effort_above_one(guides, monkeypatch):
     assert [guide.num_epochs for guide in guides] == [2, 3]
 
 
+def test_beside_the_pool_the_networks_train_for_a_bounded_number_of_cycles(
+    guides, monkeypatch
+):
+    """Cycles have one, two, four and eight epochs. Networks that always gain stop after
+    the number of cycles that is allowed, and count as converged."""
+    monkeypatch.setattr("sbi_jeffreys.training.schedule.MOST_EPOCHS", 1)
+    monkeypatch.setattr("sbi_jeffreys.training.schedule.LEAST_EPOCHS", 1)
+    for name, value in (("MAX_LAG", 100.0), ("MIN_SHARE", -1.0), ("MIN_GAIN", -100.0)):
+        monkeypatch.setattr(stages, name, value)
+    for name in ("EPOCHS_TO_LEARN", "EPOCHS_TO_FOLLOW"):
+        monkeypatch.setattr(stages, name, 1)
+    monkeypatch.setattr("sbi_jeffreys.training.early_stopping.MIN_GAIN", -100.0)
+    monkeypatch.setattr(stages, "MOST_CYCLES", 3)
+    trainer = make_trainer()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer.train()
+    assert trainer.epoch == 1 + 2 + 4
+
+
 @pytest.mark.parametrize("forward", [True, False])
 def test_what_the_flow_follows(forward, guides, monkeypatch):
     """First pairs as the emulator draws them, and then the pooled energy. Its pairs have

@@ -46,13 +46,13 @@ def test_draws_are_added_until_they_are_effective_or_as_many_as_allowed(
 
     torch.manual_seed(0)
     sampler = make_sampler(monkeypatch, draw)
-    assert (sampler.first_draws, sampler.max_draws) == (2400, 16_000)
+    assert (sampler.first_draws, sampler.max_draws) == (1800, 16_000)
     samples, pareto_k = sampler.sample(torch.tensor([[0.0, 0], [1, 0], [2, 0]]))
     assert samples.shape == (1000, 3, 2)
     assert pareto_k[2] > MAX_PARETO_K > pareto_k[1]
     drawn = [sum(num for which, num in calls if i in which) for i in range(3)]
-    assert drawn[0] == 2400  # ESS / N is 0.99
-    assert 2000 / math.exp(-0.81) * 0.8 < drawn[1] < 2 * 2000 / math.exp(-0.81)
+    assert drawn[0] == 1800  # ESS / N is 0.99
+    assert 1500 / math.exp(-0.81) * 0.8 < drawn[1] < 2 * 1500 / math.exp(-0.81)
     assert drawn[2] == 16_000
 
 

@@ -30,6 +30,11 @@ def test_cycles_double():
     ]
 
 
+def test_ends_of_cycles_are_those_of_their_epochs():
+    cycles = Cycles(10)
+    assert [cycles.ends(num) for num in (1, 2, 3, 4)] == [10, 30, 70, 150]
+
+
 def test_each_cycle_has_the_factors_of_the_first_stretched():
     cycles, start = Cycles(10), 0
     for length in (10, 20, 40):
