@@ -7,6 +7,7 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 from benchmarks import rows
@@ -15,6 +16,8 @@ from benchmarks.cost import page, trainings
 from benchmarks.methods.registry import METHODS
 from benchmarks.paper.pages import EXPERIMENTS, faces
 from benchmarks.report import measured_with, write
+from benchmarks.rounds import page as rounds_page
+from benchmarks.rounds import runs
 from benchmarks.speed import breakdown, growth, memory, race, sampling, steps
 from benchmarks.speed.contenders import Case
 from benchmarks.speed.effort import Effort
@@ -105,6 +108,25 @@ def main(arguments: list[str] | None = None) -> None:
     cost.add_argument("--device", default="cpu", help="device that JNPE trains on")
     cost.add_argument("--output", type=Path, default=Path("results/cost"))
     cost.set_defaults(command=measure_cost)
+
+    sequential = commands.add_parser(
+        "rounds", help="one observation and a fixed number of simulations, in rounds"
+    )
+    names = [name for name in TASKS if name != "folded_gaussian"]
+    sequential.add_argument("--tasks", nargs="+", choices=names, default=names)
+    sequential.add_argument(
+        "--methods", nargs="+", choices=runs.METHODS, default=list(runs.METHODS)
+    )
+    sequential.add_argument(
+        "--budgets", nargs="+", type=int, default=[100, 300, 1000, 3000]
+    )
+    sequential.add_argument("--seeds", nargs="+", type=int, default=[200, 201])
+    sequential.add_argument(
+        "--observations", nargs="+", type=int, default=list(range(1, 11))
+    )
+    sequential.add_argument("--jobs", type=int, default=1, help="processes of one thread")
+    sequential.add_argument("--output", type=Path, default=Path("results/rounds"))
+    sequential.set_defaults(command=measure_rounds)
 
     speed_parser = commands.add_parser(
         "speed",
@@ -253,6 +275,20 @@ def measure_cost(arguments: argparse.Namespace) -> None:
         trainings.Row._fields,
     )
     print(page.write_page(finished, arguments.output))
+
+
+def measure_rounds(arguments: argparse.Namespace) -> None:
+    """Run the methods that are missing, and write the page."""
+    keys = product(
+        arguments.tasks,
+        arguments.methods,
+        arguments.budgets,
+        arguments.seeds,
+        arguments.observations,
+    )
+    path, jobs = arguments.output / "rounds.csv", arguments.jobs
+    rows.finish(runs.measure, keys, path, jobs, runs.Row._fields)
+    print(rounds_page.write_page(pd.read_csv(path), arguments.output))
 
 
 def measure_speed(arguments: argparse.Namespace) -> None:

@@ -18,6 +18,8 @@ from sbi_jeffreys.posteriors.energy_posterior import (
     EnergyPosterior,
     EnergyPosteriorParameters,
 )
+from sbi_jeffreys.proposals.fitted import FittedProposal
+from sbi_jeffreys.rounds import Round, Rounds, run_rounds
 from sbi_jeffreys.trainer import JNPE, register
 
 __all__ = [
@@ -30,14 +32,18 @@ __all__ = [
     "ConditionalFlow",
     "EnergyPosterior",
     "EnergyPosteriorParameters",
+    "FittedProposal",
     "JeffreysDensityEstimator",
     "LogRatioNet",
     "PairDensity",
+    "Round",
+    "Rounds",
     "build_spline_flow",
     "calibrate",
     "compare",
     "condition_on",
     "register",
+    "run_rounds",
     "to_inference_data",
 ]
 __version__ = "0.1.0"

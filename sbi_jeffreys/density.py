@@ -171,7 +171,7 @@ class JeffreysDensityEstimator(PairDensity):
             nothing = samples.new_zeros(len(samples), 1)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Data has constant values")
-                trainer.append_simulations(samples, nothing)
+                trainer.append_simulations(samples, nothing, trainer.prior)
         trainer.train(**training)
         self._trainer = trainer
         return self

@@ -5,6 +5,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from sbi.utils import test_posterior_net_for_multi_d_x
 from torch import Tensor
 from torch.distributions import Distribution
@@ -24,6 +25,8 @@ from sbi_jeffreys.models.energy import ConditionalEnergy
 from sbi_jeffreys.models.pair import ModelPair
 from sbi_jeffreys.options import JeffreysOptions
 from sbi_jeffreys.pool.registry import POOL_MODELS
+from sbi_jeffreys.proposals.mixture import ProposalMixture
+from sbi_jeffreys.proposals.source import mixture_of
 from sbi_jeffreys.stages import Stages
 from sbi_jeffreys.training.loop import JeffreysTraining
 from sbi_jeffreys.training.schedule import Cycles
@@ -54,6 +57,7 @@ class Fit:
         energy: The energy that is kept, pooled or not; None before training.
         training: The training of the networks; None before training.
         rows: Rows of the simulations to train on, and held-out ones.
+        has_held_out: Whether `rows` were chosen for the next training already.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class Fit:
         self.pool = pool
         self.show_progress = show_progress
         self.rows: tuple[Tensor, Tensor] | None = None
+        self.has_held_out = False
         self._forget()
 
     def _forget(self) -> None:
@@ -89,6 +94,12 @@ class Fit:
     def num_simulations(self) -> int:
         """Simulations of the last training, held-out ones included."""
         return sum(map(len, self.rows or ()))
+
+    @property
+    def _begins_round(self) -> bool:
+        """Whether simulations from a proposal were appended since the last training."""
+        is_new = self.has_held_out or len(self.simulations) > self.num_simulations
+        return self.simulations.is_sequential and is_new
 
     def check(self, config: TrainConfig, goes_on: bool) -> None:
         """Check that there is something to train on, and that it is clear how.
@@ -126,7 +137,9 @@ class Fit:
                     "`train(force_first_round_loss=True)` trains on all of them.",
                     stacklevel=3,
                 )
-        elif self.networks is not None and not (goes_on or config.retrain_from_scratch):
+        elif self.networks is not None and not (
+            goes_on or config.retrain_from_scratch or self._begins_round
+        ):
             raise ValueError(
                 "This JNPE has already been trained. Set `resume_training=True` to "
                 "continue, `force_first_round_loss=True` to go on from its weights with "
@@ -155,8 +168,11 @@ class Fit:
             TypeError: If the flow can't be sampled differentiably.
             FloatingPointError: If the loss is not finite in the very first epoch.
         """
-        if self.rows is None or not config.resume_training:
-            self.rows = self.simulations.split(config.validation_fraction)
+        mixture = mixture_of(self.simulations.sources, prior)
+        if not (self.has_held_out or (config.resume_training and self.rows)):
+            self.hold_out(config.validation_fraction)
+        self.has_held_out = False
+        assert self.rows is not None
         batches, held_out = (
             self._batches(rows, config, calibration_kernel, dataloader_kwargs)
             for rows in self.rows
@@ -167,7 +183,7 @@ class Fit:
                 "Expected `dataloader_kwargs` that leave a batch to train and one to "
                 f"validate on, got {len(batches)} and {len(held_out)} batches."
             )
-        training = self._resumed_or_new_training(config, prior)
+        training = self._resumed_or_new_training(config, mixture or prior)
         first_epoch = training.epoch
         # The pool ignores weights, and does not see what a data loader delivers.
         pools = bool(self.pool) and calibration_kernel is None
@@ -181,6 +197,7 @@ class Fit:
             config,
             patience,
             prior,
+            mixture,
             self.show_progress,
         )
         try:
@@ -190,11 +207,13 @@ class Fit:
             raise
         self.energy = training.pair.energy
         weights = dict.fromkeys(POOL_MODELS, 0.0)
+        emulated = None
         if pools:
             try:
                 pooled = stages.pool(self.pool, has_converged)
                 self.energy, has_converged = pooled.energy, pooled.has_converged
                 weights |= pooled.weights
+                emulated = pooled.emulated
             except (KeyboardInterrupt, RuntimeError, ValueError) as error:
                 warnings.warn(
                     "The energy could not be pooled with simpler models, and is that of "
@@ -203,6 +222,8 @@ class Fit:
                 )
         if not any(weights.values()):
             self.energy = training.pair.energy_with_own_embedding()
+        if mixture is not None:
+            stages.return_to_prior(self.energy, emulated)
         results = {
             "epochs_trained": training.epoch,
             "best_validation_loss": training.best_loss,
@@ -210,6 +231,21 @@ class Fit:
         }
         results |= {f"{name}_weight": weight for name, weight in weights.items()}
         return Report(results, training.history, first_epoch, has_converged)
+
+    def hold_out(self, validation_fraction: float) -> None:
+        """Choose the rows of the next training. Those of earlier rounds stay held out.
+
+        Args:
+            validation_fraction: Fraction of simulations that is held out.
+        """
+        self.has_held_out = True
+        earlier = self.rows if self.simulations.is_sequential else None
+        start = 0 if earlier is None else self.num_simulations
+        training, held_out = self.simulations.split(validation_fraction, start)
+        if earlier is not None:
+            training = torch.cat([earlier[0], training])
+            held_out = torch.cat([earlier[1], held_out])
+        self.rows = training, held_out
 
     def _batches(
         self,
@@ -235,7 +271,8 @@ class Fit:
         """Return the training to run, with new networks where there are none."""
         if config.resume_training and self.training is not None:
             return self.training
-        if self.networks is None or config.retrain_from_scratch:
+        is_new_round = isinstance(prior, ProposalMixture)
+        if self.networks is None or config.retrain_from_scratch or is_new_round:
             assert self.rows is not None
             theta, x = self.simulations.rows_to_standardize(self.rows[0])
             self.networks = self.build_pair(theta, x, prior)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.distributions import Distribution
 from tqdm.auto import tqdm
@@ -27,8 +28,11 @@ from sbi_jeffreys.data.processes import process_rank
 from sbi_jeffreys.data.store import SimulationStore
 from sbi_jeffreys.models.energy import ConditionalEnergy
 from sbi_jeffreys.models.pair import ModelPair
-from sbi_jeffreys.pool.emulation import EmulatedBatches, Emulator
+from sbi_jeffreys.models.prior_base import base_density, log_prior_floor
+from sbi_jeffreys.pool.candidates import Focus
+from sbi_jeffreys.pool.emulation import EmulatedBatches, Emulator, NearbyBatches
 from sbi_jeffreys.pool.opinion_pool import PoolFit
+from sbi_jeffreys.proposals.mixture import ProposalMixture
 from sbi_jeffreys.training.following import Guide
 from sbi_jeffreys.training.loop import JeffreysTraining
 
@@ -56,6 +60,18 @@ MAX_BATCH_SIZE = 200
 """Largest number of emulated pairs in a batch."""
 
 
+class Emulated(NamedTuple):
+    """What x near an observation are emulated with.
+
+    Attributes:
+        model: The emulator.
+        features: Features of x of simulations, shape `(num, features)`.
+    """
+
+    model: Emulator
+    features: Tensor
+
+
 class Pooled(NamedTuple):
     """What pooling gave.
 
@@ -63,11 +79,13 @@ class Pooled(NamedTuple):
         energy: The pooled energy, or that of the networks if no model has a weight.
         weights: The weights of the models, by name.
         has_converged: Whether the networks' training ended by itself.
+        emulated: What x can be emulated with, or None.
     """
 
     energy: ConditionalEnergy
     weights: dict[str, float]
     has_converged: bool
+    emulated: Emulated | None
 
 
 @dataclass(frozen=True)
@@ -83,6 +101,7 @@ class Stages:
         config: Arguments of `train`, without `stop_after_epochs`.
         patience: `stop_after_epochs`, or None for the default rule.
         prior: The prior of the parameters, or None.
+        mixture: The density of all parameters, where some come from proposals.
         show_progress: Whether to show progress bars.
     """
 
@@ -94,6 +113,7 @@ class Stages:
     config: TrainConfig
     patience: int | None
     prior: Distribution | None
+    mixture: ProposalMixture | None
     show_progress: bool
 
     @property
@@ -136,7 +156,7 @@ class Stages:
         theta = ConcatenatedRows(self.simulations.theta)
         x = ConcatenatedRows(self.simulations.x)
         with self._shown("JNPE fits its pool (2/3)"):
-            pool = PoolFit(pair, theta, x, *self.rows, names, self._effort)
+            pool = PoolFit(pair, theta, x, *self.rows, names, self._effort, self._focus)
         emulator = pool.emulator if self._emulates else None
         if emulator is not None:
             pairs = self._emulated(emulator, pool, pair.energy, is_weighted=False)
@@ -155,13 +175,75 @@ class Stages:
         has_converged |= not goes_on and self.training.epoch == ends_cycle
         with self._shown("JNPE fits its pool to all simulations (2/3)"):
             energy = pool.pooled(pair)
-        if any(pool.weights.values()):
+        emulated = None
+        if emulator is not None:
+            emulated = Emulated(emulator, pool.known.features)
+        if any(pool.weights.values()) and self.mixture is None:
             forward = emulator is not None and pool.is_emulated
             guides: Batches = self.batches
             if emulator is not None:
                 guides = self._emulated(emulator, pool, energy, is_weighted=forward)
             self._follow(energy, guides, forward, EPOCHS_TO_FOLLOW)
-        return Pooled(energy, pool.weights, has_converged)
+        return Pooled(energy, pool.weights, has_converged, emulated)
+
+    def return_to_prior(
+        self, energy: ConditionalEnergy, emulated: Emulated | None
+    ) -> None:
+        r"""Give an energy the prior as its base, and let the flow follow it near $x_o$.
+
+        Args:
+            energy: The energy, with the mixture as its base. It is changed in place.
+            emulated: What x can be emulated with; None to take x of simulations.
+        """
+        assert self.mixture is not None
+        device = energy.loc.device
+        theta, _ = self.simulations.rows_to_standardize(self.rows[0])
+        inside = energy.support.inside(theta.to(device))
+        energy.base = base_density(self.prior, inside, energy.support)
+        energy.prior = self.prior
+        energy.log_prior_floor = log_prior_floor(self.prior, energy.base, inside)
+        observed, latest = self.simulations.latest_x, self.mixture.latest
+        if observed is not None:
+            observed = observed.to(device).reshape(-1, *energy.condition_shape)
+        batch_size = min(self.config.training_batch_size, MAX_BATCH_SIZE)
+        if emulated is None:
+            x = self.simulations.x[-1]
+
+            def draw(num: int) -> Tensor:
+                return x[torch.randint(len(x), (num,), device=x.device)].to(device)
+        else:
+            model, features = emulated
+            if observed is not None:
+                observed = energy.embedding_net(observed).flatten(1)
+
+            def draw(num: int) -> Tensor:
+                theta = latest.sample(torch.Size((num,))).to(device)
+                z = energy.standardize(energy.support.inside(theta))
+                return model.simulate(z, features)
+
+        nearby = NearbyBatches(draw, observed, theta[:1].to(device), batch_size)
+        growth = self._effort * sqrt(sum(map(len, self.rows)) / 1000)
+        guide = Guide(
+            energy,
+            nearby,
+            forward=False,
+            are_embedded=emulated is not None,
+            num_epochs=max(1, round(growth * EPOCHS_TO_FOLLOW)),
+            keeps_last=True,
+        )
+        norm = self.config.clip_max_norm
+        self.training.follow(guide, self.held_out, norm, self.show_progress)
+
+    @property
+    def _focus(self) -> Focus | None:
+        """The last proposal, on which the pool concentrates, with weights; or None."""
+        if self.mixture is None:
+            return None
+        theta, _ = self.simulations.tensors()
+        latest = self.mixture.latest
+        weights = (latest.log_prob(theta) - self.mixture.log_prob(theta)).exp()
+        own = self.simulations.row_weights
+        return Focus(latest, weights if own is None else own * weights)
 
     @property
     def _is_last(self) -> bool:
@@ -188,6 +270,11 @@ class Stages:
             and pair.flow.takes_embedded
         )
 
+    @property
+    def _base(self) -> Distribution | None:
+        """The density of all parameters, or None."""
+        return self.mixture or self.prior
+
     def _emulated(
         self,
         emulator: Emulator,
@@ -196,10 +283,10 @@ class Stages:
         is_weighted: bool,
     ) -> EmulatedBatches:
         """Return emulated pairs, with the weights of an energy or with none."""
-        assert self.prior is not None
+        assert self._base is not None
         size = min(self.config.training_batch_size, MAX_BATCH_SIZE)
         features = pool.known.features
-        return EmulatedBatches(emulator, self.prior, energy, features, is_weighted, size)
+        return EmulatedBatches(emulator, self._base, energy, features, is_weighted, size)
 
     def _follow(
         self,

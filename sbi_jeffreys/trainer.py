@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Collection
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch.distributions import Distribution
 from torch.utils.tensorboard.writer import SummaryWriter
 from typing_extensions import Self
 
-from sbi_jeffreys._sbi import SbiTrainer, TrainConfig, restricts
+from sbi_jeffreys._sbi import SbiTrainer, TrainConfig
 from sbi_jeffreys.data.arrays import evenly_spaced
 from sbi_jeffreys.data.batches import CalibrationKernel
 from sbi_jeffreys.data.processes import first_random_state, process_rank
@@ -33,6 +34,7 @@ from sbi_jeffreys.models.pair import ModelPair
 from sbi_jeffreys.options import JeffreysOptions
 from sbi_jeffreys.pool.registry import pool_models
 from sbi_jeffreys.posteriors.builder import PosteriorBuilder
+from sbi_jeffreys.proposals.source import describe
 from sbi_jeffreys.training.history import TERMS
 
 
@@ -48,7 +50,7 @@ class JNPE(SbiTrainer):
     with the weights that fit held-out simulations best, and the flow follows it.
 
     The arguments of sbi's NPE come in its order and mean the same. The posterior is
-    amortised over x. Truncated proposals (`RestrictedPrior`) work, too.
+    amortised over x, unless simulations come from proposals about one x (`rounds`).
 
     Example:
         trainer = JNPE(prior)
@@ -137,9 +139,6 @@ class JNPE(SbiTrainer):
     def energy(self) -> ConditionalEnergy:
         r"""The trained energy :math:`f(\theta, x)`, an unnormalised log posterior.
 
-        Its networks are pooled with simpler models where these fit held-out simulations
-        better.
-
         Raises:
             RuntimeError: Before training.
         """
@@ -171,58 +170,60 @@ class JNPE(SbiTrainer):
         """Store simulations without copies. As in sbi, those with invalid x are left out.
 
         Do not change tensors or arrays before training ends. A memory-mapped array
-        (`numpy.load(path, mmap_mode="r")`) stays on disk, and a thread gathers the next
-        batches from there. If some rows are invalid, the valid ones are copied to memory.
-        A pickled trainer holds a copy of all.
+        (`numpy.load(path, mmap_mode="r")`) stays on disk. If some rows are invalid, the
+        valid ones are copied to memory. A pickled trainer holds a copy of all.
 
         Args:
             theta: Parameters, shape `(N, D)`, float32.
             x: Simulations, shape `(N, ...)`, float32. Masked entries count as NaN.
-            proposal: What `theta` was drawn from: None or the prior, or a
-                `RestrictedPrior` made from the prior.
+            proposal: What `theta` was drawn from: None or the prior; a posterior with a
+                default x; a distribution with `sample` and `log_prob`; a
+                `RestrictedPrior` made from the prior; or the log densities of `theta` in
+                nats, shape `(N,)`. Rounds may differ in it.
             exclude_invalid_x: Whether to drop simulations with NaN or infinite x (the
                 default). To keep them, the `density_estimator` must embed them.
             data_device: Where to keep the data; by default where training takes place,
-                except for memory-mapped arrays. With "cpu", training on a GPU copies the
-                next batches there during a step.
+                except for memory-mapped arrays.
 
         Raises:
-            NotImplementedError: For another proposal, as no correction of the Jeffreys
-                objective for it is known.
-            TypeError: If `theta` or `x` is neither a tensor nor a float32 array.
+            TypeError: If `theta` or `x` is neither a tensor nor a float32 array, or
+                `proposal` is nothing that parameters can be drawn from.
             ValueError: If there are no simulations, if some `theta` are not finite or
-                outside of the prior, or if shapes or `data_device` differ from before.
+                outside of the prior, if shapes or `data_device` differ from before, or if
+                the density of `proposal` is zero at some `theta`, or not normalised.
         """
-        is_prior = proposal is None or proposal is self.prior
-        if not (is_prior or restricts(proposal, self.prior)):
-            raise NotImplementedError(
-                "Expected `proposal` to be None, the prior that JNPE was given, or a "
-                f"`RestrictedPrior` made from it, got another {type(proposal).__name__}. "
-                "After loading a saved trainer, leave `proposal` out for simulations "
-                "from the prior. To focus on one x_o, truncate: `RestrictedPrior(prior, "
-                "get_density_thresholder(posterior), sample_with='rejection')`."
-            )
         self._simulations.append(
-            theta, x, self.proper_prior, exclude_invalid_x is not False, data_device
+            theta,
+            x,
+            self.proper_prior,
+            exclude_invalid_x is not False,
+            data_device,
+            partial(describe, proposal, self.proper_prior),
         )
-        self._simulations.is_truncated |= not is_prior
         if self.proper_prior is None:
             values = torch.cat(evenly_spaced(*self._simulations.theta)).to(self.device)
             self.use_as_prior(values, torch.ones(len(values), device=self.device))
         return self
 
     def get_simulations(self, starting_round: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """Return all parameters `(N, D)`, simulations `(N, ...)` and masks `(N, 1)`.
+        """Return parameters `(N, D)`, simulations `(N, ...)` and masks `(N, 1)`.
 
         They are copies only if simulations were appended more than once.
 
         Args:
-            starting_round: As in sbi. All simulations belong to round 0.
+            starting_round: The first round of which simulations are returned, from 0.
         """
-        theta, x = self._simulations.tensors()
-        if starting_round > 0:
-            theta, x = theta[:0], x[:0]
+        theta, x = self._simulations.tensors(starting_round)
         return theta, x, torch.ones(len(theta), 1, dtype=torch.bool)
+
+    @property
+    def has_simulations(self) -> bool:
+        """Whether simulations were appended."""
+        return len(self._simulations) > 0
+
+    def hold_out(self, validation_fraction: float = 0.1) -> None:
+        """Choose now what the next `train` holds out: a fraction of new simulations."""
+        self._fit.hold_out(validation_fraction)
 
     def train(
         self,
@@ -246,22 +247,21 @@ class JNPE(SbiTrainer):
 
         The weights that are kept are averages over steps, of the epoch with the lowest
         held-out negative log-likelihood of the flow. Learning rates fall to zero in
-        cycles, each twice as long as the one before. After the first cycle the pool's
-        models are fitted, and the flow learns from what they emulate. The networks go on
-        for as long as they have a part in the pool. Then the flow follows the pooled
-        energy. Only weights that lower the flow's held-out loss are kept.
+        cycles. After the first cycle the pool's models are fitted, and the flow learns
+        from what they emulate. The networks go on for as long as they have a part in the
+        pool. Then the flow follows the pooled energy; see `stages`.
 
-        `num_atoms`, `discard_prior_samples` and `use_combined_loss` have no effect: sbi
-        uses them in later rounds. `show_train_summary` is as in sbi.
+        After simulations from a `proposal`, training starts anew with all of them. The
+        density of all their parameters is the energy's base until it ends, the prior
+        afterwards. `num_atoms`, `discard_prior_samples`, `use_combined_loss`: no effect.
 
         Args:
             training_batch_size: Pairs in a batch, at most the training set. Processes
                 that train together share a batch.
             learning_rate: Adam's largest, for the flow; twice that for the energy.
             validation_fraction: Fraction of simulations that is held out.
-            stop_after_epochs: Epochs without a better held-out loss before the networks'
-                training stops. By default it stops at the end of a cycle that lowered
-                the loss by less than 0.01 nats.
+            stop_after_epochs: Epochs without a better held-out loss before the networks
+                stop; by default at the end of a cycle that gained less than 0.01 nats.
             max_num_epochs: Most epochs of the networks, over all calls that resume. With
                 fewer than 40, the pool and the following are shortened in proportion.
             clip_max_norm: Bound on each model's gradient norm; None for no clipping.
@@ -341,6 +341,7 @@ class JNPE(SbiTrainer):
             self.device,
             self._simulations,
             self._fit.num_simulations,
+            not self._simulations.is_sequential,
         )
 
 

@@ -16,10 +16,20 @@ ORDER = [
         "stages",
         "options",
         "plots",
+        "rounds",
         "posteriors",
         "diagnostics",
     ),
-    *("pool", "training", "objective", "models", "sampling", "preprocessing", "data"),
+    *(
+        "proposals",
+        "pool",
+        "training",
+        "objective",
+        "models",
+        "sampling",
+        "preprocessing",
+        "data",
+    ),
     *("_sbi", "_arviz"),
 ]
 """A room may import itself and those after it; `_sbi` and `_arviz` import none."""

@@ -123,7 +123,7 @@ def measure(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         parts = _npe(problem, method) if method in NPE else _jnpe(problem, method, device)
-    return Row(task, method, num_simulations, seed, **parts, commit=_commit())
+    return Row(task, method, num_simulations, seed, **parts, commit=commit())
 
 
 def _npe(problem: Problem, method: str) -> dict[str, Any]:
@@ -226,7 +226,7 @@ def _c2st(task: Task, posterior: Any) -> float:
     return sum(values) / len(values)
 
 
-def _commit() -> str:
+def commit() -> str:
     """Return the commit of the code, with a star if files differ from it."""
     words = ["git", "describe", "--always", "--dirty=*", "--exclude=*"]
     folder = Path(__file__).parent

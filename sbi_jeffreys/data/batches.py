@@ -28,7 +28,7 @@ class Batch(NamedTuple):
 
 
 CalibrationKernel = Callable[[Tensor], Tensor]
-Fetched = tuple[Tensor, Tensor, torch.cuda.Event | None]
+Fetched = tuple[Tensor, Tensor, Tensor, torch.cuda.Event | None]
 
 
 class Batches(Protocol):
@@ -59,6 +59,7 @@ class SlicedBatches:
         drop_last: bool,
         calibration_kernel: CalibrationKernel,
         device: torch.device | str,
+        weights: Tensor | None = None,
     ) -> None:
         """
         Args:
@@ -69,6 +70,7 @@ class SlicedBatches:
             drop_last: Whether to leave out a last batch that is smaller.
             calibration_kernel: Weights of simulations, from x to `(batch,)`.
             device: Where to deliver the batches.
+            weights: Further weights, which multiply those, shape `(N,)`; None for ones.
         """
         self.theta, self.x = theta, x
         self.indices = indices.to(theta.device)
@@ -76,6 +78,7 @@ class SlicedBatches:
         self.drop_last = drop_last
         self.calibration_kernel = calibration_kernel
         self.device = torch.device(device)
+        self.weights = weights
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.indices), self.batch_size)
@@ -95,11 +98,14 @@ class SlicedBatches:
 
     def _deliver(self, batches: Iterable[Tensor]) -> Iterator[Batch]:
         for indices in batches:
-            yield self._batch(self.theta[indices], self.x[indices])
+            yield self._batch(self.theta[indices], self.x[indices], indices)
 
-    def _batch(self, theta: Tensor, x: Tensor) -> Batch:
+    def _batch(self, theta: Tensor, x: Tensor, indices: Tensor) -> Batch:
         x = x.to(self.device)
-        return Batch(theta.to(self.device), x, self.calibration_kernel(x))
+        weights = self.calibration_kernel(x)
+        if self.weights is not None:
+            weights = weights * self.weights[indices].to(weights)
+        return Batch(theta.to(self.device), x, weights)
 
 
 def _shares(batches: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -135,14 +141,14 @@ class StreamedBatches(SlicedBatches):
         try:
             fetched = deque(fetch(AHEAD))
             while fetched:
-                theta, x, copied = fetched.popleft().result()
+                theta, x, indices, copied = fetched.popleft().result()
                 fetched.extend(fetch(1))
                 if copied is not None:
                     steps = torch.cuda.current_stream(self.device)
                     steps.wait_event(copied)
                     theta.record_stream(steps)
                     x.record_stream(steps)
-                yield self._batch(theta, x)
+                yield self._batch(theta, x, indices)
         finally:
             worker.shutdown(cancel_futures=True)
 
@@ -150,11 +156,11 @@ class StreamedBatches(SlicedBatches):
         """Gather a batch on the worker's thread, and begin to copy it to the device."""
         theta, x = self.theta[indices], self.x[indices]
         if copies is None:
-            return theta, x, None
+            return theta, x, indices, None
         with torch.cuda.stream(copies):
             theta = theta.pin_memory().to(self.device, non_blocking=True)
             x = x.pin_memory().to(self.device, non_blocking=True)
-            return theta, x, copies.record_event()
+            return theta, x, indices, copies.record_event()
 
 
 class LoadedBatches:

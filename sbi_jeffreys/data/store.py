@@ -1,5 +1,6 @@
 """The simulations of a trainer: checked, kept without copies, split and batched."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,9 @@ class SimulationStore:
         theta: Parameters of each call of `append`, shapes `(N_i, D)`.
         x: Their simulations, shapes `(N_i, ...)`.
         on_disk: Whether some of them are memory-mapped.
-        is_truncated: Whether some of them come from a truncated prior.
+        weights: Their weights, shapes `(N_i,)`; None where all are one.
+        sources: What their parameters were drawn from, and how many there were before
+            those with invalid x were left out.
         training_device: Where networks are trained.
     """
 
@@ -59,7 +62,8 @@ class SimulationStore:
         self.theta: list[Tensor] = []
         self.x: list[Tensor] = []
         self.on_disk = False
-        self.is_truncated = False
+        self.weights: list[Tensor | None] = []
+        self.sources: list[tuple[Any, int]] = []
 
     def __len__(self) -> int:
         return sum(map(len, self.theta))
@@ -71,6 +75,7 @@ class SimulationStore:
         prior: Distribution | None,
         exclude_invalid_x: bool,
         data_device: str | None,
+        describe: Callable[[Tensor], Any] = lambda theta: None,
     ) -> None:
         """Check simulations and keep them; nothing is kept if a check fails.
 
@@ -80,6 +85,8 @@ class SimulationStore:
             prior: Its support must contain all parameters; None if there is no prior.
             exclude_invalid_x: Whether simulations with NaN or infinite x are dropped.
             data_device: Where to keep the data; None for the default.
+            describe: Maps valid parameters to what they were drawn from, such as a
+                `proposals.source.Source`. It may raise errors.
 
         Raises:
             TypeError: If `theta` or `x` is neither a tensor nor a float32 array.
@@ -94,24 +101,71 @@ class SimulationStore:
             parameters, data, data_device=device, training_device=self.training_device
         )
         self._check_shapes(parameters, data)
+        source, num = describe(parameters), len(parameters)
+        weights = getattr(source, "weights", None)
         if not (len(data) and is_finite(data)):
             valid, *counts = handle_invalid_x(data, exclude_invalid_x=exclude_invalid_x)
             npe_msg_on_invalid_x(*counts, exclude_invalid_x, "Single-round JNPE")
             if exclude_invalid_x:
                 parameters, data = parameters[valid], data[valid]
+                weights = None if weights is None else weights[valid]
         warn_if_invalid_for_zscoring(*evenly_spaced(data))
         self.theta.append(parameters)
         self.x.append(data)
+        self.weights.append(weights)
+        self.sources.append((source, num))
         self.on_disk |= on_disk
 
-    def tensors(self) -> tuple[Tensor, Tensor]:
-        """Return all parameters `(N, D)` and simulations `(N, ...)`.
+    @property
+    def is_truncated(self) -> bool:
+        """Whether some of them come from a truncated prior."""
+        return any(getattr(source, "is_truncated", False) for source, _ in self.sources)
+
+    @property
+    def is_sequential(self) -> bool:
+        """Whether some of them come from a proposal, and are not just truncated."""
+        sources = [source for source, _ in self.sources if source is not None]
+        return any(s.density is not None and not s.is_truncated for s in sources)
+
+    @property
+    def latest_x(self) -> Tensor | None:
+        """The observation that the last proposal is about, or None."""
+        found = [getattr(source, "default_x", None) for source, _ in self.sources]
+        return next((x for x in reversed(found) if x is not None), None)
+
+    @property
+    def row_weights(self) -> Tensor | None:
+        """The weights of all simulations, shape `(N,)`; None if all are one."""
+        if all(weights is None for weights in self.weights):
+            return None
+        parts = zip(self.theta, self.weights, strict=True)
+        return torch.cat(
+            [t.new_ones(len(t)) if weights is None else weights for t, weights in parts]
+        )
+
+    def tensors(self, starting_round: int = 0) -> tuple[Tensor, Tensor]:
+        """Return parameters `(N, D)` and simulations `(N, ...)`.
 
         They are copies only if simulations were appended more than once.
+
+        Args:
+            starting_round: Those of earlier rounds are left out.
         """
-        if len(self.theta) == 1:
+        if len(self.theta) == 1 and starting_round == 0:
             return self.theta[0], self.x[0]
-        return torch.cat(self.theta), torch.cat(self.x)
+        first = sum(number < starting_round for number in self._rounds)
+        none = slice(0, 0) if first == len(self.theta) else slice(None)
+        theta, x = (parts[first:] or parts[:1] for parts in (self.theta, self.x))
+        return torch.cat(theta)[none], torch.cat(x)[none]
+
+    @property
+    def _rounds(self) -> list[int]:
+        """The round of each call of `append`: 0 as long as there is no proposal."""
+        rounds, number = [], 0
+        for source, _ in self.sources:
+            number += getattr(source, "density", None) is not None
+            rounds.append(number)
+        return rounds
 
     def check_enough(self, validation_fraction: float) -> None:
         """Check that networks can be trained and validated on the simulations.
@@ -148,14 +202,17 @@ class SimulationStore:
                 f"{training} to train on and {num - training} to validate on."
             )
 
-    def split(self, validation_fraction: float) -> tuple[Tensor, Tensor]:
+    def split(self, validation_fraction: float, start: int = 0) -> tuple[Tensor, Tensor]:
         """Return random rows to train on, and the held-out rows.
 
         Args:
             validation_fraction: Fraction of simulations that is held out.
+            start: The first row; those before are left out.
         """
-        num_training = int((1 - validation_fraction) * len(self))
-        training, held_out = torch.randperm(len(self)).tensor_split([num_training])
+        num = len(self) - start
+        num_training = int((1 - validation_fraction) * num)
+        rows = start + torch.randperm(num)
+        training, held_out = rows.tensor_split([num_training])
         return training, held_out
 
     def rows(self, indices: Tensor) -> tuple[Tensor, Tensor]:
@@ -204,6 +261,7 @@ class SimulationStore:
             if OWN_DELIVERY & dataloader_kwargs.keys() or loader.batch_size is None:
                 return LoadedBatches(loader, calibration_kernel, self.training_device)
         theta, x = ConcatenatedRows(self.theta), ConcatenatedRows(self.x)
+        weights = self.row_weights
         is_far = self.on_disk or torch.device(self.training_device).type != "cpu"
         kind = StreamedBatches if is_far and theta.device.type == "cpu" else SlicedBatches
         return kind(
@@ -214,6 +272,7 @@ class SimulationStore:
             options["drop_last"],
             calibration_kernel,
             self.training_device,
+            weights,
         )
 
     def _dataset(self) -> ConcatDataset[Any]:

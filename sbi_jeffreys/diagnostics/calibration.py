@@ -28,6 +28,7 @@ from torch import Tensor
 from sbi_jeffreys.data.arrays import check_finite
 from sbi_jeffreys.diagnostics.draws import FixedSamples
 from sbi_jeffreys.diagnostics.naming import columns_of
+from sbi_jeffreys.diagnostics.observations import warn_if_not_amortised
 from sbi_jeffreys.diagnostics.ranks import Calibration
 from sbi_jeffreys.sampling.random_state import random_state
 
@@ -106,6 +107,7 @@ def calibrate(
                 "Expected `posteriors` to be a posterior or a mapping of posteriors, got "
                 f"{type(posterior).__name__}, which has no `sample_batched`."
             )
+    warn_if_not_amortised(named.values())
     truths, data = fresh_simulations(theta, x)
     names = _names(parameter_names, truths.shape[1])
     _check_numbers(len(truths), num_posterior_samples, num_bins)

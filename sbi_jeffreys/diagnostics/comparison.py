@@ -14,6 +14,7 @@ from sbi_jeffreys.diagnostics.calibration import fresh_simulations
 from sbi_jeffreys.diagnostics.draws import INDEPENDENT
 from sbi_jeffreys.diagnostics.inference_data import to_inference_data
 from sbi_jeffreys.diagnostics.naming import ParameterNames
+from sbi_jeffreys.diagnostics.observations import warn_if_not_amortised
 from sbi_jeffreys.diagnostics.scores import (
     CLASSIFIERS,
     distances,
@@ -189,6 +190,8 @@ def compare(
         num_posterior_samples,
     )
     fresh = None if theta is None and x is None else fresh_simulations(theta, x)
+    if fresh is not None:
+        warn_if_not_amortised(posteriors.values())
     data = {name: each for name, each in posteriors.items() if is_inference_data(each)}
     if len(data) < len(posteriors):
         data |= to_inference_data(

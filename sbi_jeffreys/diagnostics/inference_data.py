@@ -38,11 +38,13 @@ def to_inference_data(
     simulation_batch_size: int = 100,
     seed: int | None = None,
     attrs: Mapping[str, Any] | None = None,
+    constants: Mapping[str, ArrayLike] | None = None,
     show_progress_bars: bool = True,
 ) -> Any:
     r"""Sample posteriors and return the draws in arviz's format.
 
-    All groups but `observed_data` have the dimensions chain and draw. The groups are:
+    All groups but `observed_data` and `constant_data` have the dimensions chain and draw.
+    The groups are:
 
     - `posterior`: the draws. MCMC keeps the chains that were run. Independent draws are
       split into chains.
@@ -55,6 +57,7 @@ def to_inference_data(
     - `prior_predictive`, `posterior_predictive`: simulations "x" of the first draws of
       each chain, if `simulator` is given.
     - `observed_data`: the observation, under the name "x".
+    - `constant_data`: `constants`, if given.
 
     The method `to_netcdf` of the result needs the packages of
     `pip install 'sbi_jeffreys[export]'`.
@@ -86,6 +89,7 @@ def to_inference_data(
             and torch are restored afterwards. With None, samples are drawn from these
             states.
         attrs: Attributes to add to method, number of simulations, versions and seed.
+        constants: Arrays by name, which do not depend on the draws.
         show_progress_bars: Whether to show progress.
 
     Returns:
@@ -127,6 +131,8 @@ def to_inference_data(
             if predict is not None:
                 x = next(iter(observed.values()))
                 shared["prior_predictive"] = {"x": predict(theta, x)}
+    if constants is not None:
+        shared["constant_data"] = {n: np.asarray(v) for n, v in constants.items()}
     results = {}
     for name, posterior in named.items():
         x = observed[name]

@@ -1,5 +1,6 @@
 """Give observations a batch axis, which users may leave out."""
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -38,6 +39,20 @@ def observations(posteriors: Iterable[Any], x_o: ArrayLike | None) -> list[Tenso
                 )
         result.append(None if x is None else _with_batch_axis(x, shape))
     return result
+
+
+def warn_if_not_amortised(posteriors: Iterable[Any]) -> None:
+    """Warn if a posterior is not meant for x of the prior.
+
+    Args:
+        posteriors: Posteriors. Those of `sbi` are not judged.
+    """
+    if not all(getattr(posterior, "is_amortised", True) for posterior in posteriors):
+        warnings.warn(
+            "The posterior is of several rounds. It is meant for x near its observation, "
+            "and simulations from the prior do not tell how good it is there.",
+            stacklevel=3,
+        )
 
 
 def condition_shape(posterior: Any) -> torch.Size | None:

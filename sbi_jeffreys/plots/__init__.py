@@ -1,4 +1,4 @@
-"""Figures of training, agreement, calibration and samples.
+"""Figures of training, rounds, agreement, calibration and samples.
 
 Each function returns a matplotlib `Figure` that pyplot does not know. Save it with
 `figure.savefig(path)`, or show it as the last line of a notebook's cell. It needs no
@@ -7,6 +7,7 @@ display and no closing. The figures of samples are drawn by arviz 0.x.
 
 from sbi_jeffreys.plots.agreement import plot_agreement
 from sbi_jeffreys.plots.calibration import plot_coverage, plot_ranks, plot_tarp
+from sbi_jeffreys.plots.rounds import plot_narrowing, plot_rounds
 from sbi_jeffreys.plots.samples import plot_densities, plot_forest, plot_predictive
 from sbi_jeffreys.plots.training import plot_training
 
@@ -15,8 +16,10 @@ __all__ = [
     "plot_coverage",
     "plot_densities",
     "plot_forest",
+    "plot_narrowing",
     "plot_predictive",
     "plot_ranks",
+    "plot_rounds",
     "plot_tarp",
     "plot_training",
 ]

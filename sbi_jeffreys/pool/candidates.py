@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from typing_extensions import Self
 
 from sbi_jeffreys.data.arrays import ConcatenatedRows
@@ -11,6 +12,23 @@ from sbi_jeffreys.models.pair import ModelPair
 
 MAX_CONDITIONS = 64
 """Number of x that are evaluated at a time, with all of their draws."""
+
+
+LEAST_LOG_WEIGHT = -1e4
+"""Lower bound on the log weights of true parameters, in nats."""
+
+
+class Focus(NamedTuple):
+    """The density whose posteriors matter, among those that were simulated from.
+
+    Attributes:
+        density: The density, in place of the prior.
+        weights: Weights of all simulations, shape `(N,)`, which make their parameters a
+            sample of it.
+    """
+
+    density: Distribution
+    weights: Tensor
 
 
 class Candidates(NamedTuple):
@@ -22,11 +40,14 @@ class Candidates(NamedTuple):
         features: Features of x, shape `(N, features)`.
         log_weights: Log density of the prior minus that of the flow, in nats, shape
             `(1 + K, N)`.
+        weights: Weights of the simulations, shape `(N,)`. Weighted by them, the true
+            parameters are a sample of the prior.
     """
 
     theta: Tensor
     features: Tensor
     log_weights: Tensor
+    weights: Tensor
 
     @classmethod
     def without_draws(cls, theta: Tensor, features: Tensor) -> Self:
@@ -36,7 +57,12 @@ class Candidates(NamedTuple):
             theta: Standardised parameters, shape `(N, D)`.
             features: Features of x, shape `(N, features)`.
         """
-        return cls(theta[None], features, theta.new_zeros(1, len(theta)))
+        return cls.unweighted(theta[None], features, theta.new_zeros(1, len(theta)))
+
+    @classmethod
+    def unweighted(cls, theta: Tensor, features: Tensor, log_weights: Tensor) -> Self:
+        """Return candidates of simulations whose weights are one; see the attributes."""
+        return cls(theta, features, log_weights, torch.ones_like(log_weights[0]))
 
     @classmethod
     def draw(
@@ -46,6 +72,7 @@ class Candidates(NamedTuple):
         x: Tensor | ConcatenatedRows,
         rows: Tensor,
         num: int,
+        focus: Focus | None = None,
     ) -> Self:
         """Draw from the flow for some of the simulations.
 
@@ -55,9 +82,12 @@ class Candidates(NamedTuple):
             x: Simulations, shape `(N, ...)`.
             rows: Indices of the simulations, shape `(M,)`.
             num: Draws for each of them, K. With none, the flow is not used.
+            focus: The density that takes the prior's place, with weights of all
+                simulations; by default the base of the energy, with none.
         """
         energy = pair.energy
         device = energy.loc.device
+        prior = energy.base if focus is None else focus.density
         parts = []
         for some in rows.split(MAX_CONDITIONS):
             true, x_o = theta[some].to(device).unsqueeze(0), x[some].to(device)
@@ -70,10 +100,19 @@ class Candidates(NamedTuple):
             draws, log_p = flow.rsample_and_log_prob(num)
             both = energy.support.inside(torch.cat([true, draws]))
             log_flow = torch.cat([flow.log_prob(true), log_p])
-            log_base = energy.base.log_prob(both.flatten(0, 1)).reshape(log_flow.shape)
-            parts.append((energy.standardize(both), features, log_base - log_flow))
+            log_base = prior.log_prob(both.flatten(0, 1)).reshape(log_flow.shape)
+            ratio = log_base - log_flow
+            # True parameters where the focus has no density have a weight of zero.
+            ratio[:1].clamp_(min=LEAST_LOG_WEIGHT)
+            parts.append((energy.standardize(both), features, ratio))
         thetas, features, log_weights = zip(*parts, strict=True)
-        return cls(torch.cat(thetas, 1), torch.cat(features), torch.cat(log_weights, 1))
+        weights = torch.ones(len(rows)) if focus is None else focus.weights[rows]
+        return cls(
+            torch.cat(thetas, 1),
+            torch.cat(features),
+            torch.cat(log_weights, 1),
+            (weights / weights.mean()).to(thetas[0]),
+        )
 
     def log_ratios(self, model: nn.Module) -> Tensor:
         """Return a model's log-ratios in nats, shape `(1 + K, N)`.
@@ -101,6 +140,7 @@ class Candidates(NamedTuple):
             torch.cat([self.theta, more.theta[:rows]], 1),
             torch.cat([self.features, more.features]),
             torch.cat([self.log_weights, more.log_weights[:rows]], 1),
+            torch.cat([self.weights, more.weights]),
         )
 
 

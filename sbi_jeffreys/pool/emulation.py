@@ -1,6 +1,6 @@
 """Pairs of parameters and features of x, drawn from a model of the simulator."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -92,3 +92,40 @@ class EmulatedBatches:
             log_weights = (wanted - own).nan_to_num(LOG_WEIGHT_BOUNDS[0])
         weights = len(z) * log_weights.clamp(*LOG_WEIGHT_BOUNDS).softmax(0)
         return Batch(theta, features, weights)
+
+
+@dataclass(frozen=True)
+class NearbyBatches:
+    """Features of x near an observation, of which half are those of the observation.
+
+    The others are emulated from a proposal, or taken from simulations.
+
+    Attributes:
+        draw: Maps a number to features of that many x near the observation.
+        observed: Features of the observations, shape `(n, features)`; None if unknown.
+        theta: Parameters that stand in the batches, which nothing uses, `(1, D)`.
+        batch_size: x in a batch.
+    """
+
+    draw: Callable[[int], Tensor]
+    observed: Tensor | None
+    theta: Tensor
+    batch_size: int
+
+    def __len__(self) -> int:
+        return NUM_BATCHES
+
+    def shuffled(self, seed: int) -> Iterator[Batch]:
+        """Yield batches by torch's global generator; `seed` has no effect."""
+        for _ in range(NUM_BATCHES):
+            half = 0 if self.observed is None else self.batch_size // 2
+            features = self.draw(self.batch_size - half)
+            if self.observed is not None:
+                rows = torch.arange(half, device=features.device) % len(self.observed)
+                features = torch.cat([self.observed[rows], features])
+            theta = self.theta.expand(len(features), -1)
+            yield Batch(theta, features, features.new_ones(len(features)))
+
+    def ordered(self) -> Iterator[Batch]:
+        """Yield nothing: these are not held out."""
+        return iter(())

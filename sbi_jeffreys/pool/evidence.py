@@ -45,7 +45,11 @@ class Evidence(nn.Module):
                 over K draws estimates the evidence.
         """
         log_evidence = log_mean_exp(log_weights)
-        fit = least_squares(log_evidence.unsqueeze(1), _with_squares(summaries))
+        known = log_evidence.isfinite()  # elsewhere all draws have a weight of zero
+        if not bool(known.any()):
+            return self
+        terms = _with_squares(summaries[known])
+        fit = least_squares(log_evidence[known].unsqueeze(1), terms)
         self.linear.load_state_dict(fit.state_dict())
         return self
 

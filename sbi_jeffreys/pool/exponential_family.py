@@ -84,7 +84,7 @@ class ExponentialFamily(nn.Module):
             The model, on the device and in the precision of the candidates.
         """
         kind = candidates.theta.dtype
-        theta, features, log_weights = (values.double() for values in candidates)
+        theta, features, log_weights, shares = (v.double() for v in candidates)
         num, dim = features.shape
         unit = torch.where(varies(features), features.std(0, correction=0), 0.0).max()
         unit = torch.where(unit > 0, unit, 1.0)
@@ -110,7 +110,7 @@ class ExponentialFamily(nn.Module):
             penalty = model.natural.weight.square().sum() * dim / NATURAL_SCALE**2
             for weights in rest:
                 penalty = penalty + weights.square().sum() / WEIGHT_SCALE**2
-            loss = -log_posterior[0].mean() + penalty / (2 * num)
+            loss = -(shares * log_posterior[0]).mean() + penalty / (2 * num)
             loss.backward()
             return loss
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sbi_jeffreys.data.arrays import ConcatenatedRows
 from sbi_jeffreys.models.energy import ConditionalEnergy
 from sbi_jeffreys.models.pair import ModelPair
-from sbi_jeffreys.pool.candidates import Candidates, mean_of_members
+from sbi_jeffreys.pool.candidates import Candidates, Focus, mean_of_members
 from sbi_jeffreys.pool.emulation import Emulator
 from sbi_jeffreys.pool.registry import POOL_MODELS, PoolModel
 from sbi_jeffreys.pool.weights import best_weights
@@ -91,6 +91,7 @@ class PoolFit:
         held_out_rows: Tensor,
         names: Collection[str],
         effort: float,
+        focus: Focus | None = None,
     ) -> None:
         """Fit the models that can be drawn from.
 
@@ -102,6 +103,7 @@ class PoolFit:
             held_out_rows: Indices of the held-out pairs, at least two.
             names: Names of the models.
             effort: Factor of the numbers of steps of the models' fits.
+            focus: See `Candidates.draw`.
 
         Raises:
             ValueError: If features are not finite.
@@ -109,10 +111,10 @@ class PoolFit:
         energy = pair.energy
         features = energy.embedding_net(x[training_rows[:1]].to(energy.loc.device))
         most = min(MAX_PAIRS, max(1000, MAX_NUMBERS // features.numel()))
-        self.theta, self.x, self.effort = theta, x, effort
+        self.theta, self.x, self.effort, self.focus = theta, x, effort, focus
         self.rows = training_rows[:most], held_out_rows[: most // 10]
         self.kinds = {name: POOL_MODELS[name] for name in POOL_MODELS if name in names}
-        self.known = Candidates.draw(pair, theta, x, self.rows[0], 0)
+        self.known = Candidates.draw(pair, theta, x, self.rows[0], 0, focus)
         _check_finite(self.known)
         self.models: dict[str, Any] = {
             name: _fit(kind, self.known, None, effort)
@@ -137,7 +139,7 @@ class PoolFit:
         """
         with seeded(pair.energy.loc.device, 0):
             self.known, self.held_out = (
-                Candidates.draw(pair, self.theta, self.x, rows, num)
+                Candidates.draw(pair, self.theta, self.x, rows, num, self.focus)
                 for rows, num in zip(
                     self.rows, (NUM_TRAINING_DRAWS, NUM_HELD_OUT_DRAWS), strict=True
                 )

@@ -90,21 +90,25 @@ def best_weights(
         gain = np.where(finite, gain, 0.0)
         gains.append(gain if np.isfinite(gain).all() else np.zeros_like(gain))
     stacked = np.stack(gains) if gains else np.zeros((0, *log_weights.shape))
-    weights = _visible_weights(log_weights, stacked)
+    shares = held_out.weights.double().cpu().numpy()
+    weights = _visible_weights(log_weights, stacked, shares)
     with np.errstate(invalid="ignore"):
         losses = (
-            float(_losses(some, log_weights, stacked).mean())
+            float((shares * _losses(some, log_weights, stacked)).mean())
             for some in (weights, np.zeros_like(weights))
         )
         return Choice(weights.tolist(), *losses)
 
 
-def _visible_weights(log_weights: np.ndarray, gains: np.ndarray) -> np.ndarray:
+def _visible_weights(
+    log_weights: np.ndarray, gains: np.ndarray, shares: np.ndarray
+) -> np.ndarray:
     """Return the best weights by both rules of the module, shape `(models,)`.
 
     Args:
         log_weights: Of the networks' energy against the flow, shape `(1 + K, N)`.
         gains: What each model adds to them with a weight of one, `(models, 1 + K, N)`.
+        shares: Weights of the simulations, shape `(N,)`, with a mean of one.
     """
     none = np.zeros(len(gains))
     if not (np.isfinite(log_weights[0]).all() and (log_weights < np.inf).all()):
@@ -112,7 +116,7 @@ def _visible_weights(log_weights: np.ndarray, gains: np.ndarray) -> np.ndarray:
     weights, part = none, np.ones(len(gains), dtype=bool)
     while part.any():
         weights = np.zeros(len(gains))
-        weights[part] = _minimum(log_weights, gains[part])
+        weights[part] = _minimum(log_weights, gains[part], shares)
         smallest = int(np.where(part, weights, np.inf).argmin())
         if weights[smallest] >= MIN_WEIGHT:
             if weights.sum() > 1.0 - MIN_WEIGHT:
@@ -120,19 +124,23 @@ def _visible_weights(log_weights: np.ndarray, gains: np.ndarray) -> np.ndarray:
             break
         part[smallest], weights[smallest] = False, 0.0
     gain = _losses(none, log_weights, gains) - _losses(weights, log_weights, gains)
+    gain = shares * gain
     standard_errors = t.ppf(norm.cdf(1.0), df=len(gain) - 1)
     is_visible = gain.mean() > standard_errors * gain.std(ddof=1) / len(gain) ** 0.5
     return weights if is_visible else none
 
 
-def _minimum(log_weights: np.ndarray, gains: np.ndarray) -> np.ndarray:
+def _minimum(
+    log_weights: np.ndarray, gains: np.ndarray, shares: np.ndarray
+) -> np.ndarray:
     """Return the weights with the smallest mean loss, shape `(models,)`."""
 
     def loss_and_slope(weights: np.ndarray) -> tuple[float, np.ndarray]:
         log_v = log_weights + np.tensordot(weights, gains, 1)
         log_shares = log_softmax(log_v, axis=0)
         expected = (np.exp(log_shares) * gains).sum(1)
-        return -log_shares[0].mean(), (expected - gains[:, 0]).mean(-1)
+        slopes = (shares * (expected - gains[:, 0])).mean(-1)
+        return -(shares * log_shares[0]).mean(), slopes
 
     fit = minimize(
         loss_and_slope,

@@ -37,6 +37,7 @@ class PosteriorBuilder:
         training_device: Where that prior is.
         simulations: What observations are compared with.
         num_simulations: Simulations of the training, held-out ones included.
+        is_amortised: Whether the posteriors are meant for all x.
     """
 
     networks: ModelPair | None
@@ -45,6 +46,7 @@ class PosteriorBuilder:
     training_device: str
     simulations: SimulationStore
     num_simulations: int
+    is_amortised: bool = True
 
     def build(
         self,
@@ -115,8 +117,15 @@ class PosteriorBuilder:
         pair = ModelPair(flow, self._energy_for(flow, device))
         if not isinstance(parameters, EnergyPosteriorParameters):
             return sampled_by_sbi(pair, prior, parameters, device)
-        novelty, num = self._novelty(device), self.num_simulations
-        return EnergyPosterior(pair, prior, novelty, num, parameters, device)
+        return EnergyPosterior(
+            pair,
+            prior,
+            self._novelty(device),
+            self.num_simulations,
+            parameters,
+            device,
+            self.is_amortised,
+        )
 
     def _flow_posterior(
         self,
@@ -133,6 +142,7 @@ class PosteriorBuilder:
             energy=None if self.energy is None else self._energy_for(flow, device),
             novelty=self._novelty(device),
             num_simulations=self.num_simulations,
+            is_amortised=self.is_amortised,
             **asdict(parameters),
         )
 

@@ -48,17 +48,19 @@ class EnergyPosterior(NeuralPosterior):
         num_simulations: int | None = None,
         parameters: EnergyPosteriorParameters | None = None,
         device: torch.device | str | None = None,
+        is_amortised: bool = True,
     ) -> None:
         """
         Args:
             pair: Flow and energy.
             prior: All samples are inside its support.
             novelty: Compares observations with the simulations, for `agreement`.
-            num_simulations: Number of simulations that the models were trained on. It
-                is only recorded.
-            parameters: How to sample; by default `EnergyPosteriorParameters()`.
+            num_simulations: Number of simulations of the training, for the record.
+            parameters: How to sample, or None for the default.
             device: Where to sample; by default the CPU.
+            is_amortised: Whether it is meant for all x, not just near one of rounds.
         """
+        self.is_amortised = is_amortised
         self.num_simulations = num_simulations
         self.parameters = parameters or EnergyPosteriorParameters()
         self.max_sampling_batch_size = self.parameters.max_sampling_batch_size
@@ -79,10 +81,8 @@ class EnergyPosterior(NeuralPosterior):
         self.proposal = FlowProposal(self.pair.flow, self.potential_fn)
 
     def __str__(self) -> str:
-        return (
-            f"Posterior p(θ|x) of type {type(self).__name__}. It corrects the flow's "
-            "samples by the energy."
-        )
+        name = type(self).__name__
+        return f"Posterior p(θ|x) of type {name}: the flow's samples, corrected."
 
     @property
     def pair(self) -> ModelPair:

@@ -50,6 +50,7 @@ class FlowPosterior(DirectPosterior):
         energy: ConditionalEnergy | None = None,
         novelty: Novelty | None = None,
         num_simulations: int | None = None,
+        is_amortised: bool = True,
     ) -> None:
         """
         Args:
@@ -64,7 +65,10 @@ class FlowPosterior(DirectPosterior):
             novelty: Compares observations with the simulations, for `agreement`.
             num_simulations: Number of simulations that the models were trained on. It
                 is only recorded.
+            is_amortised: Whether it is meant for all x, and not just near the observation
+                of several rounds.
         """
+        self.is_amortised = is_amortised
         pair = None if energy is None else ModelPair(posterior_estimator, energy)
         self._trust = TrustCheck(pair, prior, novelty)
         self.num_simulations = num_simulations

@@ -29,7 +29,7 @@ from sbi_jeffreys.models.energy import ConditionalEnergy
 from sbi_jeffreys.models.flow import ConditionalFlow
 from sbi_jeffreys.objective.multipliers import FixedMultipliers
 from sbi_jeffreys.training.checkpoint import copy_nested
-from sbi_jeffreys.training.early_stopping import EarlyStopping
+from sbi_jeffreys.training.early_stopping import EarlyStopping, LastEpoch
 from sbi_jeffreys.training.epochs import EpochLoop
 from sbi_jeffreys.training.schedule import Cycles
 from sbi_jeffreys.training.step import PrimalDualStep, TrainedPair, TrainingOptions
@@ -61,6 +61,8 @@ class Guide:
             KL(flow ‖ energy).
         are_embedded: Whether the x of `batches` are embedded already.
         num_epochs: Number of epochs.
+        keeps_last: Whether the flow of the last epoch is kept, whatever its held-out
+            loss, because held-out pairs are not of the energy's posterior.
     """
 
     energy: ConditionalEnergy
@@ -68,6 +70,7 @@ class Guide:
     forward: bool
     are_embedded: bool
     num_epochs: int
+    keeps_last: bool = False
 
 
 class FollowingPair(TrainedPair):
@@ -144,7 +147,7 @@ def follow(
     """
     pair = FollowingPair(flow, guide, replace(options, averaging=AVERAGING))
     share_tensors([t.data for t in pair.state_dict().values()])
-    stopping = EarlyStopping(best_loss)
+    stopping = LastEpoch() if guide.keeps_last else EarlyStopping(best_loss)
     frozen = pair.parameter_groups()[1]
     if guide.are_embedded and flow.embedding_net is not None:
         frozen += flow.embedding_net.parameters()

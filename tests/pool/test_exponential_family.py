@@ -36,7 +36,9 @@ def fit(theta, x, num_draws=16, seed=0):
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         draws = torch.cat([theta[None], PRIOR.sample((num_draws, len(theta)))])
-        return ExponentialFamily.fit(Candidates(draws, x, torch.zeros(draws.shape[:2])))
+        return ExponentialFamily.fit(
+            Candidates.unweighted(draws, x, torch.zeros(draws.shape[:2]))
+        )
 
 
 def error(num, seed):
@@ -112,7 +114,7 @@ def test_any_proposal_gives_the_same_model():
         torch.manual_seed(0)
         draws = torch.cat([theta[None], wide.sample((16, 1000))])
         log_weights = PRIOR.log_prob(draws) - wide.log_prob(draws)
-        weighed = ExponentialFamily.fit(Candidates(draws, x, log_weights))
+        weighed = ExponentialFamily.fit(Candidates.unweighted(draws, x, log_weights))
     fresh, x_fresh = spikes(300, 1)
     points = torch.stack([fresh, torch.zeros_like(fresh)])
     one, other = (m(points, x_fresh) for m in (fit(theta, x), weighed))

@@ -23,7 +23,7 @@ def simulations(num):
 def new_training(num=23, num_networks=5, steps=40, kind=CORRELATED, **options):
     torch.manual_seed(0)
     networks = LikelihoodEnsemble(num_networks, 2, 2, kind)
-    return FoldTraining(networks, *simulations(num), steps, **options)
+    return FoldTraining(networks, *simulations(num), torch.ones(num), steps, **options)
 
 
 def test_every_simulation_is_in_the_fold_of_its_number_or_in_none():

@@ -13,9 +13,12 @@ from sbi_jeffreys.pool.synthetic_likelihood import SyntheticLikelihood, folds
 from sbi_jeffreys.pool.synthetic_likelihood.ensemble import LikelihoodEnsemble
 from sbi_jeffreys.pool.synthetic_likelihood.errors import (
     CORRELATED,
+    INDEPENDENT,
     MIXTURE,
     SMALL,
+    SMALL_INDEPENDENT,
     UNCORRELATED,
+    StudentMixture,
 )
 from sbi_jeffreys.pool.synthetic_likelihood.summaries import dequantized
 
@@ -45,7 +48,9 @@ def fit(theta, x, num_draws=32, seed=0):
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         draws = torch.cat([theta[None], PRIOR.sample((num_draws, len(theta)))])
-        return SyntheticLikelihood.fit(Candidates(draws, x, torch.zeros(draws.shape[:2])))
+        return SyntheticLikelihood.fit(
+            Candidates.unweighted(draws, x, torch.zeros(draws.shape[:2]))
+        )
 
 
 def random_members(num, input_features, output_features, error_model):
@@ -271,7 +276,7 @@ def test_without_draws_c_is_zero_until_it_is_fitted(monkeypatch):
     theta, x = curved(200, 0)
     torch.manual_seed(0)
     draws = torch.cat([theta[None], PRIOR.sample((32, 200))])
-    candidates = Candidates(draws, x, torch.zeros(33, 200))
+    candidates = Candidates.unweighted(draws, x, torch.zeros(33, 200))
     torch.manual_seed(0)
     model = SyntheticLikelihood.fit(Candidates.without_draws(theta, x))
     s = model.summaries(x)
@@ -509,18 +514,66 @@ def test_errors_that_were_chosen_are_not_chosen_again(monkeypatch):
         original(training, networks, *args)
 
     monkeypatch.setattr(folds.FoldTraining, "__init__", counted)
-    model = SyntheticLikelihood.fit(Candidates(draws, x, log_weights))
-    assert fitted == [CORRELATED, MIXTURE, UNCORRELATED, SMALL]
+    model = SyntheticLikelihood.fit(Candidates.unweighted(draws, x, log_weights))
+    diagonal = [UNCORRELATED, INDEPENDENT, SMALL, SMALL_INDEPENDENT]
+    assert fitted == [CORRELATED, MIXTURE, *diagonal]
     assert model.networks.error_model in fitted
     model.networks.error_model = SMALL
-    again = SyntheticLikelihood.fit(Candidates(draws, x, log_weights), model)
-    assert fitted[4:] == [SMALL]
+    again = SyntheticLikelihood.fit(Candidates.unweighted(draws, x, log_weights), model)
+    assert fitted[6:] == [SMALL]
     assert again.networks.error_model == SMALL
-    many = torch.cat([x, torch.randn(100, 6)], 1)
-    SyntheticLikelihood.fit(Candidates(draws, many, log_weights))
-    assert fitted[5:] == [CORRELATED, UNCORRELATED, SMALL]
-    SyntheticLikelihood.fit(Candidates(draws, x[:, :1], log_weights))
-    assert fitted[8:] == [CORRELATED, MIXTURE, SMALL]
+    del fitted[:]
+    for features, expected in (
+        (torch.cat([x, torch.randn(100, 6)], 1), [CORRELATED, *diagonal]),
+        (x[:, :1], [CORRELATED, MIXTURE, SMALL]),
+        (torch.cat([x, torch.randn(100, 30)], 1), diagonal),
+    ):
+        SyntheticLikelihood.fit(Candidates.unweighted(draws, features, log_weights))
+        assert fitted == expected
+        del fitted[:]
+
+
+def test_independent_errors_have_the_density_of_their_entries(monkeypatch):
+    """The product of densities of Student, each with its degrees of freedom."""
+    torch.manual_seed(0)
+    errors = StudentMixture(2, 3, INDEPENDENT)
+    with torch.no_grad():
+        errors.log_freedom += torch.randn_like(errors.log_freedom)
+    z = torch.randn(2, 50, 3)
+    freedom = 1 + errors.log_freedom.exp()
+    want = StudentT(freedom).log_prob(z).sum(-1)
+    torch.testing.assert_close(errors(z), want, rtol=1e-4, atol=1e-4)
+
+
+def test_draws_of_independent_errors_have_their_quartiles():
+    """Of 20,000 draws, within five standard errors of a share of one half."""
+    torch.manual_seed(0)
+    errors = StudentMixture(1, 2, INDEPENDENT)
+    with torch.no_grad():
+        errors.log_freedom.copy_(torch.tensor([[[0.0, 3.0]]]))
+    drawn = errors.draw(torch.zeros(20_000, dtype=torch.long))
+    for entry, freedom in enumerate((2.0, 1 + np.exp(3.0))):
+        quartile = float(student(freedom).ppf(0.75))
+        share = float((drawn[:, entry].abs() < quartile).float().mean())
+        assert share == pytest.approx(0.5, abs=5 * 0.5 / 20_000**0.5)
+
+
+@pytest.mark.slow
+def test_many_entries_tell_the_size_of_their_errors():
+    """Forty entries with one size of errors, e^θ. The width of the posterior is 1 / √80
+    for independent errors, and a scale that the entries share leaves it wider."""
+    torch.manual_seed(0)
+    theta = torch.rand(1000, 1) * 2 - 1
+    x = theta.exp() * torch.randn(1000, 40)
+    model = fit(theta, x)
+    assert model.networks.error_model.is_independent
+    grid = torch.linspace(-1, 1, 401)
+    observed = torch.randn(50, 40)
+    log_ratio = model(grid.reshape(-1, 1, 1).expand(-1, 50, 1), observed)
+    shares = log_ratio.softmax(0)
+    mean = (shares * grid.unsqueeze(-1)).sum(0)
+    variance = (shares * (grid.unsqueeze(-1) - mean).square()).sum(0)
+    assert float(variance.mean().sqrt()) == pytest.approx(80**-0.5, rel=0.25)
 
 
 def test_steps_are_those_of_counts_and_not_of_rounding():

@@ -36,7 +36,9 @@ def test_a_gain_is_visible_by_students_distribution(smaller, weight):
     """One of two pairs gains 0.69 nats, and the other 0.05 or 0.64. The mean gain is then
     1.15 or 27 standard errors. With two pairs, 1.84 standard errors are needed."""
     theta = torch.tensor([1.0, 0.0])[:, None, None].expand(2, 2, 1)
-    held_out = Candidates(theta, torch.tensor([[20.0], [smaller]]), torch.zeros(2, 2))
+    held_out = Candidates.unweighted(
+        theta, torch.tensor([[20.0], [smaller]]), torch.zeros(2, 2)
+    )
     weights = best_weights(NOTHING, [Product(), NOTHING, NOTHING], held_out).weights
     assert weights == pytest.approx([weight, 0.0, 0.0], abs=1e-6)
 
@@ -55,7 +57,7 @@ def test_the_minimum_is_below_all_points_of_a_grid(scale):
     grid = [np.array(w) / 10 for w in product(range(11), repeat=3) if sum(w) <= 10]
     for seed in range(3):
         log_weights, gains = gains_of(30, seed, scale)
-        found = module._minimum(log_weights, gains)
+        found = module._minimum(log_weights, gains, np.ones(log_weights.shape[1]))
         assert (found >= 0).all()
         assert found.sum() <= 1
         losses = [module._losses(w, log_weights, gains).mean() for w in (found, *grid)]
@@ -67,11 +69,15 @@ def test_models_with_little_weight_are_left_out():
     for seed in range(20):
         log_weights, gains = gains_of(50, seed)
         gains[2] = gains[1] + 0.3 * gains[2]
-        weights = module._visible_weights(log_weights, gains)
+        weights = module._visible_weights(
+            log_weights, gains, np.ones(log_weights.shape[1])
+        )
         assert all(w == 0 or w >= MIN_WEIGHT for w in weights)
         part = weights > 0
         if part.any():
-            again = module._minimum(log_weights, gains[part])
+            again = module._minimum(
+                log_weights, gains[part], np.ones(log_weights.shape[1])
+            )
             np.testing.assert_allclose(weights[part], again, atol=1e-3)
 
 
@@ -80,7 +86,7 @@ def test_values_that_are_not_finite_give_no_weight(value):
     torch.manual_seed(0)
     theta = torch.randn(5, 40, 1)
     theta[0] += 2.0
-    held_out = Candidates(theta, torch.ones(40, 1), torch.zeros(5, 40))
+    held_out = Candidates.unweighted(theta, torch.ones(40, 1), torch.zeros(5, 40))
     broken = Entry(0, factor=value)
     weights = best_weights(NOTHING, [broken, Product()], held_out).weights
     assert weights[0] == 0.0
@@ -104,7 +110,7 @@ def test_models_that_know_nothing_seldom_have_a_weight(num, most):
     wrong = 0
     for seed in range(100):
         torch.manual_seed(seed)
-        held_out = Candidates(
+        held_out = Candidates.unweighted(
             torch.randn(33, num, 3), torch.zeros(num, 1), torch.zeros(33, num)
         )
         models = [Entry(d) for d in range(3)]
@@ -117,7 +123,7 @@ def test_losses_are_those_of_the_pool_and_of_the_networks():
     torch.manual_seed(0)
     theta = torch.randn(9, 40, 1)
     theta[0] += 2.0
-    held_out = Candidates(theta, torch.ones(40, 1), 0.1 * torch.randn(9, 40))
+    held_out = Candidates.unweighted(theta, torch.ones(40, 1), 0.1 * torch.randn(9, 40))
     choice = best_weights(NOTHING, [Product()], held_out)
     (weight,) = choice.weights
     assert weight > 0.5
@@ -128,7 +134,9 @@ def test_losses_are_those_of_the_pool_and_of_the_networks():
 
 
 def test_without_models_the_loss_is_that_of_the_networks():
-    held_out = Candidates(torch.randn(9, 40, 1), torch.ones(40, 1), torch.zeros(9, 40))
+    held_out = Candidates.unweighted(
+        torch.randn(9, 40, 1), torch.ones(40, 1), torch.zeros(9, 40)
+    )
     choice = best_weights(Product(), [], held_out)
     assert choice.weights == []
     assert choice.loss == choice.loss_of_networks

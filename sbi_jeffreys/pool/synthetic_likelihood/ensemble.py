@@ -39,7 +39,7 @@ class LikelihoodEnsemble(nn.Module):
             for _ in range(NUM_BLOCKS)
         )
         self.last = EnsembleLinear(num, HIDDEN_FEATURES, 2 * dim + num_below, gain=0.1)
-        self.errors = StudentMixture(num, dim, error_model.num_components)
+        self.errors = StudentMixture(num, dim, error_model)
         if not error_model.is_diagonal:
             # Position of each entry of U in the list of its diagonal entries, those below
             # the diagonal, and a zero.

@@ -18,6 +18,10 @@ MAX_MIXTURE_ENTRIES = 5
 """Largest number of entries of s with which a mixture is tried."""
 
 
+MAX_CORRELATED_ENTRIES = 20
+"""Largest number of entries of s with which U may have more than a diagonal."""
+
+
 class ErrorModel(NamedTuple):
     """One kind of errors, and the regularisation of the networks that goes with it.
 
@@ -25,6 +29,9 @@ class ErrorModel(NamedTuple):
         num_components: Components of the mixture.
         is_diagonal: Whether U is diagonal whatever the parameters. It then has d
             functions to learn, instead of d (d + 1) / 2.
+        is_independent: Whether entries of z are independent, each with degrees of freedom
+            of its own. Otherwise they share the scale that Student's distribution
+            leaves open.
         dropout: Fraction of activations dropped in each block while training.
         weight_decay: Weight decay of the networks' layers. In each step, weights shrink
             by this times the learning rate, divided by the number of simulations.
@@ -33,6 +40,7 @@ class ErrorModel(NamedTuple):
 
     num_components: int = 1
     is_diagonal: bool = False
+    is_independent: bool = False
     dropout: float = 0.2
     weight_decay: float = 1000.0
     learning_rate: float = 0.012
@@ -45,12 +53,19 @@ MIXTURE = ErrorModel(num_components=16, dropout=0.0, weight_decay=100.0)
 regularisation."""
 
 UNCORRELATED = ErrorModel(is_diagonal=True)
+INDEPENDENT = UNCORRELATED._replace(is_independent=True)
+"""A shared scale tolerates a location that is wrong in all entries. But it leaves a scale
+of the errors that depends on the parameters uncertain, however many entries there are."""
 
 SMALL = ErrorModel(is_diagonal=True, dropout=0.03, weight_decay=10.0, learning_rate=0.02)
+SMALL_INDEPENDENT = SMALL._replace(is_independent=True)
 """Small errors locate the curve precisely, too. The networks start far from locations
 that precise, and learn faster."""
 
-ERROR_MODELS = (CORRELATED, MIXTURE, UNCORRELATED, SMALL)
+ERROR_MODELS = (
+    *(CORRELATED, MIXTURE, UNCORRELATED, INDEPENDENT),
+    *(SMALL, SMALL_INDEPENDENT),
+)
 """The kinds that are tried. The one that fits held-out folds best is kept."""
 
 
@@ -60,7 +75,9 @@ def error_models_for(num_entries: int) -> list[ErrorModel]:
         kind
         for kind in ERROR_MODELS
         if (num_entries <= MAX_MIXTURE_ENTRIES or kind.num_components == 1)
-        and (num_entries > 1 or kind != UNCORRELATED)  # the same as CORRELATED
+        # With one entry, these are the same as CORRELATED and SMALL.
+        and (num_entries > 1 or not (kind == UNCORRELATED or kind.is_independent))
+        and (num_entries <= MAX_CORRELATED_ENTRIES or kind.is_diagonal)
     ]
 
 
@@ -71,18 +88,20 @@ class StudentMixture(nn.Module):
     """Standard deviation of the centers of a mixture's components, and of each component,
     at the start."""
 
-    def __init__(self, num: int, features: int, num_components: int) -> None:
+    def __init__(self, num: int, features: int, error_model: ErrorModel) -> None:
         """
         Args:
             num: M.
             features: Entries d of z.
-            num_components: Components of each mixture. A single component is a standard
-                t density. Only its degrees of freedom are fitted.
+            error_model: The kind of errors. Of a single component, which is a standard t
+                density, only the degrees of freedom are fitted.
         """
         super().__init__()
-        spread = self.INITIAL_SPREAD
+        spread, num_components = self.INITIAL_SPREAD, error_model.num_components
         self.features = features
-        self.log_freedom = nn.Parameter(torch.full((num, 1), 2.0))
+        self.is_independent = error_model.is_independent
+        shape = (num, 1, features) if self.is_independent else (num, 1)
+        self.log_freedom = nn.Parameter(torch.full(shape, 2.0))
         self.components: nn.ParameterDict | None = None
         if num_components > 1:
             self.components = nn.ParameterDict(
@@ -98,6 +117,8 @@ class StudentMixture(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Return log densities in nats, shape `(M, N)`, of errors `(M, N, d)`."""
+        if self.is_independent:
+            return self._student(z.unsqueeze(-1), self.log_freedom).sum(-1)
         if self.components is None:
             return self._student(z, self.log_freedom)
         log_shares = self.components["logits"].log_softmax(-1)
@@ -116,7 +137,7 @@ class StudentMixture(nn.Module):
         Returns:
             Errors, shape `(N, d)`.
         """
-        freedom = 1 + self.log_freedom[members].exp()
+        freedom = 1 + self.log_freedom[members].exp().flatten(1)
         noise = torch.randn(len(members), self.features).to(freedom)
         z = noise * (freedom / Chi2(freedom, validate_args=False).sample()).sqrt()
         if self.components is None:

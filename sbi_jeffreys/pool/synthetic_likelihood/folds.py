@@ -49,6 +49,7 @@ class FoldTraining:
         networks: LikelihoodEnsemble,
         theta: Tensor,
         s: Tensor,
+        weights: Tensor,
         num_steps: int,
         rate_factor: float = 1.0,
     ) -> None:
@@ -57,10 +58,12 @@ class FoldTraining:
             networks: The networks.
             theta: Standardised parameters, shape `(N, D)`, in random order.
             s: Whitened summaries, shape `(N, d)`.
+            weights: Weights of the simulations where a fold is evaluated, shape `(N,)`.
             num_steps: Number of steps, at the end of which the learning rate is zero.
             rate_factor: Factor of the error model's learning rate.
         """
         self.networks, self.theta, self.s = networks, theta, s
+        self.weights = weights
         self.num_steps, self.step, self.last_gain = num_steps, 0, 0
         self.fold, self.rest = _folds(len(theta), networks.num, theta.device)
         kind = networks.error_model
@@ -129,7 +132,8 @@ class FoldTraining:
         named = dict(zip(names, self.average, strict=True))
         self.networks.eval()
         pairs = self.theta[self.fold], self.s[self.fold]
-        losses = -torch.func.functional_call(self.networks, named, pairs).mean(1)
+        losses = -torch.func.functional_call(self.networks, named, pairs)
+        losses = (self.weights[self.fold] * losses).mean(1)
         self.networks.train()
         better = losses < self.best_losses
         self.best_losses = torch.where(better, losses, self.best_losses)

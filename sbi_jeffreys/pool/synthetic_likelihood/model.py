@@ -110,7 +110,8 @@ class SyntheticLikelihood(nn.Module):
             model = cls(center, projection, theta.shape[1], num, error_model)
             model.to(features).networks.start_at(regression)
             s = model.summaries(smooth)
-            fits.append((FoldTraining(model.networks, theta, s, steps), model))
+            training = FoldTraining(model.networks, theta, s, candidates.weights, steps)
+            fits.append((training, model))
         for share in RUNGS:
             for training, _ in fits:
                 training.run(round(share * steps))
@@ -127,7 +128,8 @@ class SyntheticLikelihood(nn.Module):
         smooth = _smooth(candidates.features, model.projection)
         theta, s = candidates.theta[0], model.summaries(smooth)
         steps = round(CONTINUED * num_steps(len(s), effort))
-        FoldTraining(model.networks, theta, s, steps, CONTINUED_RATE).finish()
+        weights = candidates.weights
+        FoldTraining(model.networks, theta, s, weights, steps, CONTINUED_RATE).finish()
         return model
 
     def fit_evidence(self, candidates: Candidates) -> None:

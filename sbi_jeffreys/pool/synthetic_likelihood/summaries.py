@@ -2,8 +2,8 @@
 
 Features are used one by one, because errors of measurement are often independent, and U
 is then diagonal. In other directions U would have more to learn if the sizes of errors
-depend on the parameters. Where there are many features, or some are linear
-functions of others, the summaries are their leading principal components instead.
+depend on the parameters. Where there are more features than simulations, or some are
+linear functions of others, the summaries are leading principal components instead.
 
 Features that are counts, or other multiples of a step, are fitted with uniform noise as
 wide as the step (dequantisation; Uria et al., arXiv:1306.0186). Otherwise a density could
@@ -18,8 +18,11 @@ from torch import Tensor, nn
 from sbi_jeffreys.pool.regression import least_squares, linear_layer
 
 MAX_SUMMARIES, MIN_PAIRS_PER_SUMMARY = 20, 10
-"""There are at most this number of summaries, and at least this number of pairs for
-each."""
+"""There are at most this number of principal components, and at least this number of
+pairs for each."""
+
+MAX_ENTRIES = 300
+"""Largest number of features that are used one by one."""
 
 MIN_RELATIVE_SPREAD = 0.02
 """A feature is left out if its standard deviation is less than this fraction of the
@@ -54,8 +57,8 @@ def whitened_summaries(
     _, spreads, directions = torch.linalg.svd(kept, full_matrices=False)
     count = int((spreads > MIN_RELATIVE_SPREAD * spreads[0]).sum())
     most = max(1, min(MAX_SUMMARIES, num // MIN_PAIRS_PER_SUMMARY))
-    are_entries = int(wide.sum()) == count <= most
-    num_kept = max(1, min(count, most))
+    are_entries = int(wide.sum()) == count <= max(most, min(MAX_ENTRIES, num))
+    num_kept = count if are_entries else max(1, min(count, most))
     rows = features.new_zeros(num_kept, len(sizes))
     rows[:, wide] = torch.eye(count).to(kept) if are_entries else directions[:num_kept]
     s = (features - center) @ rows.T

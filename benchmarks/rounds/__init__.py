@@ -1,0 +1,1 @@
+"""One observation and a fixed number of simulations: the command `rounds`."""

@@ -1,0 +1,1 @@
+"""What simulations of several rounds were drawn from."""

@@ -1,0 +1,146 @@
+"""What parameters were drawn from: each kind of proposal, and what is refused."""
+
+import warnings
+
+import pytest
+import torch
+from sbi.utils import BoxUniform, RestrictedPrior
+from torch.distributions import MultivariateNormal
+
+from sbi_jeffreys import FittedProposal
+from sbi_jeffreys.proposals.forgotten import FALSE_ALARMS, prior_p_value
+from sbi_jeffreys.proposals.mixture import ProposalMixture
+from sbi_jeffreys.proposals.source import Source, describe, mixture_of
+
+PRIOR = MultivariateNormal(torch.zeros(2), 4 * torch.eye(2))
+NEAR = MultivariateNormal(torch.ones(2), 0.25 * torch.eye(2))
+
+
+class ByHand:
+    """Something with `sample` and `log_prob`, that is no distribution of torch."""
+
+    def __init__(self, offset=0.0):
+        self.offset = offset
+
+    def sample(self, shape):
+        return NEAR.sample(shape)
+
+    def log_prob(self, theta):
+        return NEAR.log_prob(theta).numpy() + self.offset
+
+
+@pytest.fixture
+def theta():
+    torch.manual_seed(0)
+    return NEAR.sample((400,))
+
+
+def test_the_prior_needs_no_density(theta):
+    torch.manual_seed(0)
+    from_prior = PRIOR.sample((100,))
+    assert describe(None, PRIOR, from_prior) == Source()
+    assert describe(PRIOR, PRIOR, theta) == Source()
+
+
+def test_a_distribution_is_used_as_it_is(theta):
+    source = describe(NEAR, PRIOR, theta)
+    assert source.density is NEAR
+    assert source.weights is None
+
+
+@pytest.mark.parametrize("kind", ["object", "log densities"])
+def test_another_density_is_replaced_and_its_simulations_are_weighted(kind, theta):
+    """Weighted by w, the simulations are a sample of the fitted density: their mean is
+    that of the density, within five standard errors."""
+    proposal = ByHand() if kind == "object" else NEAR.log_prob(theta)
+    source = describe(proposal, PRIOR, theta)
+    assert isinstance(source.density, FittedProposal)
+    ratios = (source.density.log_prob(theta) - NEAR.log_prob(theta)).exp()
+    assert torch.allclose(source.weights, ratios / ratios.mean(), rtol=1e-4)
+    assert source.weights.mean() == pytest.approx(1.0)
+    mean = (source.weights.unsqueeze(-1) * theta).mean(0)
+    wanted = source.density.sample((20_000,)).mean(0)
+    assert torch.allclose(mean, wanted, atol=5 * 0.5 / 400**0.5)
+
+
+def test_a_fitted_proposal_keeps_its_observation(theta):
+    x_o = torch.zeros(1, 3)
+    fitted = FittedProposal.fit(theta, PRIOR, default_x=x_o)
+    source = describe(fitted, PRIOR, theta)
+    assert source.density is fitted
+    assert source.default_x is x_o
+
+
+@pytest.mark.parametrize("offset", [-3.0, 3.0])
+def test_a_density_that_is_not_normalised_is_refused(offset, theta):
+    with pytest.raises(ValueError, match=r"`proposal` to be the normalised density"):
+        describe(ByHand(offset), PRIOR, theta)
+
+
+def test_a_density_of_other_parameters_is_refused(theta):
+    with pytest.raises(ValueError, match="come from elsewhere"):
+        describe(NEAR, PRIOR, theta + 1.5)
+
+
+def test_a_density_that_is_zero_at_parameters_is_refused(theta):
+    box = BoxUniform(torch.ones(2), 2 * torch.ones(2))
+    with pytest.raises(ValueError, match=r"zero or not finite at \d+ of 400"):
+        describe(box, PRIOR, theta)
+
+
+def test_log_densities_of_another_number_are_refused(theta):
+    with pytest.raises(ValueError, match=r"shape \(400,\), got \(3,\)"):
+        describe(torch.zeros(3), PRIOR, theta)
+
+
+def test_what_has_no_density_is_refused(theta):
+    with pytest.raises(TypeError, match="got a str"):
+        describe("prior", PRIOR, theta)
+
+
+def test_a_proposal_needs_a_prior(theta):
+    with pytest.raises(ValueError, match="Expected a `prior`"):
+        describe(NEAR, None, theta)
+
+
+def test_a_forgotten_proposal_is_noticed(theta):
+    with pytest.warns(UserWarning, match=r"pass `proposal=`"):
+        describe(None, PRIOR, theta)
+
+
+def test_correlated_parameters_with_the_prior_s_marginals_are_noticed():
+    torch.manual_seed(0)
+    theta = PRIOR.sample((300,))
+    theta[:, 1] = theta[:, 0]
+    assert prior_p_value(theta, PRIOR) < FALSE_ALARMS
+
+
+def test_a_sample_of_the_prior_is_rarely_taken_for_another():
+    """P-values are at least those of a uniform: of 200, ten are below 0.01 with a
+    probability below 1e-4 (binomial), and the smallest is not below 1e-6."""
+    torch.manual_seed(1)
+    p_values = [prior_p_value(PRIOR.sample((100,)), PRIOR) for _ in range(200)]
+    assert sum(p < 0.01 for p in p_values) < 10
+    assert min(p_values) > 1e-6
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        describe(None, PRIOR, PRIOR.sample((200,)))
+
+
+def test_the_mixture_counts_each_density_once():
+    sources = [(Source(), 100), (Source(NEAR), 50), (Source(NEAR), 50), (Source(), 200)]
+    mixture = mixture_of(sources, PRIOR)
+    assert isinstance(mixture, ProposalMixture)
+    assert mixture.parts == [PRIOR, NEAR]
+    assert mixture.shares.tolist() == [0.75, 0.25]
+
+
+def test_the_prior_alone_or_truncated_is_no_mixture(theta):
+    restricted = RestrictedPrior(
+        PRIOR, lambda theta: (theta > 0).all(-1), sample_with="rejection"
+    )
+    truncated = describe(restricted, PRIOR, theta.abs())
+    assert truncated.is_truncated
+    assert mixture_of([(Source(), 100), (truncated, 50)], PRIOR) is None
+    mixed = mixture_of([(Source(), 100), (truncated, 50), (Source(NEAR), 50)], PRIOR)
+    assert mixed.shares.tolist() == [0.5, 0.25, 0.25]

@@ -1,0 +1,246 @@
+"""A run of rounds: its record, its folder, and how it goes on after a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sbi_jeffreys import plots, run_rounds
+from sbi_jeffreys.rounds import run as run_module
+from tests.conftest import fit_in_few_steps
+from tests.small_trainings import BOX, make_trainer, new_trainer, simulate
+
+X_O = torch.tensor([0.4, -0.4])
+QUICK = {"max_num_epochs": 2, "training_batch_size": 50}
+pytestmark = pytest.mark.filterwarnings("ignore:Training stopped at")
+
+
+def rounds(trainer=None, simulator=simulate, x_o=X_O, num=90, **options):
+    options = {"num_rounds": 3, "batch_size": 10, "training": QUICK, **options}
+    return run_rounds(
+        trainer or new_trainer(), simulator, x_o, num, show_progress_bars=False, **options
+    )
+
+
+def simulations(result):
+    return result.trainer.get_simulations()[:2]
+
+
+@pytest.fixture(scope="module")
+def result():
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        fit_in_few_steps(monkeypatch)
+        with pytest.warns(UserWarning, match="max_num_epochs"):
+            return rounds()
+
+
+def test_a_run_has_a_posterior_and_a_record_of_each_round(result):
+    theta, x = simulations(result)
+    assert theta.shape == x.shape == (90, 2)
+    assert [each.number for each in result.rounds] == [1, 2, 3]
+    assert result.table.simulations.tolist() == [30, 60, 90]
+    samples = result.posterior.sample((100,), show_progress_bars=False)
+    assert BOX.support.check(samples).all()
+    assert result.posterior.default_x.shape == (1, 2)
+    assert result.num_by_status["VALID"] == 90
+    assert "All simulations were used." in str(result)
+    base = result.trainer._fit.networks.energy.base
+    assert base.shares.tolist() == pytest.approx([1 / 3] * 3)
+
+
+def test_the_record_can_be_drawn_and_exported(result):
+    assert len(plots.plot_rounds(result).axes) == 4
+    assert len(plots.plot_narrowing(result, ["a", "b"]).axes) == 2
+    with pytest.raises(ValueError, match="Expected 2 `parameter_names`, got 1"):
+        plots.plot_narrowing(result, ["a"])
+    data = result.to_inference_data(num_samples=100, show_progress_bars=False)
+    assert data["posterior"]["theta"].shape == (4, 25, 2)
+    assert data["constant_data"]["round_kl"].shape == (3,)
+    assert data["constant_data"]["round_mean"].shape == (3, 2)
+
+
+def test_the_seed_determines_a_run(result):
+    trainer = new_trainer()
+    torch.manual_seed(99)
+    before = torch.random.get_rng_state()
+    again = rounds(trainer)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(simulations(again)[0], simulations(result)[0])
+    assert again.rounds[-1].mean == result.rounds[-1].mean
+    other = rounds(seed=1)
+    assert not torch.equal(simulations(other)[0], simulations(result)[0])
+
+
+def test_a_folder_has_everything_and_a_run_goes_on_from_it(tmp_path, result):
+    """After the loss of a batch of the last round only that batch is simulated."""
+    path = tmp_path / "run"
+    first = rounds(path=path)
+    assert torch.equal(simulations(first)[1], simulations(result)[1])
+    with np.load(path / "round_01" / "batch_00000.npz") as batch:
+        assert np.array_equal(batch["x"], simulations(result)[1][30:40].numpy())
+    (path / "round_02" / "batch_00001.npz").unlink()
+    (path / "round_02" / "record.json").unlink()
+    calls = []
+
+    def counted(theta):
+        calls.append(len(theta))
+        return simulate(theta)
+
+    again = rounds(simulator=counted, path=path)
+    assert calls == [10]
+    assert torch.equal(simulations(again)[1], simulations(result)[1])
+    assert again.rounds[-1].mean == result.rounds[-1].mean
+
+
+@pytest.mark.parametrize(
+    ("changed", "name"),
+    [
+        ({"seed": 3}, "seed"),
+        ({"num": 120}, "round sizes"),
+        ({"x_o": X_O + 1}, "x_o"),
+        ({"training": {"max_num_epochs": 3}}, "training"),
+    ],
+)
+def test_a_folder_of_another_run_is_refused(changed, name, tmp_path):
+    (tmp_path / "arguments.json").write_text(
+        json.dumps(
+            {
+                "x_o": "4d0c8b1a",
+                "shape of x_o": [2],
+                "round sizes": [30, 30, 30],
+                "batch_size": 10,
+                "seed": 0,
+                "training": repr(QUICK),
+            }
+        )
+    )
+    arguments = json.loads((tmp_path / "arguments.json").read_text())
+    digest = run_module.hashlib.sha256(X_O.numpy().tobytes()).hexdigest()
+    (tmp_path / "arguments.json").write_text(json.dumps(arguments | {"x_o": digest}))
+    with pytest.raises(ValueError, match=f"`{name}` is"):
+        rounds(path=tmp_path, **changed)
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(ValueError, match="has other files"):
+        rounds(path=tmp_path)
+
+
+def test_simulations_that_fail_are_counted_and_their_parameters_are_kept(tmp_path):
+    def fragile(theta):
+        if (theta[:, 0] > 0.5).any():
+            raise OverflowError("too large")
+        return torch.where(theta[:, 1:] > 0.7, torch.nan, simulate(theta))
+
+    result = rounds(simulator=fragile, path=tmp_path / "run")
+    counts = result.num_by_status
+    assert counts["RAISED"] > 0
+    assert counts["NOT_FINITE"] > 0
+    assert sum(counts.values()) == 90
+    assert len(simulations(result)[0]) == counts["VALID"]
+    stored = [np.load(f)["theta"] for f in sorted(tmp_path.glob("run/*/batch_*.npz"))]
+    assert sum(map(len, stored)) == 90
+    assert "not valid" in str(result)
+
+
+def test_a_round_without_a_valid_simulation_is_an_error(tmp_path):
+    def broken(theta):
+        raise OSError("no licence")
+
+    with pytest.raises(RuntimeError, match=r"round 1 is valid.*no licence"):
+        rounds(simulator=broken, path=tmp_path / "run")
+    assert len(list(tmp_path.glob("run/round_00/batch_*.npz"))) == 3
+
+
+def test_rounds_end_where_nothing_changes_any_more(monkeypatch):
+    monkeypatch.setattr(run_module, "MIN_KL", 1e9)
+    monkeypatch.setattr(run_module, "MIN_RELATIVE_ESS", 0.0)
+    monkeypatch.setattr(run_module, "MAX_PARETO_K", 1e9)
+    result = rounds()
+    assert len(result.rounds) == 1
+    assert result.reason.startswith("The last round changed the proposal by")
+
+
+def test_several_observations_of_the_same_parameters():
+    x_o = torch.tensor([[0.4, -0.4], [0.5, -0.3], [0.3, -0.2]])
+    result = rounds(x_o=x_o, num_rounds=2, num=80)
+    assert result.x_o.shape == (3, 2)
+    samples = result.posterior.sample((50,), show_progress_bars=False)
+    assert samples.shape == (50, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num": 5}, "`num_simulations` to be at least 20, got 5"),
+        ({"num_rounds": 0}, "`num_rounds` to be at least 1, got 0"),
+        ({"num_rounds": 9}, "at least 20 simulations"),
+        ({"batch_size": 0}, "`batch_size`"),
+        ({"timeout": 0.0}, "`timeout` to be positive"),
+        ({"x_o": torch.tensor([torch.nan, 0.0])}, "finite `x_o`"),
+        ({"x_o": torch.zeros(3)}, r"`x_o` of the shape of a simulation, \(2,\)"),
+    ],
+)
+def test_bad_arguments_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        rounds(**options)
+
+
+def test_a_trainer_with_simulations_or_without_a_prior_is_refused():
+    with pytest.raises(ValueError, match="has simulations"):
+        rounds(make_trainer())
+    with pytest.raises(ValueError, match="with a prior"):
+        rounds(new_trainer(None))
+
+
+SCRIPT = """
+import sys, time, warnings
+import torch
+warnings.simplefilter("ignore")
+torch.set_num_threads(1)
+from sbi_jeffreys import run_rounds
+from sbi_jeffreys.pool import exponential_family
+from sbi_jeffreys.pool.synthetic_likelihood import folds
+from tests.small_trainings import new_trainer, simulate
+
+exponential_family.MAX_ITERATIONS = folds.MAX_STEPS = 3
+
+def slow(theta):
+    time.sleep(0.1)
+    return simulate(theta)
+
+result = run_rounds(
+    new_trainer(), slow, torch.tensor([0.4, -0.4]), 90, num_rounds=3, batch_size=10,
+    training={"max_num_epochs": 2, "training_batch_size": 50}, path=sys.argv[1],
+    show_progress_bars=False,
+)
+torch.save(result.trainer.get_simulations()[:2], sys.argv[2])
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_three_times_has_the_same_simulations(tmp_path, result):
+    """Killed when the folder has 2, 6 and 11 files of simulations, of 12."""
+    command = [sys.executable, "-c", SCRIPT, tmp_path / "run", tmp_path / "result.pt"]
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    for files in (2, 6, 11):
+        process = subprocess.Popen(command, env=environment)
+        while process.poll() is None:
+            if len(list(tmp_path.glob("run/**/*.npz"))) >= files:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+            time.sleep(0.02)
+        assert process.returncode == -signal.SIGKILL
+    subprocess.run(command, env=environment, check=True)
+    theta, x = torch.load(tmp_path / "result.pt")
+    assert torch.equal(theta, simulations(result)[0])
+    assert torch.equal(x, simulations(result)[1])
