@@ -15,7 +15,7 @@ from benchmarks.accuracy import cells, held_out, standings
 from benchmarks.cost import page, trainings
 from benchmarks.methods.registry import METHODS
 from benchmarks.paper.pages import EXPERIMENTS, faces
-from benchmarks.report import measured_with, write
+from benchmarks.report import measured_with, write, write_with_figure
 from benchmarks.rounds import page as rounds_page
 from benchmarks.rounds import runs
 from benchmarks.speed import breakdown, growth, memory, race, sampling, steps
@@ -274,7 +274,8 @@ def measure_cost(arguments: argparse.Namespace) -> None:
         arguments.jobs,
         trainings.Row._fields,
     )
-    print(page.write_page(finished, arguments.output))
+    text, figure = page.report(finished), page.figure(finished)
+    print(write_with_figure(arguments.output, "cost", text, figure))
 
 
 def measure_rounds(arguments: argparse.Namespace) -> None:
@@ -288,7 +289,9 @@ def measure_rounds(arguments: argparse.Namespace) -> None:
     )
     path, jobs = arguments.output / "rounds.csv", arguments.jobs
     rows.finish(runs.measure, keys, path, jobs, runs.Row._fields)
-    print(rounds_page.write_page(pd.read_csv(path), arguments.output))
+    finished = pd.read_csv(path)
+    text, figure = rounds_page.report(finished), rounds_page.figure(finished)
+    print(write_with_figure(arguments.output, "rounds", text, figure))
 
 
 def measure_speed(arguments: argparse.Namespace) -> None:

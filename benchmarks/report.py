@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -46,6 +47,13 @@ def write(path: Path, text: str) -> None:
     """Write a report. Its folder is made if necessary."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text + "\n")
+
+
+def write_with_figure(folder: Path, name: str, text: str, figure: Figure) -> str:
+    """Write a report and its figure under one name, and return the report."""
+    write(folder / f"{name}.md", text)
+    figure.savefig(folder / f"{name}.png", dpi=120)
+    return text
 
 
 def _machine() -> str:

@@ -1,12 +1,10 @@
 """The page of the command `cost`: accuracy against CPU seconds."""
 
-from pathlib import Path
-
 import pandas as pd
 from matplotlib.figure import Figure
 
 from benchmarks.cost.trainings import NPE
-from benchmarks.report import table, write
+from benchmarks.report import table
 from sbi_jeffreys.plots.style import GREY, color_of, panels
 
 REFERENCE = "npe_nsf"
@@ -154,11 +152,3 @@ def figure(rows: pd.DataFrame) -> Figure:
         axes[0].set_ylabel(f"gain in test NLL over {REFERENCE}, nats")
         axes[0].legend(fontsize=7)
     return result
-
-
-def write_page(rows: pd.DataFrame, folder: Path) -> str:
-    """Write `cost.md` and `cost.png`, and return the text."""
-    text = report(rows)
-    write(folder / "cost.md", text)
-    figure(rows).savefig(folder / "cost.png", dpi=120)
-    return text

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from benchmarks.report import table, write
+from benchmarks.report import table
 from sbi_jeffreys.plots.style import GREY, color_of, panels
 
 PUBLISHED = Path(__file__).with_name("published_sequential.csv")
@@ -86,11 +86,3 @@ def figure(rows: pd.DataFrame) -> Figure:
         axes[0].set(ylabel="C2ST", xlabel="simulations")
         axes[0].legend(fontsize=6)
     return result
-
-
-def write_page(rows: pd.DataFrame, folder: Path) -> str:
-    """Write `rounds.md` and `rounds.png`, and return the text."""
-    text = report(rows)
-    write(folder / "rounds.md", text)
-    figure(rows).savefig(folder / "rounds.png", dpi=120)
-    return text
