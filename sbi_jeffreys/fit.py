@@ -56,6 +56,8 @@ class Fit:
         networks: Flow and energy as trained together; None before training.
         energy: The energy that is kept, pooled or not; None before training.
         training: The training of the networks; None before training.
+        mixture: The density of the parameters that they are trained on; None if it is the
+            prior.
         rows: Rows of the simulations to train on, and held-out ones.
         has_held_out: Whether `rows` were chosen for the next training already.
     """
@@ -89,6 +91,7 @@ class Fit:
         self.networks: ModelPair | None = None
         self.energy: ConditionalEnergy | None = None
         self.training: JeffreysTraining | None = None
+        self.mixture: ProposalMixture | None = None
 
     @property
     def num_simulations(self) -> int:
@@ -168,7 +171,9 @@ class Fit:
             TypeError: If the flow can't be sampled differentiably.
             FloatingPointError: If the loss is not finite in the very first epoch.
         """
-        mixture = mixture_of(self.simulations.sources, prior)
+        if self.training is None or not config.resume_training:
+            self.mixture = mixture_of(self.simulations.sources, prior)
+        mixture = self.mixture
         if not (self.has_held_out or (config.resume_training and self.rows)):
             self.hold_out(config.validation_fraction)
         self.has_held_out = False
