@@ -296,7 +296,8 @@ def test_a_batch_larger_than_the_data_is_cut():
 def test_parameters_that_do_not_vary_on_a_bound_of_the_prior():
     trainer = new_trainer()
     theta = torch.ones(60, 2)
-    trainer.append_simulations(theta, simulate(theta))
+    with pytest.warns(UserWarning, match="not a sample of the prior"):
+        trainer.append_simulations(theta, simulate(theta))
     flow = quick(trainer)
     assert all(p.isfinite().all() for p in flow.parameters())
 
