@@ -196,8 +196,8 @@ figure.savefig(OUTPUT / "narrowing.png", dpi=110)
 figure
 
 # %% [markdown]
-# The KL divergence tells how much a round changed the proposal. It falls from round to
-# round. The effective sample size tells how well the flow and the energy agree at the
+# The KL divergence tells how much a round changed the proposal. It falls once the rounds
+# have found the region of the posterior. The effective sample size tells how well the flow and the energy agree at the
 # observation. Where k̂ exceeds 0.7, the samples of that round are not reliable, and the
 # next round repairs that.
 

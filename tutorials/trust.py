@@ -51,16 +51,12 @@ x_good, x_faulty = decay(theta_o), decay(theta_o, outlier=2.0)
 
 # %% [markdown]
 # ## Three posteriors
-#
-# To save time, the patience is 30 epochs instead of 200.
 
 # %%
 theta = prior.sample((1000,))
 x = decay(theta)
 trained, under_trained = (JNPE(prior, show_progress_bars=False) for _ in range(2))
-trained.append_simulations(theta, x).train(
-    stop_after_epochs=30, max_num_epochs=5 if FAST else 2**31 - 1
-)
+trained.append_simulations(theta, x).train(max_num_epochs=5 if FAST else 2**31 - 1)
 under_trained.append_simulations(theta, x).train(max_num_epochs=4)
 
 cases = {
