@@ -6,7 +6,7 @@ _MIXTURES = (
 )
 _INVALID = (
     "sbi's losses of later rounds compare the pairs of a batch, and are biased if invalid "
-    "ones are left out. JNPE's are not: the mixture counts all parameters that were drawn."
+    "ones are left out. JNPE's are not, as the mixture counts all that were drawn."
 )
 _SHARED = (
     "sbi refuses a proposal that shares its networks with the trainer. JNPE takes the "
