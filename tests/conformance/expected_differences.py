@@ -5,8 +5,8 @@ _MIXTURES = (
     "divergence needs; JNPE refuses them with an error that says so."
 )
 _INVALID = (
-    "sbi's losses of later rounds compare the pairs of a batch, and are biased if invalid "
-    "ones are left out. JNPE's are not, as the mixture counts all that were drawn."
+    "sbi's losses of later rounds compare the pairs of a batch, and biased if some are "
+    "left out. JNPE's are not, as the mixture counts all parameters that were drawn."
 )
 _SHARED = (
     "sbi refuses a proposal that shares its networks with the trainer. JNPE takes the "
