@@ -98,7 +98,7 @@ def test_nothing_is_pooled_with_a_single_pair_to_fit_or_to_choose(rows):
     rows = torch.arange(12).split(rows)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sbi_jeffreys.stages.PoolFit", lambda *_: pytest.fail("pooled"))
-        patch.setattr(trainer._simulations, "split", lambda fraction: rows)
+        patch.setattr(trainer._simulations, "split", lambda *_: rows)
         with pytest.warns(UserWarning, match="max_num_epochs"):
             trainer.train(max_num_epochs=2, training_batch_size=1)
     assert trainer.energy.net is trainer._fit.networks.energy.net
