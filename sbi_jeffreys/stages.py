@@ -214,7 +214,8 @@ class Stages:
         else:
             model, features = emulated
             if observed is not None:
-                observed = energy.embedding_net(observed).flatten(1)
+                with torch.no_grad():
+                    observed = energy.embedding_net(observed).flatten(1)
 
             def draw(num: int) -> Tensor:
                 theta = latest.sample(torch.Size((num,))).to(device)

@@ -114,7 +114,7 @@ def test_all_proposals_may_be_mixed():
     append_from(trainer, BOX, 50)
     quick(trainer)
     base = trainer._fit.networks.energy.base
-    assert base.shares.tolist() == pytest.approx([3 / 8] + [1 / 8] * 5)
+    assert base.shares.tolist() == pytest.approx([1 / 8] * 5 + [3 / 8])
     posterior = trainer.build_posterior(sample_with="energy")
     samples = posterior.sample((50,), x=X_O, show_progress_bars=False)
     assert BOX.support.check(samples).all()

@@ -259,6 +259,11 @@ class SimulationStore:
             options |= dataloader_kwargs
             loader = DataLoader(self._dataset(), **options)
             if OWN_DELIVERY & dataloader_kwargs.keys() or loader.batch_size is None:
+                if self.row_weights is not None:
+                    raise ValueError(
+                        "Expected no sampler or collation in `dataloader_kwargs` with "
+                        "simulations that have weights, because of their `proposal`."
+                    )
                 return LoadedBatches(loader, calibration_kernel, self.training_device)
         theta, x = ConcatenatedRows(self.theta), ConcatenatedRows(self.x)
         weights = self.row_weights

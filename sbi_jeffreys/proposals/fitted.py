@@ -145,11 +145,12 @@ class FittedProposal(Distribution):
             default_x: The observation whose posterior it approximates.
         """
         names = ("weights", "means", "scale_trils", "loc", "scale")
-        weights, means, scale_trils, loc, scale = (
-            torch.as_tensor(arrays[name]) for name in names
-        )
-        with seeded(loc.device, 0):
+        with seeded(torch.device("cpu"), 0):
             unconstrained = support_of(prior, prior.sample(torch.Size((2,))))
+        weights, means, scale_trils, loc, scale = (
+            torch.as_tensor(arrays[name], device=unconstrained.loc.device)
+            for name in names
+        )
         unconstrained.loc.copy_(loc)
         unconstrained.scale.copy_(scale)
         return cls(prior, unconstrained, weights, means, scale_trils, default_x)

@@ -11,21 +11,32 @@ well it fits. The mean weight is one, unless q_r is not normalised or has anothe
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from sbi.inference.posteriors.base_posterior import NeuralPosterior
+from scipy.stats import ks_2samp
 from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_jeffreys._sbi import restricts
+from sbi_jeffreys.models.prior_base import base_density
+from sbi_jeffreys.preprocessing.support import support_of
 from sbi_jeffreys.proposals.fitted import FittedProposal
 from sbi_jeffreys.proposals.forgotten import warn_if_not_from_prior
 from sbi_jeffreys.proposals.mixture import ProposalMixture, TruncatedPrior
+from sbi_jeffreys.sampling.random_state import seeded
 
 NUM_POINTS = 3_000
 """Samples of a posterior that a density is fitted to."""
+
+FEWEST_TO_CHECK = 20
+"""Number of parameters from which their densities are checked."""
+
+FALSE_ALARMS = 1e-6
+"""P-value below which parameters are taken not to be samples of their proposal."""
 
 LARGEST_WEIGHT = 10.0
 """Bound on the weights of simulations."""
@@ -70,6 +81,7 @@ def mixture_of(
     parts: dict[int, Distribution] = {id(prior): prior}
     for source, num in sources:
         part = source.density or prior
+        parts.pop(id(part), None)  # the last round's comes last
         parts[id(part)] = part
         counts[id(part)] = counts.get(id(part), 0) + num
     used = [name for name in parts if counts[name]]
@@ -102,21 +114,49 @@ def describe(proposal: Any, prior: Distribution | None, theta: Tensor) -> Source
             "Expected a `prior` of the trainer for simulations from a `proposal`, got "
             "None. The prior is a part of the density of all simulations."
         )
+    check_prior(prior)
     log_prob = _log_densities(proposal, theta)
     default_x = getattr(proposal, "default_x", None)
     if isinstance(proposal, FittedProposal):
         return Source(proposal, default_x=default_x)
     if isinstance(proposal, NeuralPosterior):
-        points = proposal.sample((NUM_POINTS,), show_progress_bars=False).to(theta)
+        points = proposal.sample((NUM_POINTS,), show_progress_bars=False)
     else:
-        points = theta
-    fitted = FittedProposal.fit(points.detach(), prior)
+        points = theta if isinstance(proposal, Tensor) else proposal.sample((NUM_POINTS,))
+    points = torch.as_tensor(points).detach().to(theta).reshape(-1, theta.shape[1])
+    if len(points) <= 2 * theta.shape[1]:
+        raise ValueError(
+            f"Expected more than {2 * theta.shape[1]} `theta` where `proposal` has their "
+            f"log densities alone, got {len(points)}."
+        )
+    if not isinstance(proposal, Tensor):
+        _check_origin(log_prob, _log_densities(proposal, points))
+    fitted = FittedProposal.fit(points, prior)
     log_ratios = fitted.log_prob(theta) - log_prob
-    _check_ratios(log_ratios)
+    if len(theta) >= FEWEST_TO_CHECK:
+        _check_ratios(log_ratios)
     if isinstance(proposal, Distribution) and _is_differentiable(proposal, theta):
         return Source(proposal, default_x=default_x)
     weights = log_ratios.exp().clamp(max=LARGEST_WEIGHT)
     return Source(fitted, weights / weights.mean(), default_x)
+
+
+def check_prior(prior: Distribution) -> None:
+    """Raise a ValueError if a prior's density can't be part of a mixture.
+
+    The energy's base would then be a Gaussian in place of the mixture.
+    """
+    with seeded(torch.device("cpu"), 0), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theta = prior.sample(torch.Size((100,)))
+        support = support_of(prior, theta)
+        base = base_density(prior, support.inside(theta), support)
+    if type(base) is not type(prior):
+        raise ValueError(
+            "Expected a `prior` whose log density is differentiable by torch and finite "
+            f"in its whole `support`, for rounds with a `proposal`, got "
+            f"{type(prior).__name__}."
+        )
 
 
 def _log_densities(proposal: Any, theta: Tensor) -> Tensor:
@@ -155,6 +195,22 @@ def _log_densities(proposal: Any, theta: Tensor) -> Tensor:
             f"not finite at {bad} of {len(theta)}. Pass what they were drawn from."
         )
     return log_prob
+
+
+def _check_origin(log_prob: Tensor, of_samples: Tensor) -> None:
+    """Raise a ValueError if parameters have not the log densities of samples.
+
+    Args:
+        log_prob: The proposal's log densities of the parameters, shape `(N,)`.
+        of_samples: Those of its own samples, shape `(M,)`.
+    """
+    test = ks_2samp(log_prob.cpu().numpy(), of_samples.cpu().numpy(), method="asymp")
+    if len(log_prob) >= FEWEST_TO_CHECK and test.pvalue < FALSE_ALARMS:
+        raise ValueError(
+            "Expected `theta` that were drawn from `proposal`, but they come from "
+            f"elsewhere: their log densities are not those of its samples (p = "
+            f"{test.pvalue:.1g})."
+        )
 
 
 def _check_ratios(log_ratios: Tensor) -> None:

@@ -19,6 +19,9 @@ import numpy as np
 
 from sbi_jeffreys.rounds.simulator import Batch
 
+CHANGEABLE = ("x_o", "shape of x_o", "training")
+"""Arguments that may change as long as nothing was trained."""
+
 
 class Archive:
     """Keeps the simulations of a run in a folder, or in memory if there is none."""
@@ -43,12 +46,18 @@ class Archive:
         path.mkdir(parents=True, exist_ok=True)
         file = path / "arguments.json"
         if not file.exists():
-            if any(path.iterdir()):
+            names = [other.name for other in path.iterdir()]
+            if any(not (n.startswith(".") or n.endswith(".part")) for n in names):
                 raise ValueError(
                     f"Expected `path` to be a new folder, or that of a run, but {path} "
                     "has other files."
                 )
             _write(file, json.dumps(arguments, indent=1).encode())
+        if not any(path.glob("round_*/record.json")):
+            # The first round is from the prior, whatever these are.
+            kept = json.loads(file.read_text())
+            kept |= {name: arguments[name] for name in CHANGEABLE if name in arguments}
+            _write(file, json.dumps(kept, indent=1).encode())
         earlier = json.loads(file.read_text())
         now = json.loads(json.dumps(arguments))
         for name in sorted(earlier.keys() | now.keys()):

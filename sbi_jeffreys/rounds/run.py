@@ -5,6 +5,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,18 @@ from torch.distributions import Distribution
 from tqdm.auto import tqdm
 
 from sbi_jeffreys.proposals.fitted import FittedProposal
+from sbi_jeffreys.proposals.source import check_prior
 from sbi_jeffreys.rounds.archive import Archive
 from sbi_jeffreys.rounds.record import Round, Rounds
-from sbi_jeffreys.rounds.simulator import SafeSimulator, Simulator, Status
+from sbi_jeffreys.rounds.simulator import Batch, SafeSimulator, Simulator, Status
 from sbi_jeffreys.sampling.psis import MAX_PARETO_K
-from sbi_jeffreys.sampling.random_state import random_state
+from sbi_jeffreys.sampling.random_state import random_state, seeded
 
 DEFAULT_ROUNDS, FEWEST_IN_ROUND = 5, 50
 """Number of rounds, where each has at least this number of simulations."""
+
+FEWEST_VALID = 10
+"""Smallest number of valid simulations to train on."""
 
 WIDENING = 1.3
 """Factor of the posterior's standard deviations in the proposal."""
@@ -92,10 +97,16 @@ def run_rounds(
             run.
         RuntimeError: If no simulation of a round is valid.
     """
-    prior, sizes = _checked(
-        trainer, x_o, num_simulations, num_rounds, batch_size, timeout
-    )
-    observed = torch.as_tensor(np.asarray(x_o), dtype=torch.float32)
+    arguments = dict(training or {})
+    observed = torch.as_tensor(x_o, dtype=torch.float32).detach().cpu()
+    numbers = {
+        "num_simulations": (num_simulations, 20),
+        "num_rounds": (num_rounds, 1),
+        "batch_size": (batch_size, 1),
+        "seed": (seed, 0),
+    }
+    prior = _checked(trainer, observed, numbers, num_workers, timeout, arguments)
+    sizes = _sizes(num_simulations, num_rounds)
     archive = Archive(
         path,
         {
@@ -104,13 +115,16 @@ def run_rounds(
             "round sizes": sizes,
             "batch_size": batch_size,
             "seed": seed,
-            "training": repr(dict(training or {})),
+            "prior": _fingerprint(prior),
+            "training": repr(
+                {n: getattr(v, "__qualname__", v) for n, v in sorted(arguments.items())}
+            ),
         },
     )
     safe = SafeSimulator(
         simulator, is_batched, takes_numpy, batch_size, num_workers, timeout
     )
-    run = _Run(trainer, prior, safe, observed, archive, seed, dict(training or {}))
+    run = _Run(trainer, prior, safe, observed, archive, seed, arguments)
     with tqdm(
         total=sum(sizes), unit=" simulations", disable=not show_progress_bars
     ) as bar:
@@ -185,23 +199,27 @@ class _Run:
         bar.update(sum(len(batch.theta) for batch in done.values()))
         for batch in self.simulator.batches(theta, self.seed, number, set(done)):
             self.archive.add_batch(number, batch)
+            if number == 0 and batch.x.size and len(done) == 1:
+                _shaped(self.x_o, batch.x.shape[1:])
             bar.update(len(batch.theta))
-        batches = [done[which] for which in sorted(done)]
+        sized = [batch.x.shape[1:] for batch in done.values() if batch.x.size]
+        shape = sized[0] if sized else (0,)
+        if number == 0 and sized:
+            self.x_o = _shaped(self.x_o, shape)
+        elif sized:
+            shape = self.x_o.shape[1:]
+        batches = [_of_shape(done[which], shape) for which in sorted(done)]
         for batch in batches:
             self.by_status.update(Status(s).name for s in batch.status)
-        valid = [batch for batch in batches if batch.x.size]
-        if not any((batch.status == Status.VALID).any() for batch in batches):
-            error = next((b.error for b in batches if b.error), "all x are NaN")
+        valid = sum(int((batch.status == Status.VALID).sum()) for batch in batches)
+        if valid == 0 or self.by_status[Status.VALID.name] < FEWEST_VALID:
+            error = next((b.error for b in batches if b.error), "x is not finite")
             raise RuntimeError(
-                f"No simulation of round {number + 1} is valid. The first error: {error}."
+                f"Too few simulations of round {number + 1} are valid, {valid} of "
+                f"{len(theta)}. The first error: {error}."
             )
-        shape = valid[0].x.shape[1:]
-        if number == 0:
-            self.x_o = _shaped(self.x_o, shape)
         all_theta = torch.from_numpy(np.concatenate([b.theta for b in batches]))
-        all_x = torch.from_numpy(
-            np.concatenate([_of_shape(batch.x, shape) for batch in batches])
-        )
+        all_x = torch.from_numpy(np.concatenate([batch.x for batch in batches]))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "(?s).*NaN")  # they are reported
             self.trainer.append_simulations(all_theta, all_x, proposal)
@@ -255,37 +273,57 @@ class _Run:
 
 def _checked(
     trainer: Any,
-    x_o: Any,
-    num_simulations: int,
-    num_rounds: int | None,
-    batch_size: int,
+    x_o: Tensor,
+    numbers: Mapping[str, tuple[Any, int]],
+    num_workers: int,
     timeout: float | None,
-) -> tuple[Distribution, list[int]]:
-    """Return the prior and the sizes of the rounds, or raise a ValueError."""
+    training: Mapping[str, Any],
+) -> Distribution:
+    """Return the prior, or raise a ValueError that names an argument."""
     if trainer.has_simulations:
         raise ValueError("Expected a new `trainer`, got one that has simulations.")
     prior = trainer.proper_prior
     if prior is None:
         raise ValueError("Expected a `trainer` with a prior, got one without.")
-    if not np.isfinite(np.asarray(x_o, dtype=np.float64)).all():
+    check_prior(prior)
+    if not bool(x_o.isfinite().all()):
         raise ValueError("Expected a finite `x_o`, but it has NaN or infinite entries.")
-    for name, value, least in (
-        ("num_simulations", num_simulations, 20),
-        ("num_rounds", num_rounds, 1),
-        ("batch_size", batch_size, 1),
-    ):
-        if value is not None and value < least:
-            raise ValueError(f"Expected `{name}` to be at least {least}, got {value}.")
+    for name, (value, least) in numbers.items():
+        if value is not None and not (
+            isinstance(value, int | np.integer) and value >= least
+        ):
+            raise ValueError(
+                f"Expected `{name}` to be a whole number, at least {least}, got {value}."
+            )
+    if num_workers == 0:
+        raise ValueError("Expected `num_workers` to be positive, or -1, got 0.")
     if timeout is not None and not timeout > 0:
         raise ValueError(f"Expected `timeout` to be positive, got {timeout}.")
+    try:
+        signature(trainer.train).bind(**training)
+    except TypeError as error:
+        raise ValueError(
+            f"Expected `training` to have arguments of `train`: {error}."
+        ) from error
+    return prior
+
+
+def _sizes(num_simulations: int, num_rounds: int | None) -> list[int]:
+    """Return the sizes of the rounds, which differ by one at most."""
     num = num_rounds or min(DEFAULT_ROUNDS, max(1, num_simulations // FEWEST_IN_ROUND))
     if num > num_simulations // 20:
         raise ValueError(
             "Expected `num_rounds` that leave at least 20 simulations for each, got "
             f"{num} rounds of {num_simulations} simulations."
         )
-    sizes = [len(part) for part in np.array_split(np.empty(num_simulations), num)]
-    return prior, sizes
+    return [len(part) for part in np.array_split(np.empty(num_simulations), num)]
+
+
+def _fingerprint(prior: Distribution) -> str:
+    """Return what is different for another prior."""
+    with seeded(torch.device("cpu"), 0):
+        drawn = prior.sample(torch.Size((100,))).cpu().numpy()
+    return hashlib.sha256(drawn.tobytes()).hexdigest()
 
 
 def _shaped(x_o: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -298,8 +336,11 @@ def _shaped(x_o: Tensor, shape: tuple[int, ...]) -> Tensor:
     )
 
 
-def _of_shape(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Return x, or NaN where a whole batch has none, shape `(n, *shape)`."""
-    if x.shape[1:] == shape:
-        return x
-    return np.full((len(x), *shape), np.nan, dtype=np.float32)
+def _of_shape(batch: Batch, shape: tuple[int, ...]) -> Batch:
+    """Return a batch whose x has this shape; if it has not, all of it is NaN."""
+    if batch.x.shape[1:] == shape:
+        return batch
+    x = np.full((len(batch.x), *shape), np.nan, dtype=np.float32)
+    wrong = np.where(batch.status == Status.VALID, Status.RAISED, batch.status)
+    error = batch.error or f"x of shape {batch.x.shape[1:]}, where others have {shape}"
+    return batch._replace(x=x, status=wrong, error=error)

@@ -17,6 +17,9 @@ from numpy.typing import ArrayLike
 
 from sbi_jeffreys.sampling.random_state import random_state
 
+SIMULATIONS = 1 << 62
+"""Added to the streams of simulations, which are then not those of the rest of a run."""
+
 Simulator = Callable[[Any], ArrayLike]
 """Maps parameters to x: a tensor or an array, `(batch, D)` to `(batch, ...)`, or, one at
 a time, `(D,)` to `(...)`."""
@@ -105,14 +108,14 @@ class SafeSimulator:
             seeds: Seed of the run, and number of the round.
         """
         calls = _Calls(self.simulator, self.timeout)
-        stream = (seeds[1] << 20) + number
+        stream = SIMULATIONS + (seeds[1] << 20) + number
         rows: list[np.ndarray | None] = [None] * len(theta)
         status = np.full(len(theta), Status.VALID, dtype=np.int8)
         error, together = "", None
         if self.is_batched:
             together, what, error = calls(self._input(theta), seeds[0], stream)
-            if together is not None and len(together) != len(theta):
-                error = f"x of shape {together.shape} for {len(theta)} parameters"
+            if together is not None and together.shape[:1] != (len(theta),):
+                what, error = Status.RAISED, _wrong_shape(together, len(theta))
                 together = None
             if together is None and len(theta) == 1:
                 status[:] = what
@@ -122,6 +125,9 @@ class SafeSimulator:
             for i, row in enumerate(theta):
                 given = row[None] if self.is_batched else row
                 result, what, message = calls(self._input(given), seeds[0], stream, i)
+                if self.is_batched and result is not None and result.shape[:1] != (1,):
+                    what, message = Status.RAISED, _wrong_shape(result, 1)
+                    result = None
                 error = error or message
                 status[i] = what
                 if result is not None:
@@ -184,8 +190,16 @@ def _unpickled(simulator: Simulator) -> None:
     """Do nothing, so that imports do not count as the time of a simulation."""
 
 
+def _wrong_shape(x: np.ndarray, num: int) -> str:
+    return f"x of shape {x.shape} for {num} parameters"
+
+
 def _stacked(rows: list[np.ndarray | None]) -> np.ndarray:
-    """Return rows `(n, ...)`, with NaN in place of those that are None."""
+    """Return rows `(n, ...)`, with NaN in place of those that are None or differ.
+
+    Numbers become rows of one entry.
+    """
+    rows = [None if row is None else np.atleast_1d(row) for row in rows]
     shape = next((row.shape for row in rows if row is not None), (0,))
     x = np.full((len(rows), *shape), np.nan, dtype=np.float32)
     for i, row in enumerate(rows):

@@ -131,8 +131,27 @@ def test_the_mixture_counts_each_density_once():
     sources = [(Source(), 100), (Source(NEAR), 50), (Source(NEAR), 50), (Source(), 200)]
     mixture = mixture_of(sources, PRIOR)
     assert isinstance(mixture, ProposalMixture)
-    assert mixture.parts == [PRIOR, NEAR]
-    assert mixture.shares.tolist() == [0.75, 0.25]
+    assert mixture.parts == [NEAR, PRIOR]
+    assert mixture.shares.tolist() == [0.25, 0.75]
+
+
+def test_the_density_of_the_last_round_comes_last():
+    other = MultivariateNormal(torch.zeros(2), torch.eye(2))
+    sources = [
+        (Source(), 10),
+        (Source(NEAR), 10),
+        (Source(other), 10),
+        (Source(NEAR), 10),
+    ]
+    mixture = mixture_of(sources, PRIOR)
+    assert mixture.latest is NEAR
+    assert mixture.shares.tolist() == [0.25, 0.25, 0.5]
+
+
+def test_few_parameters_of_a_distribution_are_taken():
+    for seed in range(20):
+        torch.manual_seed(seed)
+        assert describe(NEAR, PRIOR, NEAR.sample((3,))).density is NEAR
 
 
 def test_the_prior_alone_or_truncated_is_no_mixture(theta):

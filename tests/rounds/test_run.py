@@ -1,7 +1,7 @@
 """A run of rounds: its record, its folder, and how it goes on after a kill."""
 
-import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sbi.utils import BoxUniform, process_prior
+from torch import nn
 
 from sbi_jeffreys import plots, run_rounds
 from sbi_jeffreys.rounds import run as run_module
@@ -18,6 +20,7 @@ from tests.conftest import fit_in_few_steps
 from tests.small_trainings import BOX, make_trainer, new_trainer, simulate
 
 X_O = torch.tensor([0.4, -0.4])
+WIDER = BoxUniform(-4 * torch.ones(2), 4 * torch.ones(2))
 QUICK = {"max_num_epochs": 2, "training_batch_size": 50}
 pytestmark = pytest.mark.filterwarnings("ignore:Training stopped at")
 
@@ -99,6 +102,17 @@ def test_a_folder_has_everything_and_a_run_goes_on_from_it(tmp_path, result):
     assert again.rounds[-1].mean == result.rounds[-1].mean
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A finished run on disk."""
+    path = tmp_path_factory.mktemp("rounds") / "run"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        fit_in_few_steps(monkeypatch)
+        with pytest.warns(UserWarning, match="max_num_epochs"):
+            rounds(path=path)
+    return path
+
+
 @pytest.mark.parametrize(
     ("changed", "name"),
     [
@@ -106,26 +120,21 @@ def test_a_folder_has_everything_and_a_run_goes_on_from_it(tmp_path, result):
         ({"num": 120}, "round sizes"),
         ({"x_o": X_O + 1}, "x_o"),
         ({"training": {"max_num_epochs": 3}}, "training"),
+        ({"trainer": new_trainer(WIDER)}, "prior"),
     ],
 )
-def test_a_folder_of_another_run_is_refused(changed, name, tmp_path):
-    (tmp_path / "arguments.json").write_text(
-        json.dumps(
-            {
-                "x_o": "4d0c8b1a",
-                "shape of x_o": [2],
-                "round sizes": [30, 30, 30],
-                "batch_size": 10,
-                "seed": 0,
-                "training": repr(QUICK),
-            }
-        )
-    )
-    arguments = json.loads((tmp_path / "arguments.json").read_text())
-    digest = run_module.hashlib.sha256(X_O.numpy().tobytes()).hexdigest()
-    (tmp_path / "arguments.json").write_text(json.dumps(arguments | {"x_o": digest}))
+def test_a_folder_of_another_run_is_refused(changed, name, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "run")
     with pytest.raises(ValueError, match=f"`{name}` is"):
-        rounds(path=tmp_path, **changed)
+        rounds(path=tmp_path / "run", **changed)
+
+
+def test_a_mistake_before_any_training_can_be_corrected(tmp_path):
+    """A wrong x_o is noticed after the first batch, which stays."""
+    with pytest.raises(ValueError, match="`x_o` of the shape of a simulation"):
+        rounds(path=tmp_path, x_o=torch.zeros(3))
+    assert len(list(tmp_path.glob("round_00/batch_*.npz"))) == 1
+    assert len(simulations(rounds(path=tmp_path))[0]) == 90
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path):
@@ -155,7 +164,7 @@ def test_a_round_without_a_valid_simulation_is_an_error(tmp_path):
     def broken(theta):
         raise OSError("no licence")
 
-    with pytest.raises(RuntimeError, match=r"round 1 is valid.*no licence"):
+    with pytest.raises(RuntimeError, match=r"Too few .* round 1 are valid.*no licence"):
         rounds(simulator=broken, path=tmp_path / "run")
     assert len(list(tmp_path.glob("run/round_00/batch_*.npz"))) == 3
 
@@ -180,11 +189,15 @@ def test_several_observations_of_the_same_parameters():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num": 5}, "`num_simulations` to be at least 20, got 5"),
-        ({"num_rounds": 0}, "`num_rounds` to be at least 1, got 0"),
+        ({"num": 5}, "`num_simulations` to be a whole number, at least 20, got 5"),
+        ({"num_rounds": 0}, "`num_rounds` to be a whole number, at least 1, got 0"),
         ({"num_rounds": 9}, "at least 20 simulations"),
         ({"batch_size": 0}, "`batch_size`"),
         ({"timeout": 0.0}, "`timeout` to be positive"),
+        ({"seed": -1}, "`seed` to be a whole number, at least 0, got -1"),
+        ({"num": 100.0}, "`num_simulations` to be a whole number"),
+        ({"num_workers": 0}, "`num_workers` to be positive"),
+        ({"training": {"max_epochs": 3}}, "`training` to have arguments of `train`"),
         ({"x_o": torch.tensor([torch.nan, 0.0])}, "finite `x_o`"),
         ({"x_o": torch.zeros(3)}, r"`x_o` of the shape of a simulation, \(2,\)"),
     ],
@@ -199,6 +212,56 @@ def test_a_trainer_with_simulations_or_without_a_prior_is_refused():
         rounds(make_trainer())
     with pytest.raises(ValueError, match="with a prior"):
         rounds(new_trainer(None))
+
+
+def test_a_prior_without_a_density_that_can_be_mixed_is_refused():
+    class Uniform:
+        def sample(self, shape):
+            return 2 * np.random.rand(*shape, 2) - 1  # noqa: NPY002
+
+        def log_prob(self, theta):
+            return np.where((np.abs(theta) < 1).all(-1), -np.log(4.0), -np.inf)
+
+    prior, _, _ = process_prior(Uniform())
+    with pytest.raises(ValueError, match="Expected a `prior` whose log density"):
+        rounds(new_trainer(prior))
+
+
+def test_the_noise_of_simulations_is_not_that_of_parameters():
+    """Correlations of 90 pairs are below 0.4 with a probability above 0.999."""
+    noise = {}
+
+    def uniform_noise(theta):
+        x = torch.rand_like(theta)
+        noise.update(zip(map(tuple, theta.tolist()), x.tolist(), strict=True))
+        return theta + x
+
+    result = rounds(simulator=uniform_noise)
+    theta = simulations(result)[0]
+    errors = torch.tensor([noise[tuple(row)] for row in theta.tolist()])
+    for part in (theta[:30], theta):
+        pairs = torch.cat([part, errors[: len(part)]], 1)
+        assert torch.corrcoef(pairs.T)[:2, 2:].abs().max() < 0.6
+    assert len(errors.flatten().unique()) == errors.numel()
+
+
+def test_an_embedding_that_learns():
+    trainer = new_trainer(density_estimator="maf", embedding_net=nn.Linear(2, 3))
+    result = rounds(trainer, num_rounds=2, num=60)
+    assert len(result.rounds) == 2
+
+
+def test_a_batch_of_another_shape_is_counted_as_failed():
+    calls = []
+
+    def growing(theta):
+        calls.append(len(theta))
+        x = simulate(theta)
+        return torch.cat([x, x], 1) if len(calls) == 2 else x
+
+    result = rounds(simulator=growing)
+    assert result.num_by_status["RAISED"] == 10
+    assert len(simulations(result)[0]) == 80
 
 
 SCRIPT = """

@@ -99,9 +99,25 @@ def test_nan_is_told_from_errors():
     assert joined(run(at_four), "status").tolist() == [0, 0, Status.NOT_FINITE, 0, 0, 0]
 
 
-def test_a_wrong_number_of_rows_is_an_error():
-    batches = run(lambda theta: theta[:1])
-    assert (joined(batches, "status")[::2] == 0).all()
+@pytest.mark.parametrize(
+    "simulator",
+    [
+        lambda theta: theta[:-1],
+        lambda theta: torch.cat([theta, theta]),
+        lambda theta: torch.tensor(1.0),
+    ],
+)
+def test_a_wrong_number_of_rows_is_an_error(simulator):
+    batches = run(simulator)
+    assert (joined(batches, "status") == Status.RAISED).all()
+    assert "x of shape" in batches[0].error
+
+
+def test_numbers_are_rows_of_one_entry():
+    x = joined(run(lambda theta: theta.sum(-1)), "x")
+    assert np.array_equal(x, THETA.sum(-1, keepdims=True))
+    alone = joined(run(lambda theta: float(theta.sum()), is_batched=False), "x")
+    assert np.array_equal(alone, x)
 
 
 def test_where_all_fail_x_is_empty():
