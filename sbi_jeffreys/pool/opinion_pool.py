@@ -32,6 +32,11 @@ NUM_TRAINING_DRAWS, NUM_HELD_OUT_DRAWS = 16, 256
 """Draws of the flow for each x that models are fitted to, and for each held-out x."""
 
 
+LEAST_EMULATED = 0.75
+"""Weight of the models that can be drawn from, from which pairs of the pooled energy are
+emulated. With less, the weights of emulated pairs are too noisy."""
+
+
 class Pool(nn.Module):
     """The weighted average of log-ratio networks and models of the simulator."""
 
@@ -163,9 +168,9 @@ class PoolFit:
 
     @property
     def is_emulated(self) -> bool:
-        """Whether models that can be drawn from have at least half of the pool."""
+        """Whether models that can be drawn from have most of the pool."""
         names = [name for name, m in self.models.items() if isinstance(m, Emulator)]
-        return sum(self.weights[name] for name in names) >= 0.5
+        return sum(self.weights[name] for name in names) >= LEAST_EMULATED
 
     @property
     def share_of_networks(self) -> float:

@@ -388,7 +388,7 @@ def test_what_the_flow_follows(forward, guides, monkeypatch):
 
 @pytest.mark.parametrize(
     ("linear", "emulated", "expected"),
-    [(0.0, 1.0, True), (0.5, 0.5, True), (0.6, 0.4, False), (0.1, 0.4, False)],
+    [(0.0, 1.0, True), (0.2, 0.8, True), (0.4, 0.6, False), (0.1, 0.4, False)],
 )
 def test_a_pool_is_emulated_if_the_emulator_has_half_of_it(linear, emulated, expected):
     pool = object.__new__(PoolFit)
