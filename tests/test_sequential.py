@@ -165,7 +165,7 @@ def test_invalid_simulations_count_in_the_mixture_and_are_left_out():
 @pytest.mark.filterwarnings("ignore:Pareto k is above")
 def test_a_conjugate_posterior_is_exact_after_rounds_of_three_proposals():
     """Prior N(0, 4), x = θ + N(0, 0.25), x_o = 1.5. Rounds from the prior, a Gaussian, a
-    uniform and the corrected posterior. With networks this small, three seeds were off by
+    uniform and the corrected posterior. With networks this small, six seeds were off by
     up to 0.07 standard deviations in the mean and 19 % in the standard deviation."""
     prior = MultivariateNormal(torch.zeros(1), 4 * torch.eye(1))
     x_o = torch.tensor([[1.5]])
