@@ -160,7 +160,13 @@ class Stages:
         emulator = pool.emulator if self._emulates else None
         if emulator is not None:
             pairs = self._emulated(emulator, pool, pair.energy, is_weighted=False)
-            self._follow(pair.energy, pairs, True, EPOCHS_TO_LEARN)
+            self._follow(
+                pair.energy,
+                pairs,
+                forward=True,
+                are_embedded=True,
+                num_epochs=EPOCHS_TO_LEARN,
+            )
         with self._shown("JNPE weighs its pool (2/3)"):
             pool.fit(pair)
         goes_on = pool.lag < MAX_LAG
@@ -183,7 +189,13 @@ class Stages:
             guides: Batches = self.batches
             if emulator is not None:
                 guides = self._emulated(emulator, pool, energy, is_weighted=forward)
-            self._follow(energy, guides, forward, EPOCHS_TO_FOLLOW)
+            self._follow(
+                energy,
+                guides,
+                forward=forward,
+                are_embedded=emulator is not None,
+                num_epochs=EPOCHS_TO_FOLLOW,
+            )
         return Pooled(energy, pool.weights, has_converged, emulated)
 
     def return_to_prior(
@@ -223,24 +235,21 @@ class Stages:
                 return model.simulate(z, features)
 
         nearby = NearbyBatches(draw, observed, theta[:1].to(device), batch_size)
-        growth = self._effort * sqrt(sum(map(len, self.rows)) / 1000)
-        guide = Guide(
+        self._follow(
             energy,
             nearby,
             forward=False,
             are_embedded=emulated is not None,
-            num_epochs=max(1, round(growth * EPOCHS_TO_FOLLOW)),
+            num_epochs=EPOCHS_TO_FOLLOW,
             keeps_last=True,
         )
-        norm = self.config.clip_max_norm
-        self.training.follow(guide, self.held_out, norm, self.show_progress)
 
     @property
     def _focus(self) -> Focus | None:
         """The last proposal, on which the pool concentrates, with weights; or None."""
         if self.mixture is None:
             return None
-        theta, _ = self.simulations.tensors()
+        theta = torch.cat(self.simulations.theta)
         latest = self.mixture.latest
         weights = (latest.log_prob(theta) - self.mixture.log_prob(theta)).exp()
         own = self.simulations.row_weights
@@ -292,19 +301,17 @@ class Stages:
     def _follow(
         self,
         energy: ConditionalEnergy,
-        pairs: Batches,
+        batches: Batches,
+        *,
         forward: bool,
+        are_embedded: bool,
         num_epochs: int,
+        keeps_last: bool = False,
     ) -> None:
         """Let the flow follow an energy; `num_epochs` is that with 1,000 simulations."""
         growth = self._effort * sqrt(sum(map(len, self.rows)) / 1000)
-        guide = Guide(
-            energy,
-            pairs,
-            forward,
-            isinstance(pairs, EmulatedBatches),
-            max(1, round(growth * num_epochs)),
-        )
+        num = max(1, round(growth * num_epochs))
+        guide = Guide(energy, batches, forward, are_embedded, num, keeps_last)
         norm = self.config.clip_max_norm
         self.training.follow(guide, self.held_out, norm, self.show_progress)
 

@@ -1,5 +1,6 @@
 """Pairs of parameters and features of x, drawn from a model of the simulator."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -45,8 +46,28 @@ class Emulator(Protocol):
         ...
 
 
+class FreshBatches(ABC):
+    """Batches of which there is no end. None of them is held out."""
+
+    def __len__(self) -> int:
+        return NUM_BATCHES
+
+    def shuffled(self, seed: int) -> Iterator[Batch]:
+        """Yield batches by torch's global generator; `seed` has no effect."""
+        for _ in range(NUM_BATCHES):
+            yield self.draw()
+
+    def ordered(self) -> Iterator[Batch]:
+        """Yield nothing."""
+        return iter(())
+
+    @abstractmethod
+    def draw(self) -> Batch:
+        """Return a new batch."""
+
+
 @dataclass(frozen=True)
-class EmulatedBatches:
+class EmulatedBatches(FreshBatches):
     r"""Fresh pairs in each batch, with weights $e^{r - r_{model}}$ and a mean of one.
 
     Weighted pairs are those of the posterior that r belongs to, whatever the model says.
@@ -67,20 +88,9 @@ class EmulatedBatches:
     is_weighted: bool
     batch_size: int
 
-    def __len__(self) -> int:
-        return NUM_BATCHES
-
-    def shuffled(self, seed: int) -> Iterator[Batch]:
-        """Yield batches by torch's global generator; `seed` has no effect."""
-        for _ in range(NUM_BATCHES):
-            yield self._draw()
-
-    def ordered(self) -> Iterator[Batch]:
-        """Yield nothing: emulated pairs are not held out."""
-        return iter(())
-
     @torch.no_grad()
-    def _draw(self) -> Batch:
+    def draw(self) -> Batch:
+        """Return a new batch."""
         theta = self.prior.sample(torch.Size((self.batch_size,)))
         theta = theta.to(self.energy.loc)
         z = self.energy.standardize(self.energy.support.inside(theta))
@@ -95,37 +105,30 @@ class EmulatedBatches:
 
 
 @dataclass(frozen=True)
-class NearbyBatches:
+class NearbyBatches(FreshBatches):
     """Features of x near an observation, of which half are those of the observation.
 
     The others are emulated from a proposal, or taken from simulations.
 
     Attributes:
-        draw: Maps a number to features of that many x near the observation.
+        draw_features: Maps a number to features of that many x near the observation.
         observed: Features of the observations, shape `(n, features)`; None if unknown.
         theta: Parameters that stand in the batches, which nothing uses, `(1, D)`.
         batch_size: x in a batch.
     """
 
-    draw: Callable[[int], Tensor]
+    draw_features: Callable[[int], Tensor]
     observed: Tensor | None
     theta: Tensor
     batch_size: int
 
-    def __len__(self) -> int:
-        return NUM_BATCHES
-
-    def shuffled(self, seed: int) -> Iterator[Batch]:
-        """Yield batches by torch's global generator; `seed` has no effect."""
-        for _ in range(NUM_BATCHES):
-            half = 0 if self.observed is None else self.batch_size // 2
-            features = self.draw(self.batch_size - half)
-            if self.observed is not None:
-                rows = torch.arange(half, device=features.device) % len(self.observed)
-                features = torch.cat([self.observed[rows], features])
-            theta = self.theta.expand(len(features), -1)
-            yield Batch(theta, features, features.new_ones(len(features)))
-
-    def ordered(self) -> Iterator[Batch]:
-        """Yield nothing: these are not held out."""
-        return iter(())
+    @torch.no_grad()
+    def draw(self) -> Batch:
+        """Return a new batch."""
+        half = 0 if self.observed is None else self.batch_size // 2
+        features = self.draw_features(self.batch_size - half)
+        if self.observed is not None:
+            rows = torch.arange(half, device=features.device) % len(self.observed)
+            features = torch.cat([self.observed[rows], features])
+        theta = self.theta.expand(len(features), -1)
+        return Batch(theta, features, features.new_ones(len(features)))

@@ -69,6 +69,10 @@ class FittedProposal(Distribution):
             default_x: The observation whose posterior this approximates.
         """
         self.prior, self.unconstrained, self.default_x = prior, unconstrained, default_x
+        self._set(weights, means, scale_trils)
+        super().__init__(event_shape=means.shape[1:], validate_args=False)
+
+    def _set(self, weights: Tensor, means: Tensor, scale_trils: Tensor) -> None:
         self.components = MultivariateNormal(
             means, scale_tril=scale_trils, validate_args=False
         )
@@ -77,7 +81,6 @@ class FittedProposal(Distribution):
             self.components,
             validate_args=False,
         )
-        super().__init__(event_shape=means.shape[1:], validate_args=False)
 
     @classmethod
     def fit(
@@ -120,7 +123,11 @@ class FittedProposal(Distribution):
         )
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Return what `from_arrays` needs, as arrays by name."""
+        """Return what `from_arrays` needs, as arrays by name.
+
+        They are the arguments of the constructor, and `loc` and `scale`, shape `(D,)`,
+        of the map to unconstrained space.
+        """
         tensors = {
             "weights": self.mixture.mixture_distribution.probs,
             "means": self.components.loc,
@@ -163,14 +170,9 @@ class FittedProposal(Distribution):
     def to(self, device: torch.device | str) -> None:
         """Move the prior and the mixture to a device."""
         self.prior = move_distribution_to_device(self.prior, device)
-        self.__init__(  # type: ignore[misc]
-            self.prior,
-            self.unconstrained.to(device),
-            self.mixture.mixture_distribution.probs.to(device),
-            self.components.loc.to(device),
-            self.components.scale_tril.to(device),
-            self.default_x,
-        )
+        self.unconstrained.to(device)
+        weights, parts = self.mixture.mixture_distribution.probs, self.components
+        self._set(weights.to(device), parts.loc.to(device), parts.scale_tril.to(device))
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Return samples, shape `(*sample_shape, D)`, inside of the prior's bounds."""

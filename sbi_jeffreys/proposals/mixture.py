@@ -5,7 +5,7 @@ r"""The density of all simulations so far: a mixture of their proposals.
 The energy has it as its base while it is trained, $\tilde f = \log \tilde p + r$. The
 log-ratio r estimates $\log p(x | \theta)$ up to a function of x, which does not depend on
 where parameters were drawn. So $f = \log p + r$ is the posterior's energy afterwards. The
-prior is among the proposals. It keeps the mixture above $(n_1 / n) p(\theta)$, so
+prior, if it is among the proposals, keeps the mixture above $(n_1 / n) p(\theta)$, so
 that no importance weight against it is large (a defensive mixture, Hesterberg 1995).
 """
 

@@ -12,6 +12,7 @@ The folder has
 import json
 import os
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -114,13 +115,9 @@ class Archive:
     def _save_npz(self, number: int, name: str, arrays: Mapping[str, Any]) -> None:
         if self.path is None:
             return
-        file = self._folder(self.path, number) / name
-        part = file.with_suffix(".part")
-        with part.open("wb") as stream:
-            np.savez(stream, **arrays)
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(file)
+        content = BytesIO()
+        np.savez(content, **arrays)
+        _write(self._folder(self.path, number) / name, content.getvalue())
 
     @staticmethod
     def _folder(path: Path, number: int) -> Path:
@@ -135,6 +132,10 @@ def _read(file: Path) -> dict[str, np.ndarray]:
 
 
 def _write(file: Path, content: bytes) -> None:
+    """Write a file whole, or not at all."""
     part = file.with_suffix(".part")
-    part.write_bytes(content)
+    with part.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
     part.replace(file)

@@ -1,7 +1,7 @@
 """What a run of rounds gave: the posterior, and a record of each round."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,8 +30,8 @@ class Round:
         log_z: Log Z of the energy at the observation, in nats.
         mean: Mean of the posterior, D numbers.
         std: Standard deviation of the posterior, D numbers.
-        simulation_seconds: Time of its simulations.
-        training_seconds: Time of the training after it.
+        simulation_seconds: Time of its simulations, in seconds.
+        training_seconds: Time of the training after it, in seconds.
     """
 
     number: int
@@ -45,10 +45,6 @@ class Round:
     std: Sequence[float]
     simulation_seconds: float
     training_seconds: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the attributes by name."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -73,7 +69,7 @@ class Rounds:
 
     @property
     def table(self) -> pd.DataFrame:
-        """A row for each round."""
+        """A row for each round, with what `Round` has, in nats and seconds."""
         return pd.DataFrame(
             [
                 {

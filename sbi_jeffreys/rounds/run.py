@@ -2,9 +2,9 @@
 
 import hashlib
 import time
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,7 @@ def run_rounds(
         ValueError: If the trainer has simulations or no prior, if an argument is out of
             range, if `x_o` has not the shape of the simulations, or if `path` has another
             run.
-        RuntimeError: If no simulation of a round is valid.
+        RuntimeError: If no simulation of a round is valid, or fewer than ten in all.
     """
     arguments = dict(training or {})
     observed = torch.as_tensor(x_o, dtype=torch.float32).detach().cpu()
@@ -220,9 +220,7 @@ class _Run:
             )
         all_theta = torch.from_numpy(np.concatenate([b.theta for b in batches]))
         all_x = torch.from_numpy(np.concatenate([batch.x for batch in batches]))
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "(?s).*NaN")  # they are reported
-            self.trainer.append_simulations(all_theta, all_x, proposal)
+        self.trainer.append_simulations(all_theta, all_x, proposal)
         self.trainer.hold_out(self.training.get("validation_fraction", 0.1))
 
     def _train(self, number: int, proposal: Any, seconds: float) -> FittedProposal:
@@ -255,7 +253,7 @@ class _Run:
                 training_seconds=time.perf_counter() - started,
             )
         )
-        self.archive.add_record(number, self.rounds[-1].as_dict())
+        self.archive.add_record(number, asdict(self.rounds[-1]))
         return fitted
 
     def _posterior(self) -> Any:

@@ -46,7 +46,7 @@ def test_two_processes_give_the_result_of_one(results, monkeypatch):
     monkeypatch.setattr(torch, "randn_like", torch.randn_like)
     steps = several_processes.folds.MAX_STEPS
     monkeypatch.setattr(several_processes.folds, "MAX_STEPS", steps)
-    monkeypatch.setattr(EmulatedBatches, "_draw", EmulatedBatches._draw)
+    monkeypatch.setattr(EmulatedBatches, "draw", EmulatedBatches.draw)
     alone = several_processes.result(several_processes.train(rank=0))
     for model in ("flow", "energy"):
         for name, want in alone[model].items():

@@ -430,7 +430,7 @@ def test_simulations_of_a_truncated_prior_are_never_emulated(guides):
     trainer.append_simulations(theta, theta + 0.3 * torch.randn(100, 2), trainer.prior)
     assert trainer._simulations.is_truncated
     with pytest.MonkeyPatch.context() as patch:
-        patch.delattr(EmulatedBatches, "_draw")
+        patch.delattr(EmulatedBatches, "draw")
         quick(trainer)
     assert not any(guide.are_embedded for guide in guides)
 
@@ -451,13 +451,13 @@ def interrupted_at(number, function):
 PHASES = {
     "networks": (JeffreysTraining, "_run_epoch", 2, "interrupted after 1 epochs"),
     "emulator": (SyntheticLikelihood, "fit", 1, "could not be pooled"),
-    "learning": (EmulatedBatches, "_draw", 1, "interrupted after 0 epochs"),
-    "learning more": (EmulatedBatches, "_draw", 30, "interrupted after 1 epochs"),
+    "learning": (EmulatedBatches, "draw", 1, "interrupted after 0 epochs"),
+    "learning more": (EmulatedBatches, "draw", 30, "interrupted after 1 epochs"),
     "models": (LinearModel, "fit", 1, "could not be pooled"),
     "weights": (PoolFit, "choose", 1, "could not be pooled"),
     "later cycle": (JeffreysTraining, "_run_epoch", 5, "interrupted after 4 epochs"),
     "pooled": (PoolFit, "pooled", 1, "could not be pooled"),
-    "following": (EmulatedBatches, "_draw", 45, "interrupted after 0 epochs"),
+    "following": (EmulatedBatches, "draw", 45, "interrupted after 0 epochs"),
 }
 
 

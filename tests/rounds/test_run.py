@@ -228,7 +228,7 @@ def test_a_prior_without_a_density_that_can_be_mixed_is_refused():
 
 
 def test_the_noise_of_simulations_is_not_that_of_parameters():
-    """Correlations of 90 pairs are below 0.4 with a probability above 0.999."""
+    """Correlations of 30 pairs are below 0.6 with a probability above 0.999."""
     noise = {}
 
     def uniform_noise(theta):
