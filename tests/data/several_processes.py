@@ -24,7 +24,7 @@ def same_noise_for_every_x(like):
     return NOISE.expand(-1, len(like) // NUM_PARTICLES, -1).reshape(like.shape)
 
 
-draw_pairs = EmulatedBatches._draw
+draw_pairs = EmulatedBatches.draw
 
 
 def same_pairs_for_every_process(batches):
@@ -36,7 +36,7 @@ def same_pairs_for_every_process(batches):
 
 def train(rank, batch_size=100, num_simulations=460):
     torch.randn_like = same_noise_for_every_x
-    EmulatedBatches._draw = same_pairs_for_every_process
+    EmulatedBatches.draw = same_pairs_for_every_process
     folds.MAX_STEPS = 20  # with every step, rounding errors grow
     generator = torch.Generator().manual_seed(1)
     theta = 2 * torch.rand(num_simulations, 2, generator=generator) - 1
