@@ -88,8 +88,6 @@ class JNPE(SbiTrainer):
                 called with standardised, unconstrained parameters `(N, D)` and
                 simulations `(N, ...)`. It returns an nflows or zuko estimator, or one of
                 a type that is registered with `condition_on`.
-            device: Where to train, e.g. "cpu" or "cuda".
-            tracker: Receives the entries of `summary`. By default a TensorBoard tracker.
             embedding_net: Embeds standardised x for both models, unless
                 `density_estimator` is a builder. By default "nsf" takes the logarithm of
                 positive, skewed entries of x and scales down entries that show no
@@ -208,8 +206,6 @@ class JNPE(SbiTrainer):
     def get_simulations(self, starting_round: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """Return parameters `(N, D)`, simulations `(N, ...)` and masks `(N, 1)`.
 
-        They are copies only if simulations were appended more than once.
-
         Args:
             starting_round: The first round of which simulations are returned, from 0.
         """
@@ -222,7 +218,11 @@ class JNPE(SbiTrainer):
         return len(self._simulations) > 0
 
     def hold_out(self, validation_fraction: float = 0.1) -> None:
-        """Choose now what the next `train` holds out: a fraction of new simulations."""
+        """Choose now, and not later, what the next `train` holds out.
+
+        Args:
+            validation_fraction: Fraction of the simulations, in a round of the new ones.
+        """
         self._fit.hold_out(validation_fraction)
 
     def train(

@@ -5,6 +5,7 @@ its status says why, and its parameters are kept.
 """
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -162,13 +163,12 @@ class _Calls:
                 self.executor = ProcessPoolExecutor(1)
                 self.executor.submit(_unpickled, self.simulator).result()
             job = self.executor.submit(_seeded_call, self.simulator, theta, seed, stream)
-            return job.result(self.timeout), Status.VALID, ""
-        except TimeoutError:
-            self.close()
-            return None, Status.TIMED_OUT, f"no result after {self.timeout} s"
+            if wait([job], self.timeout).not_done:
+                self.close()
+                return None, Status.TIMED_OUT, f"no result after {self.timeout} s"
+            return job.result(), Status.VALID, ""
         except Exception as error:  # whatever a simulator raises
-            if self.executor is not None and self.timeout is not None:
-                self.close()  # the process may be gone
+            self.close()  # the process may be gone
             return None, Status.RAISED, repr(error)
 
     def close(self) -> None:

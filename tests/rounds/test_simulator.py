@@ -92,6 +92,16 @@ def test_what_hangs_is_stopped():
     assert np.array_equal(joined(batches, "x")[3:], 2 * THETA[3:])
 
 
+@pytest.mark.parametrize("timeout", [None, 30.0])
+def test_a_time_limit_of_the_simulator_itself_is_an_error(timeout):
+    def gives_up(theta):
+        raise TimeoutError("no answer from the licence server")
+
+    (batch,) = run(gives_up, THETA[:1], timeout=timeout)
+    assert batch.status.tolist() == [Status.RAISED]
+    assert "licence server" in batch.error
+
+
 def test_nan_is_told_from_errors():
     def at_four(theta):
         return torch.where(theta == 4, torch.nan, theta)
