@@ -7,7 +7,6 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
-import pandas as pd
 import torch
 
 from benchmarks import rows
@@ -289,7 +288,7 @@ def measure_rounds(arguments: argparse.Namespace) -> None:
     )
     path, jobs = arguments.output / "rounds.csv", arguments.jobs
     rows.finish(runs.measure, keys, path, jobs, runs.Row._fields)
-    finished = pd.read_csv(path)
+    finished = rows.read(path)
     text, figure = rounds_page.report(finished), rounds_page.figure(finished)
     print(write_with_figure(arguments.output, "rounds", text, figure))
 

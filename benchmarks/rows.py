@@ -37,7 +37,7 @@ def finish(
     """
     keys = [tuple(key) for key in keys]
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows, columns = _read(path), (*columns, "measured_with")
+    rows, columns = read(path), (*columns, "measured_with")
     if path.exists() and list(rows.columns) != list(columns):
         raise ValueError(
             f"Expected {path} to have the columns {', '.join(columns)}, got "
@@ -51,7 +51,7 @@ def finish(
     for row in tqdm(work, total=len(todo), desc=path.stem, unit=" rows"):
         new = pd.DataFrame([row])
         new.to_csv(path, mode="a", header=not path.exists(), index=False)
-    rows = _read(path)
+    rows = read(path)
     wanted = set(keys)
     return rows[[key in wanted for key in _keys(rows, len(keys[0]))]]
 
@@ -71,8 +71,11 @@ def _compute(compute: Callable[..., NamedTuple], key: tuple[Any, ...]) -> dict[s
     return {**compute(*key)._asdict(), "measured_with": measured_with("cpu")}
 
 
-def _read(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path) if path.exists() else pd.DataFrame()
+def read(path: Path) -> pd.DataFrame:
+    """Return the rows of a file, or none. A commit is text even if all are digits."""
+    if not path.exists():
+        return pd.DataFrame()
+    return pd.read_csv(path, dtype={"commit": str})
 
 
 def _keys(rows: pd.DataFrame, num: int) -> list[tuple[Any, ...]]:
