@@ -4,7 +4,8 @@ Samples are chosen without replacement from more draws of the flow, in proportio
 Pareto-smoothed importance weights. Draws are added until their effective sample size is
 large enough and choosing without replacement displaces little of the weight. Where too
 much is displaced even from the largest number of draws, the draws go by sequential Monte
-Carlo from the flow to the energy.
+Carlo from the flow to the energy. These rules hold also where one sample is wanted: its
+distribution must not depend on how many others come with it.
 """
 
 from dataclasses import dataclass
@@ -34,14 +35,16 @@ MAX_DISPLACED = 0.01
 MAX_DRAWS_PER_SAMPLE = 16.0
 """Largest number of draws per sample."""
 
-MIN_DRAWS = 40
-"""Draws for each observation, however few samples are asked for."""
+MIN_DRAWS, FEWEST_MAX_DRAWS = 150, 2_000
+"""However few samples are wanted: draws for each observation, and the largest number of
+them."""
+
+MIN_EFFECTIVE = 100.0
+"""However few samples are wanted: effective sample size at which no draws are added, and
+that the first step from flow to energy keeps."""
 
 MIN_DRAWS_TO_JUDGE = 1_000
 """Number of draws from which k̂ is reported and samples may be moved."""
-
-MIN_EFFECTIVE = 100.0
-"""Effective sample size that the first step from flow to energy keeps."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class CorrectedSampler:
     @property
     def max_draws(self) -> int:
         """Largest number of draws for each observation."""
-        return max(MIN_DRAWS, ceil(MAX_DRAWS_PER_SAMPLE * self.num))
+        return max(FEWEST_MAX_DRAWS, ceil(MAX_DRAWS_PER_SAMPLE * self.num))
 
     @property
     def first_draws(self) -> int:
@@ -134,8 +137,9 @@ class CorrectedSampler:
             Factors, at most 1 where the draws are enough, and booleans, each `(batch,)`.
         """
         ess = effective_sample_size(log_weights).cpu()
-        crowded = displaced_share(log_weights, self.num).cpu() > MAX_DISPLACED
-        growth = ESS_PER_SAMPLE * self.num / ess
+        fewest = max(self.num, round(MIN_EFFECTIVE))
+        crowded = displaced_share(log_weights, fewest).cpu() > MAX_DISPLACED
+        growth = max(ESS_PER_SAMPLE * self.num, MIN_EFFECTIVE) / ess
         return torch.where(crowded, growth.clamp(min=1.5), growth), crowded
 
     def _choose(self, weights: ImportanceWeights, x: Tensor, crowded: Tensor) -> Tensor:
