@@ -135,11 +135,11 @@ def make_report(num=1, spread=0.5, pareto_k=0.2):
         log_z=log_weights.exp().mean(0).log(),
         log_weights=log_weights,
         verdicts=[verdict] * num,
-        is_trustworthy=torch.full((num,), pareto_k <= 0.7),
+        flow_is_trustworthy=torch.full((num,), pareto_k <= 0.7),
     )
     if num > 1:
         report.pareto_k[-1] = 0.9
-        report.is_trustworthy[-1] = False
+        report.flow_is_trustworthy[-1] = False
         report.verdicts[-1] = "x is unlike the simulations (p = 0.001): trust neither"
     return report
 
@@ -208,7 +208,7 @@ def test_agreement_at_several_observations(tmp_path):
     assert figure.get_suptitle() == (
         "4 × flow and energy agree; 1 × x is unlike the simulations"
     )
-    assert list(lines(ess)) == ["reliable", "not reliable"]
+    assert list(lines(ess)) == ["flow is reliable", "flow is not reliable"]
     assert np.concatenate([*lines(ess).values()]) == pytest.approx(report.ess.numpy())
     assert ess.lines[1].get_color() == RED
     levels = [lines(axis) for axis in (kl, pareto_k)]

@@ -198,8 +198,8 @@ figure
 # %% [markdown]
 # The KL divergence tells how much a round changed the proposal. It falls once the rounds
 # have found the region of the posterior. The effective sample size tells how well the
-# flow and the energy agree at the observation. Where k̂ exceeds 0.7, the samples of that
-# round are not reliable, and the next round repairs that.
+# flow and the energy agree at the observation. Where k̂ exceeds 0.7, the flow of that
+# round misses a part of the energy, and the next round repairs that.
 
 # %%
 figure = plots.plot_rounds(rounds)

@@ -78,7 +78,7 @@ posteriors = {
 #
 # - KL: the divergence between the two, in nats.
 # - ESS: the effective sample size of the weights that turn the flow into the energy.
-# - Pareto k̂: the weights are unreliable if it is above 0.7.
+# - Pareto k̂: the flow misses a part of the energy if it is above 0.7.
 # - p(x): how unusual the observation is among the simulations.
 #
 # Both models replace entries of x that lie far outside the simulations by the most

@@ -13,6 +13,7 @@ shows this.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from sbi_jeffreys.sampling.importance_weights import (
@@ -39,7 +40,10 @@ class AgreementReport:
       least 120 simulations. At most one in a hundred observations that are drawn like
       the simulations is called unlike them.
     - **flow and energy do not agree:** Pareto k̂ > 0.7. The flow misses a part of the
-      energy model. Trust neither the flow nor the corrected posterior.
+      energy model: do not trust the flow. Samples of the corrected posterior then go in
+      steps from the flow to the energy. They are the energy's where two halves of them
+      agree and they moved (`sampling.halves`). Whether the energy is right, `calibrate`
+      tells. Where the halves differ, trust neither posterior.
     - **flow and energy differ:** KL(p ‖ q) > 0.5 nats + 2 SE. Prefer the corrected
       posterior.
     - **flow and energy agree.**
@@ -64,6 +68,8 @@ class AgreementReport:
         x_p_value: How unusual x is among the simulations (see `Novelty`), `(batch,)`.
             None if the simulations are unknown.
         log_weights: :math:`f - \log p` at draws from the flow, `(num_samples, batch)`.
+        steps_are_reliable: Whether samples of the energy that go in steps from the flow
+            are reliable; True where no steps are needed. Booleans, `(batch,)`.
     """
 
     kl_flow_energy: Tensor
@@ -74,6 +80,7 @@ class AgreementReport:
     log_z_se: Tensor
     x_p_value: Tensor | None
     log_weights: Tensor
+    steps_are_reliable: Tensor
 
     @property
     def verdicts(self) -> list[str]:
@@ -81,10 +88,20 @@ class AgreementReport:
         return [self._verdict(i) for i in range(len(self.ess))]
 
     @property
-    def is_trustworthy(self) -> Tensor:
-        """Where k̂ is at most 0.7 and x is like the simulations; booleans, `(batch,)`."""
-        fine = self.pareto_k <= MAX_PARETO_K
-        return fine if self.x_p_value is None else fine & (self.x_p_value >= MIN_P_VALUE)
+    def flow_is_trustworthy(self) -> Tensor:
+        """Where k̂ is at most 0.7 and x is like the simulations, as booleans."""
+        return (self.pareto_k <= MAX_PARETO_K).cpu() & self._x_is_usual
+
+    @property
+    def corrected_is_reliable(self) -> Tensor:
+        """Where samples are the energy's and x is like the simulations, as booleans."""
+        return self.steps_are_reliable & self._x_is_usual
+
+    @property
+    def _x_is_usual(self) -> Tensor:
+        if self.x_p_value is None:
+            return torch.ones_like(self.steps_are_reliable)
+        return (self.x_p_value >= MIN_P_VALUE).cpu()
 
     def _verdict(self, i: int) -> str:
         p = None if self.x_p_value is None else float(self.x_p_value[i])
@@ -95,9 +112,12 @@ class AgreementReport:
         if p is not None and p < MIN_P_VALUE:
             return f"x is unlike the simulations (p = {p:.3f}): trust neither posterior"
         if not k <= MAX_PARETO_K:
+            advice = "calibrate the corrected posterior, and do not trust the flow"
+            if not self.steps_are_reliable[i]:
+                advice = "trust neither posterior"
             return (
                 f"flow and energy do not agree (Pareto k {k:.2f} > {MAX_PARETO_K}): "
-                "trust neither posterior"
+                f"{advice}"
             )
         if kl > MAX_KL_FLOW_ENERGY + 2 * se:
             return (
@@ -123,7 +143,7 @@ class AgreementReport:
 
 
 def report_agreement(log_weights: Tensor, x_p_value: Tensor | None) -> AgreementReport:
-    r"""Judge by importance weights how flow and energy agree.
+    r"""Judge by importance weights how flow and energy agree, without any steps.
 
     Draws outside the prior have no weight, because a posterior rejects them. So p in
     KL(p ‖ q) is the flow restricted to the prior.
@@ -146,4 +166,5 @@ def report_agreement(log_weights: Tensor, x_p_value: Tensor | None) -> Agreement
         log_z_se=weights.log_z_se,
         x_p_value=x_p_value,
         log_weights=log_weights,
+        steps_are_reliable=torch.ones(len(weights.ess), dtype=torch.bool),
     )

@@ -24,7 +24,7 @@ def plot_agreement(report: AgreementReport) -> Figure:
     compares the tail of the weights with Pareto tails of shape k̂ and 0.7.
 
     Several observations give three panels with KL, ESS and k̂ of each observation. Red
-    marks the observations whose verdict is to trust neither posterior.
+    marks the observations where the flow cannot be trusted.
 
     Args:
         report: The result of `posterior.agreement(x)`.
@@ -42,14 +42,14 @@ def plot_agreement(report: AgreementReport) -> Figure:
             report.kl_flow_energy_se,
             report.ess,
             report.pareto_k,
-            report.is_trustworthy,
+            report.flow_is_trustworthy,
         )
     )
     where = np.arange(len(verdicts))
     with panels(3, 3.4, 2.6) as (figure, axes):
         for chosen, color, label in (
-            (good, color_of("flow"), "reliable"),
-            (~good, RED, "not reliable"),
+            (good, color_of("flow"), "flow is reliable"),
+            (~good, RED, "flow is not reliable"),
         ):
             if not chosen.any():
                 continue
@@ -84,7 +84,7 @@ def _plot_one_agreement(report: AgreementReport, verdict: str) -> Figure:
     if not len(relative):
         raise ValueError("Expected `report` with a draw of positive weight, got none.")
     with panels(2, 4.0, 2.9) as (figure, (histogram, tail)):
-        color = color_of("flow") if bool(report.is_trustworthy[0]) else RED
+        color = color_of("flow") if bool(report.flow_is_trustworthy[0]) else RED
         low = relative[len(relative) // 100]
         low = max(relative[0], 2 * low - relative[-1])
         counts, edges = np.histogram(relative, 50, (low, relative[-1]))

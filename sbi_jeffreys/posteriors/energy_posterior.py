@@ -24,6 +24,7 @@ from sbi_jeffreys.posteriors.several_observations import (
 )
 from sbi_jeffreys.posteriors.trust import TrustCheck
 from sbi_jeffreys.sampling.importance_weights import ImportanceWeights, smoothed_weights
+from sbi_jeffreys.sampling.psis import MAX_PARETO_K
 
 
 class EnergyPosterior(NeuralPosterior):
@@ -109,8 +110,9 @@ class EnergyPosterior(NeuralPosterior):
     ) -> AgreementReport:
         """Return how flow and energy agree at each observation. Print it to read it.
 
-        Each observation is judged by itself. A warning is given once for each posterior
-        where k̂ > 0.7.
+        Each observation is judged by itself. Where k̂ > 0.7, draws go in steps from the
+        flow to the energy, which takes longer. A warning is given once for each posterior
+        where these steps are not reliable.
 
         Args:
             x: Observations, shape `(batch, *condition_shape)`; by default that of
@@ -123,7 +125,7 @@ class EnergyPosterior(NeuralPosterior):
         """
         conditions = self._conditions(x_or_default(self, x))
         report = self._trust.report(conditions, num_samples, self.max_sampling_batch_size)
-        self._trust.warn_of_tail(report.pareto_k)
+        self._trust.warn_of_steps(report.steps_are_reliable)
         return report
 
     def sample(
@@ -137,7 +139,8 @@ class EnergyPosterior(NeuralPosterior):
         """Return samples given one or several observations, shape `(*sample_shape, D)`.
 
         Warnings are given once for each posterior: where x is unlike the simulations,
-        and where k̂ > 0.7.
+        and where samples are not reliable (`sampling.halves`; for several observations,
+        k̂ > 0.7 in some step).
 
         Args:
             sample_shape: Shape of the samples.
@@ -158,16 +161,17 @@ class EnergyPosterior(NeuralPosterior):
         self._trust.warn_of_unusual(conditions)
         num = torch.Size(sample_shape).numel()
         if len(conditions) == 1:
-            samples, pareto_k = self._sampler(num, max_sampling_batch_size).sample(
+            samples, is_reliable = self._sampler(num, max_sampling_batch_size).sample(
                 conditions, show_progress_bars
             )
             samples = samples[:, 0]
+            self._trust.warn_of_steps(is_reliable)
         else:
             self.potential_fn.set_x(conditions)
             samples, pareto_k = joint_samples(
                 self.potential_fn, self.proposal, num, show_progress_bars
             )
-        self._trust.warn_of_tail(pareto_k)
+            self._trust.warn_of_steps(pareto_k <= MAX_PARETO_K)
         return samples.reshape(*sample_shape, *samples.shape[1:])
 
     def sample_batched(
@@ -180,9 +184,8 @@ class EnergyPosterior(NeuralPosterior):
     ) -> Tensor:
         """Return samples given each observation, shape `(*sample_shape, batch, D)`.
 
-        A warning is given once for each posterior where k̂ > 0.7 with at least 1,000
-        draws. With fewer draws some samples may come several times, if fewer draws have
-        a weight than there are samples.
+        A warning is given once for each posterior where samples are not reliable, see
+        `sampling.halves`.
 
         Args:
             sample_shape: Shape of the samples for each observation.
@@ -198,10 +201,10 @@ class EnergyPosterior(NeuralPosterior):
             RuntimeError: If no draw of the flow is inside the prior.
         """
         num = torch.Size(sample_shape).numel()
-        samples, pareto_k = self._sampler(num, max_sampling_batch_size).sample(
+        samples, is_reliable = self._sampler(num, max_sampling_batch_size).sample(
             self._conditions(x), show_progress_bars
         )
-        self._trust.warn_of_tail(pareto_k)
+        self._trust.warn_of_steps(is_reliable)
         return samples.reshape(*sample_shape, *samples.shape[1:])
 
     def importance_weights(

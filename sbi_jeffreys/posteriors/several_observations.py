@@ -71,7 +71,7 @@ def temper(
     first = anneal(flow_and_single, support, theta, log_weights, num, min_ess)
     if n == 1:
         return first
-    theta = resample_and_move(
+    theta, moved = resample_and_move(
         lambda theta: single_and_joint(theta)[0], support, first, num
     )
     log_weights = log_ratio(single_and_joint, theta)
@@ -82,6 +82,7 @@ def temper(
         log_z=first.log_z + last.log_z,
         log_z_se=torch.hypot(first.log_z_se, last.log_z_se),
         pareto_k=torch.maximum(first.pareto_k, last.pareto_k),
+        moved=torch.stack([first.moved, moved, last.moved]).amin(0),
     )
 
 
@@ -121,7 +122,7 @@ def joint_samples(
         return potential(theta[:, 0], track_gradients=False).unsqueeze(1)
 
     support = potential.energy.support
-    theta = resample_and_move(log_density, support, particles, num_particles)
+    theta, _ = resample_and_move(log_density, support, particles, num_particles)
     return theta[:num, 0], particles.pareto_k
 
 

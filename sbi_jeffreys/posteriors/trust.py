@@ -1,6 +1,7 @@
 """Whether a posterior can be trusted at an observation: reports and warnings."""
 
 import warnings
+from dataclasses import replace
 
 import torch
 from sbi.utils.user_input_checks_utils import move_distribution_to_device
@@ -14,6 +15,7 @@ from sbi_jeffreys.diagnostics.agreement import (
 )
 from sbi_jeffreys.diagnostics.novelty import Novelty
 from sbi_jeffreys.models.pair import ModelPair
+from sbi_jeffreys.posteriors.annealing import annealed
 from sbi_jeffreys.sampling.psis import MAX_PARETO_K
 
 FEWEST_SAMPLES = 100
@@ -24,8 +26,7 @@ class TrustCheck:
     """Compares flow and energy, and observations with simulations, for one posterior.
 
     Each kind of warning is given once. A warning points at the code that called the
-    posterior: the posterior's public methods have to call `warn_of_unusual` and
-    `warn_of_tail` themselves.
+    posterior: the posterior's public methods have to call `warn_of_...` themselves.
 
     Attributes:
         pair: Flow and energy; None if there is no energy.
@@ -45,7 +46,7 @@ class TrustCheck:
         self.pair = pair
         self.prior = prior
         self.novelty = novelty
-        self._has_warned_of_tail = False
+        self._has_warned_of_samples = False
         self._has_warned_of_unusual = False
 
     def to(self, device: torch.device | str) -> None:
@@ -77,9 +78,26 @@ class TrustCheck:
                 f"Expected `num_samples` to be at least {FEWEST_SAMPLES}, got "
                 f"{num_samples}."
             )
-        _, log_weights = self.pair.weighted_draws(x, num_samples, self.prior, block_size)
+        theta, log_weights = self.pair.weighted_draws(
+            x, num_samples, self.prior, block_size
+        )
         p_value = None if self.novelty is None else self.novelty(x)
-        return report_agreement(log_weights, p_value)
+        report = report_agreement(log_weights, p_value)
+        hard = (report.pareto_k > MAX_PARETO_K).cpu()
+        if not bool(hard.any()):
+            return report
+        corrected = annealed(
+            self.pair,
+            self.prior,
+            x[hard],
+            theta[:, hard],
+            log_weights[:, hard],
+            FEWEST_SAMPLES,
+            block_size,
+        )
+        steps_are_reliable = torch.ones_like(hard)
+        steps_are_reliable[hard] = corrected.is_reliable
+        return replace(report, steps_are_reliable=steps_are_reliable)
 
     def warn_of_unusual(self, x: Tensor) -> None:
         """Warn if one of several observations is unlike the simulations.
@@ -103,19 +121,36 @@ class TrustCheck:
             )
 
     def warn_of_tail(self, pareto_k: Tensor) -> None:
-        """Warn if importance weights are unreliable for some observations.
+        """Warn if the flow misses a part of the energy for some observations.
 
         Args:
-            pareto_k: Shape k̂ of the weights' tail, `(batch,)`.
+            pareto_k: Shape k̂ of the tail of the weights, `(batch,)`.
         """
         high = pareto_k > MAX_PARETO_K
-        if self._has_warned_of_tail or not bool(high.any()):
-            return
-        self._has_warned_of_tail = True
-        warnings.warn(
+        self._warn_of_samples(
+            high,
             f"Pareto k is above {MAX_PARETO_K} for {int(high.sum())} of {len(high)} "
-            f"observations (at most {float(pareto_k.max()):.2f}). There flow and energy "
-            "do not agree, and neither the flow nor the corrected samples are reliable. "
-            "`.agreement(x)` tells more. This warning is given once.",
-            stacklevel=3,
+            f"observations (at most {float(pareto_k.max()):.2f}). There the flow misses "
+            "a part of the energy, and its samples are not reliable. The verdicts of "
+            "`.agreement(x)` tell where the corrected posterior is.",
         )
+
+    def warn_of_steps(self, is_reliable: Tensor) -> None:
+        """Warn if corrected samples are unreliable for some observations.
+
+        Args:
+            is_reliable: See `Corrected`, booleans `(batch,)`.
+        """
+        bad = ~is_reliable
+        self._warn_of_samples(
+            bad,
+            f"The corrected samples are not reliable for {int(bad.sum())} of {len(bad)} "
+            "observations: on the way from the flow to the energy, two halves of them "
+            "came to differ, or they did not move. `.agreement(x)` tells more.",
+        )
+
+    def _warn_of_samples(self, where: Tensor, message: str) -> None:
+        if self._has_warned_of_samples or not bool(where.any()):
+            return
+        self._has_warned_of_samples = True
+        warnings.warn(f"{message} This warning is given once.", stacklevel=4)

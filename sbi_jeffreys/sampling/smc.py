@@ -54,6 +54,19 @@ DensityPair: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
 The densities are q_0 and q_1 and need not be normalised."""
 
 
+class Moved(NamedTuple):
+    """Particles after Metropolis moves.
+
+    Attributes:
+        theta: Shape `(num, *batch, D)`.
+        moved: Accepted moves per particle, as a share of those after which particles
+            count as independent, at most one, `(*batch,)`.
+    """
+
+    theta: Tensor
+    moved: Tensor
+
+
 class Particles(NamedTuple):
     """Weighted draws, with what was estimated on the way to them.
 
@@ -63,6 +76,8 @@ class Particles(NamedTuple):
         log_z: Estimate of log Z in nats, `(batch,)`.
         log_z_se: Its standard error if moves make the particles independent, `(batch,)`.
         pareto_k: Largest shape k̂ of the weights' tail over all steps, `(batch,)`.
+        moved: Least share of the moves that are wanted over all steps, see `Moved`,
+            `(batch,)`; one if there was no move.
     """
 
     theta: Tensor
@@ -70,6 +85,7 @@ class Particles(NamedTuple):
     log_z: Tensor
     log_z_se: Tensor
     pareto_k: Tensor
+    moved: Tensor
 
 
 @torch.no_grad()
@@ -103,6 +119,7 @@ def anneal(
     """
     t, log_z, variance = 0.0, log_weights.new_zeros(()), log_weights.new_zeros(())
     pareto_k = torch.full_like(log_weights[0], -torch.inf)
+    moved = torch.ones_like(pareto_k)
     with tqdm(desc="Tempering", total=1.0, disable=not show_progress) as progress:
         while True:
             rest = 1 - t
@@ -114,9 +131,8 @@ def anneal(
             tail_shapes = pareto_smoothed(log_weights.double().T.cpu().numpy())[1]
             pareto_k = torch.maximum(pareto_k, torch.from_numpy(tail_shapes).to(pareto_k))
             progress.update(step)
-            particles = Particles(
-                theta, log_weights, log_z, variance.clamp(min=0).sqrt(), pareto_k
-            )
+            se = variance.clamp(min=0).sqrt()
+            particles = Particles(theta, log_weights, log_z, se, pareto_k, moved)
             if step == rest:
                 return particles
 
@@ -124,7 +140,8 @@ def anneal(
                 log_first, log_last = densities(theta)
                 return (1 - t) * log_first + t * log_last
 
-            theta = resample_and_move(between, support, particles, num)
+            theta, newly_moved = resample_and_move(between, support, particles, num)
+            moved = torch.minimum(moved, newly_moved)
             log_weights, min_ess = log_ratio(densities, theta), MIN_ESS * num
 
 
@@ -144,8 +161,8 @@ def resample_and_move(
     support: Support,
     particles: Particles,
     num: int,
-) -> Tensor:
-    """Return `num` draws without weights, moved under a density, `(num, batch, D)`.
+) -> Moved:
+    """Return `num` draws without weights, moved under a density.
 
     The arguments are those of `move_particles`.
     """
@@ -157,7 +174,7 @@ def resample_and_move(
 @torch.no_grad()
 def move_particles(
     log_density: Callable[[Tensor], Tensor], support: Support, theta: Tensor
-) -> Tensor:
+) -> Moved:
     """Move draws by Metropolis steps in unconstrained space, so that copies separate.
 
     The proposal for a draw is to go parallel to the difference of two draws of the other
@@ -201,7 +218,7 @@ def move_particles(
             accepted += moves.sum(0) / len(u)
         if bool((accepted >= enough).all()):
             break
-    return theta
+    return Moved(theta, (accepted / enough).clamp(max=1))
 
 
 def checked(log_density: Tensor) -> Tensor:

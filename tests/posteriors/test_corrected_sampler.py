@@ -1,6 +1,7 @@
 """How many draws the sampler adds, and when it stops."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -9,9 +10,10 @@ from torch.distributions import MultivariateNormal
 
 from sbi_jeffreys.models.pair import ModelPair
 from sbi_jeffreys.posteriors import corrected_sampler
+from sbi_jeffreys.posteriors.annealing import Corrected
 from sbi_jeffreys.posteriors.corrected_sampler import CorrectedSampler
+from sbi_jeffreys.posteriors.trust import TrustCheck
 from sbi_jeffreys.preprocessing.support import support_of
-from sbi_jeffreys.sampling.psis import MAX_PARETO_K
 from tests.closed_forms import (
     ConjugateGaussian,
     GaussianFlow,
@@ -24,12 +26,12 @@ TASK = ConjugateGaussian(dim=2)
 
 @pytest.fixture
 def no_annealing(monkeypatch):
-    """Keep the draws that were chosen."""
-    monkeypatch.setattr(
-        CorrectedSampler,
-        "_anneal",
-        lambda self, theta, log_weights, x: theta[: self.num],
-    )
+    """Keep the first draws, and call them unreliable."""
+
+    def kept(pair, prior, x, theta, log_weights, num, block_size):
+        return Corrected(theta[:num], torch.zeros(len(x), dtype=torch.bool))
+
+    monkeypatch.setattr(corrected_sampler, "annealed", kept)
 
 
 def make_sampler(monkeypatch, draw, num=1000):
@@ -55,9 +57,9 @@ def test_draws_are_added_until_they_are_effective_or_as_many_as_allowed(
     torch.manual_seed(0)
     sampler = make_sampler(monkeypatch, draw)
     assert (sampler.first_draws, sampler.max_draws) == (1800, 16_000)
-    samples, pareto_k = sampler.sample(torch.tensor([[0.0, 0], [1, 0], [2, 0]]))
+    samples, is_reliable = sampler.sample(torch.tensor([[0.0, 0], [1, 0], [2, 0]]))
     assert samples.shape == (1000, 3, 2)
-    assert pareto_k[2] > MAX_PARETO_K > pareto_k[1]
+    assert is_reliable.tolist() == [True, True, False]
     drawn = [sum(num for which, num in calls if i in which) for i in range(3)]
     assert drawn[0] == 1800  # ESS / N is 0.99
     assert 1500 / math.exp(-0.81) * 0.8 < drawn[1] < 2 * 1500 / math.exp(-0.81)
@@ -87,26 +89,26 @@ def test_where_too_much_is_displaced_draws_are_annealed(monkeypatch, num):
     """However few samples are wanted."""
     annealed = []
 
-    def anneal(self, theta, log_weights, x):
+    def zeros(pair, prior, x, theta, log_weights, num, block_size):
         annealed.append(len(theta))
-        return torch.zeros(self.num, *theta.shape[1:])
+        reliable = torch.tensor([True, False])
+        return Corrected(torch.zeros(num, *theta.shape[1:]), reliable)
 
-    monkeypatch.setattr(CorrectedSampler, "_anneal", anneal)
+    monkeypatch.setattr(corrected_sampler, "annealed", zeros)
     prior = MultivariateNormal(torch.zeros(2), 100 * torch.eye(2))
     sampler = CorrectedSampler(TASK.pair(20.0), prior, num, 10_000)
-    samples, pareto_k = sampler.sample(torch.zeros(2, 2))
-    assert annealed == [2000]
+    samples, is_reliable = sampler.sample(torch.zeros(2, 2))
+    assert annealed == [max(2000, 16 * num)]
     assert (samples == 0).all()
-    assert pareto_k.isfinite().all()
+    assert is_reliable.tolist() == [True, False]
 
 
 def test_few_samples_of_a_good_flow_take_few_draws():
-    """A k̂ of so few draws would say nothing, and is not given."""
     sampler = CorrectedSampler(TASK.pair(), TASK.prior, 1, 10_000)
     assert sampler.first_draws == 150
-    samples, pareto_k = sampler.sample(torch.zeros(3, 2))
+    samples, is_reliable = sampler.sample(torch.zeros(3, 2))
     assert samples.shape == (1, 3, 2)
-    assert pareto_k.isneginf().all()
+    assert is_reliable.all()
 
 
 class FourModes(nn.Module):
@@ -128,11 +130,8 @@ class StandardGaussian(QuadraticEnergy):
     variances = torch.ones(4)
 
 
-@pytest.fixture(params=[(FourModes, 1.3), (StandardGaussian, 6.0)], ids=["modes", "wide"])
-def far_off(request):
-    """Flow and energy of which 3 % and 0.3 % of the draws are effective; prior."""
-    energy, scale = request.param[0](), request.param[1]
-    dim = len(energy.variances)
+def far_off_pair(energy, scale, dim):
+    """The energy beside a Gaussian flow with this standard deviation, and a prior."""
     flow = GaussianFlow(log_scale=math.log(scale))
     flow.input_shape = torch.Size((dim,))
     prior = MultivariateNormal(torch.zeros(dim).double(), 1e4 * torch.eye(dim).double())
@@ -140,7 +139,14 @@ def far_off(request):
     return ModelPair(flow, energy), prior
 
 
-@pytest.mark.parametrize("num", [1, 5, 20, 60, 100, 400])
+@pytest.fixture(params=[(FourModes, 1.3), (StandardGaussian, 6.0)], ids=["modes", "wide"])
+def far_off(request):
+    """Flow and energy of which 3 % and 0.3 % of the draws are effective; prior."""
+    energy, scale = request.param[0](), request.param[1]
+    return far_off_pair(energy, scale, len(energy.variances))
+
+
+@pytest.mark.parametrize("num", [1, 5, 60, 400])
 def test_samples_do_not_depend_on_how_many_are_wanted(far_off, num):
     """400 samples in all: their variances are the energy's, not the flow's.
 
@@ -153,3 +159,22 @@ def test_samples_do_not_depend_on_how_many_are_wanted(far_off, num):
     samples, _ = CorrectedSampler(pair, prior, num, 100_000).sample(x)
     ratio = samples.square().mean((0, 1)) / pair.energy.variances
     assert (ratio - 1).abs().max() < 5 * math.sqrt(2 / 400)
+
+
+@pytest.mark.parametrize(
+    ("energy", "scale", "dim"), [(FourModes, 1.3, 5), (StandardGaussian, 3.0, 5)]
+)
+def test_the_corrected_posterior_is_trusted_where_the_flow_is_not(energy, scale, dim):
+    """k̂ says of many observations that the flow is not to be trusted. The steps say of
+    200 that the samples are: all but 1 in 100 in the mean, and more than 8 in one run of
+    10,000."""
+    torch.manual_seed(0)
+    pair, prior = far_off_pair(energy(), scale, dim)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        report = TrustCheck(pair, prior, None).report(
+            torch.zeros(200, dim).double(), 2000, 100_000
+        )
+    assert int((~report.flow_is_trustworthy).sum()) > 20
+    assert int((~report.corrected_is_reliable).sum()) <= 8
+    assert sum("calibrate the corrected posterior" in v for v in report.verdicts) > 20

@@ -27,7 +27,7 @@ def spread_out(potential, particles):
         return potential(theta[:, 0], track_gradients=False).unsqueeze(1)
 
     support, num = potential.energy.support, len(particles.theta)
-    return resample_and_move(log_density, support, particles, num)[:, 0]
+    return resample_and_move(log_density, support, particles, num).theta[:, 0]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 from sbi_jeffreys.diagnostics.novelty import Novelty
 from sbi_jeffreys.posteriors.energy_posterior import EnergyPosterior
 from sbi_jeffreys.posteriors.trust import TrustCheck
+from sbi_jeffreys.sampling import halves
 from tests.closed_forms import ConjugateGaussian
 
 TASK = ConjugateGaussian(dim=2)
@@ -29,7 +30,9 @@ CALLS = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_a_warning_points_at_the_call_and_comes_once(name):
+def test_a_warning_points_at_the_call_and_comes_once(name, monkeypatch):
+    """With a rule by which no halves agree."""
+    monkeypatch.setattr(halves, "MAX_GAP", -1.0)
     torch.manual_seed(0)
     width, call = CALLS[name]
     posterior = make_posterior(width)

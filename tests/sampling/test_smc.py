@@ -48,7 +48,7 @@ def test_log_z_and_moments_are_those_of_the_second_density(mean, scale):
     error = (particles.log_z - 2 * math.log(scale)).abs()
     assert (error < 5 * particles.log_z_se).all()
     assert (particles.log_z_se < 0.2).all()
-    moved = resample_and_move(lambda t: densities(t)[1], SUPPORT, particles, NUM)
+    moved = resample_and_move(lambda t: densities(t)[1], SUPPORT, particles, NUM).theta
     z = (moved - mean).flatten(0, 1) / scale
     assert z.mean(0).abs().max() < 5 / math.sqrt(750)
     assert (z.std(0) - 1).abs().max() < 5 / math.sqrt(2 * 750)
