@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
+from math import nan
 from typing import Any
 
 import torch
@@ -211,13 +212,14 @@ class Fit:
             self._forget()
             raise
         self.energy = training.pair.energy
-        weights = dict.fromkeys(POOL_MODELS, 0.0)
+        weights, pooled_loss = dict.fromkeys(POOL_MODELS, 0.0), nan
         emulated = None
         if pools:
             try:
                 pooled = stages.pool(self.pool, has_converged)
                 self.energy, has_converged = pooled.energy, pooled.has_converged
                 weights |= pooled.weights
+                pooled_loss = pooled.loss
                 emulated = pooled.emulated
             except (KeyboardInterrupt, RuntimeError, ValueError) as error:
                 warnings.warn(
@@ -232,6 +234,7 @@ class Fit:
         results = {
             "epochs_trained": training.epoch,
             "best_validation_loss": training.best_loss,
+            "pooled_validation_loss": pooled_loss,
             "followed_validation_loss": training.recall_followed(),
         }
         results |= {f"{name}_weight": weight for name, weight in weights.items()}

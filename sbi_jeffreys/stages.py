@@ -4,7 +4,8 @@
 2. After the first cycle the pool's models are fitted, and the flow learns from pairs that
    one of them emulates (`pool`). Held-out pairs then choose the weights of the models.
 3. The networks go on for as long as they have a part in the pool.
-4. The flow follows the pooled energy (`training.following`).
+4. The flow follows the pooled energy (`training.following`), if held-out pairs are likelier
+   under it than under the flow.
 
 Without the pool the networks train until their held-out loss stalls, which is the paper's
 method. They do so before the second stage if x is embedded by a network that learns.
@@ -13,7 +14,7 @@ method. They do so before the second stage if x is embedded by a network that le
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import sqrt
+from math import nan, sqrt
 from typing import NamedTuple
 
 import torch
@@ -78,12 +79,15 @@ class Pooled(NamedTuple):
     Attributes:
         energy: The pooled energy, or that of the networks if no model has a weight.
         weights: The weights of the models, by name.
+        loss: Held-out negative log-likelihood of the pool before its models are fitted to
+            held-out pairs, in nats; NaN where some parameters come from proposals.
         has_converged: Whether the networks' training ended by itself.
         emulated: What x can be emulated with, or None.
     """
 
     energy: ConditionalEnergy
     weights: dict[str, float]
+    loss: float
     has_converged: bool
     emulated: Emulated | None
 
@@ -167,6 +171,7 @@ class Stages:
                 are_embedded=True,
                 num_epochs=EPOCHS_TO_LEARN,
             )
+        flow_loss = self.training.recall_followed()
         with self._shown("JNPE weighs its pool (2/3)"):
             pool.fit(pair)
         goes_on = pool.lag < MAX_LAG
@@ -184,7 +189,7 @@ class Stages:
         emulated = None
         if emulator is not None:
             emulated = Emulated(emulator, pool.known.features)
-        if any(pool.weights.values()) and self.mixture is None:
+        if any(pool.weights.values()) and pool.gain > 0 and self.mixture is None:
             forward = emulator is not None and pool.is_emulated
             guides: Batches = self.batches
             if emulator is not None:
@@ -196,7 +201,8 @@ class Stages:
                 are_embedded=emulator is not None,
                 num_epochs=EPOCHS_TO_FOLLOW,
             )
-        return Pooled(energy, pool.weights, has_converged, emulated)
+        loss = flow_loss - pool.gain if self.mixture is None else nan
+        return Pooled(energy, pool.weights, loss, has_converged, emulated)
 
     def return_to_prior(
         self, energy: ConditionalEnergy, emulated: Emulated | None

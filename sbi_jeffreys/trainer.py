@@ -280,10 +280,10 @@ class JNPE(SbiTrainer):
         Returns:
             The flow, with all gradients None. `summary` then holds sbi's entries and
             those of `training.history`, one for each epoch; and for each call the weight
-            of each simpler model, such as `linear_model_weight`, and
-            `followed_validation_loss`, the held-out loss of the returned flow. It may be
-            too low, as the pool has seen the held-out pairs; `best_validation_loss`,
-            from before the pool, is not.
+            of each simpler model, such as `linear_model_weight`;
+            `pooled_validation_loss`, that of the corrected posterior; and
+            `followed_validation_loss`, that of the returned flow. The last is too low,
+            because the pool was then fitted to the held-out pairs, too.
 
         Raises:
             RuntimeError: If there are no simulations, or there is no training to resume.

@@ -9,6 +9,7 @@ of one hold, it needs far fewer simulations.
 """
 
 from collections.abc import Collection, Sequence
+from math import log
 from typing import Any
 
 import torch
@@ -176,6 +177,17 @@ class PoolFit:
     def share_of_networks(self) -> float:
         """The weight that the models leave to the networks."""
         return 1.0 - sum(self.weights.values())
+
+    @property
+    def gain(self) -> float:
+        """Nats by which held-out pairs are likelier under the pool than under the flow.
+
+        The pool is that of the models before they are fitted to these pairs, and the flow
+        that from which their candidates were drawn. For K draws the loss of a flow is
+        log(1 + K), as all weights are one. The gain of a pool that is much wider than the
+        flow is overestimated, for the draws miss some of its mass.
+        """
+        return log(len(self.held_out.theta)) - self.loss
 
     @torch.no_grad()
     def pooled(self, pair: ModelPair) -> ConditionalEnergy:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from torch.distributions import MultivariateNormal
+from torch.distributions import MultivariateNormal, Normal
 
 from sbi_jeffreys.data.arrays import ConcatenatedRows
 from sbi_jeffreys.models.energy import ConditionalEnergy
@@ -89,6 +89,21 @@ def test_weighted_average_by_hand():
     pool = Pool(members, [linear, family], (0.25, 0.5))
     want = 0.25 * Ratio(1.5)(theta, x) + 0.25 * linear(theta, x) + 0.5 * family(theta, x)
     torch.testing.assert_close(pool(theta, x), want)
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+def test_the_gain_over_the_flow_is_that_of_the_log_likelihoods(factor, monkeypatch):
+    """Against a Gaussian flow of scale e^-1/2 about x, without models: within 0.1 nats,
+    for 256 draws. The networks have learnt the log-ratio, or twice that."""
+    monkeypatch.setattr(opinion_pool, "POOL_MODELS", {})
+    models = pair(factor)
+    (theta, x), rows = VALIDATION, torch.arange(400)
+    pool = PoolFit(models, theta, x, rows, rows, (), effort=1.0)
+    pool.fit(models)
+    precision = 1 + factor / NOISE**2
+    posterior = Normal(factor * x / NOISE**2 / precision, precision**-0.5)
+    gains = posterior.log_prob(theta).sum(-1) - models.flow.log_prob(theta, x)
+    assert pool.gain == pytest.approx(gains.mean().item(), abs=0.1)
 
 
 @pytest.mark.full_fits
