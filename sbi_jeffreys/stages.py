@@ -4,8 +4,8 @@
 2. After the first cycle the pool's models are fitted, and the flow learns from pairs that
    one of them emulates (`pool`). Held-out pairs then choose the weights of the models.
 3. The networks go on for as long as they have a part in the pool.
-4. The flow follows the pooled energy (`training.following`), if held-out pairs are likelier
-   under it than under the flow.
+4. The flow follows the pooled energy (`training.following`), if held-out pairs are
+   likelier under it than under the flow.
 
 Without the pool the networks train until their held-out loss stalls, which is the paper's
 method. They do so before the second stage if x is embedded by a network that learns.
