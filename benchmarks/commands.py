@@ -20,6 +20,8 @@ from benchmarks.rounds import runs
 from benchmarks.speed import breakdown, growth, memory, race, sampling, steps
 from benchmarks.speed.contenders import Case
 from benchmarks.speed.effort import Effort
+from benchmarks.stress import page as stress_page
+from benchmarks.stress import trainings as stress
 from benchmarks.tasks.references import NUM_OBSERVATIONS
 from benchmarks.tasks.sbibm import TASKS
 from benchmarks.tasks.unseen import UNSEEN
@@ -126,6 +128,14 @@ def main(arguments: list[str] | None = None) -> None:
     sequential.add_argument("--jobs", type=int, default=1, help="processes of one thread")
     sequential.add_argument("--output", type=Path, default=Path("results/rounds"))
     sequential.set_defaults(command=measure_rounds)
+
+    many = commands.add_parser(
+        "stress", help="short trainings on data of many kinds: none may fail silently"
+    )
+    many.add_argument("--num", type=int, default=500, help="number of trainings")
+    many.add_argument("--jobs", type=int, default=1, help="processes of one thread")
+    many.add_argument("--output", type=Path, default=Path("results/stress"))
+    many.set_defaults(command=train_many)
 
     speed_parser = commands.add_parser(
         "speed",
@@ -291,6 +301,20 @@ def measure_rounds(arguments: argparse.Namespace) -> None:
     finished = rows.read(path)
     text, figure = rounds_page.report(finished), rounds_page.figure(finished)
     print(write_with_figure(arguments.output, "rounds", text, figure))
+
+
+def train_many(arguments: argparse.Namespace) -> None:
+    """Run the short trainings that are missing, and write the page."""
+    finished = rows.finish(
+        stress.measure,
+        [(seed,) for seed in range(arguments.num)],
+        arguments.output / "stress.csv",
+        arguments.jobs,
+        stress.Row._fields,
+    )
+    text = stress_page.report(finished)
+    write(arguments.output / "stress.md", text)
+    print(text)
 
 
 def measure_speed(arguments: argparse.Namespace) -> None:

@@ -1,0 +1,1 @@
+"""Many short trainings on data of many kinds: none may fail without saying so."""
