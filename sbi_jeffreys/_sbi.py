@@ -254,6 +254,11 @@ def restricts(proposal: Any, prior: Any) -> bool:
     return isinstance(proposal, RestrictedPrior) and proposal._prior is prior
 
 
+def unrestricted(prior: Any) -> Any:
+    """Return the prior that a `RestrictedPrior` restricts, or else the prior itself."""
+    return prior._prior if isinstance(prior, RestrictedPrior) else prior
+
+
 def device_of(posterior: NeuralPosterior) -> torch.device | str:
     """Return the device on which a posterior of any kind takes its inputs."""
     return posterior._device

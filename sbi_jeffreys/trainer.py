@@ -165,30 +165,30 @@ class JNPE(SbiTrainer):
         exclude_invalid_x: bool | None = None,
         data_device: str | None = None,
     ) -> Self:
-        """Store simulations without copies. As in sbi, those with invalid x are left out.
+        """Store simulations. As in sbi, those with invalid x are left out.
 
-        Do not change tensors or arrays before training ends. A memory-mapped array
-        (`numpy.load(path, mmap_mode="r")`) stays on disk. If some rows are invalid, the
-        valid ones are copied to memory. A pickled trainer holds a copy of all.
+        Float32 is kept without a copy: do not change it before training ends. Other real
+        numbers are rounded to it. A memory-mapped array (`numpy.load(path,
+        mmap_mode="r")`) stays on disk. If some rows are invalid, the valid ones are
+        copied to memory. A pickled trainer holds a copy of all.
 
         Args:
-            theta: Parameters, shape `(N, D)`, float32.
-            x: Simulations, shape `(N, ...)`, float32. Masked entries count as NaN.
+            theta: Parameters, shape `(N, D)`; or `(N,)` for one parameter.
+            x: Simulations, shape `(N, ...)` or `(N,)`. Masked entries count as NaN.
             proposal: What `theta` was drawn from: None or the prior; a posterior with a
-                default x; a distribution with `sample` and `log_prob`; a
-                `RestrictedPrior` made from the prior; or the log densities of `theta` in
-                nats, shape `(N,)`. Rounds may differ in it.
+                default x; a distribution; a `RestrictedPrior` made from the prior; or
+                log densities of `theta` in nats, shape `(N,)`. Rounds may differ in it.
             exclude_invalid_x: Whether to drop simulations with NaN or infinite x (the
-                default). To keep them, the `density_estimator` must embed them.
+                default). Kept ones must be embedded, and x_o may then have NaN, too.
             data_device: Where to keep the data; by default where training takes place,
                 except for memory-mapped arrays.
 
         Raises:
-            TypeError: If `theta` or `x` is neither a tensor nor a float32 array, or
+            TypeError: If `theta` or `x` is not real, or is mapped and not float32, or if
                 `proposal` is nothing that parameters can be drawn from.
-            ValueError: If there are no simulations, if some `theta` are not finite or
-                outside of the prior, if shapes or `data_device` differ from before, or if
-                the density of `proposal` is zero at some `theta`, or not normalised.
+            ValueError: If no simulation is valid, some `theta` can't be of the prior,
+                shapes or `data_device` are not as before, or the density of `proposal`
+                is zero at some `theta`, or not normalised.
         """
         self._simulations.append(
             theta,
@@ -200,7 +200,7 @@ class JNPE(SbiTrainer):
         )
         if self.proper_prior is None:
             values = torch.cat(evenly_spaced(*self._simulations.theta)).to(self.device)
-            self.use_as_prior(values, torch.ones(len(values), device=self.device))
+            self.use_as_prior(values, torch.ones_like(values[:, 0]))
         return self
 
     def get_simulations(self, starting_round: int = 0) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,28 +16,38 @@ MAX_ENTRIES = 2**24
 
 
 def as_tensor(name: str, values: Any) -> Tensor:
-    """Return a tensor that shares the memory, or the file, of `values`.
+    """Return a tensor of real numbers, which shares memory or a file if it can.
 
     Args:
         name: The argument's name, for errors.
-        values: A tensor, which is detached, or a float32 NumPy array, `(N, ...)`. If an
-            array has masked entries, the result is a copy in which they are NaN.
+        values: A tensor, which is detached, or a NumPy array, `(N, ...)`. Float32 and
+            float64 are shared. If an array has masked entries, the result is a copy in
+            which they are NaN.
 
     Raises:
-        TypeError: If `values` is neither, or an array of another type.
+        TypeError: If `values` is neither, if it has no real numbers, or if it is
+            memory-mapped and not float32.
     """
     if isinstance(values, Tensor):
+        if values.dtype == torch.bool or values.is_complex():
+            raise TypeError(_not_real(name, values.dtype))
         return values.detach()
     if not isinstance(values, np.ndarray):
         raise TypeError(
             f"Expected `{name}` to be a tensor or a NumPy array, which may be "
-            f"memory-mapped, got {type(values).__module__}.{type(values).__name__}."
+            f"memory-mapped, got {type(values).__module__}.{type(values).__name__}. "
+            "`numpy.asarray` makes an array of it, if it has numbers."
         )
-    if values.dtype != np.float32:
+    if values.dtype.kind not in "fiu":
+        raise TypeError(_not_real(name, values.dtype))
+    if values.dtype != np.float32 and isinstance(values, np.memmap):
         raise TypeError(
-            f"Expected `{name}` of dtype float32, got {values.dtype}, which would need a "
-            "copy: use `.astype('float32')`, or store float32."
+            f"Expected a memory-mapped `{name}` of dtype float32, got {values.dtype}, "
+            "which would need a copy in memory. Store float32, or pass "
+            "`.astype('float32')`, which is such a copy."
         )
+    if values.dtype not in (np.float32, np.float64):
+        values = values.astype(np.float64)
     if isinstance(values, np.ma.MaskedArray):
         values = values.filled(np.nan)
     if min(values.strides, default=0) < 0:  # torch has no such views
@@ -45,6 +55,13 @@ def as_tensor(name: str, values: Any) -> Tensor:
     with warnings.catch_warnings():  # nothing here writes to simulations
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(values)
+
+
+def _not_real(name: str, dtype: Any) -> str:
+    return (
+        f"Expected `{name}` of real numbers, got {dtype}. Convert it to float32, if its "
+        "values can be numbers."
+    )
 
 
 def rows_at_once(values: Tensor) -> int:

@@ -5,13 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from sbi.utils import (
-    handle_invalid_x,
-    npe_msg_on_invalid_x,
-    validate_theta_and_x,
-    warn_if_invalid_for_zscoring,
-)
-from sbi.utils.sbiutils import within_support
+from sbi.utils import validate_theta_and_x
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.utils.data import (
@@ -24,7 +18,6 @@ from torch.utils.data import (
 from sbi_jeffreys.data.arrays import (
     ConcatenatedRows,
     as_tensor,
-    check_finite,
     evenly_spaced,
     is_finite,
     rows_at_once,
@@ -34,6 +27,13 @@ from sbi_jeffreys.data.batches import (
     LoadedBatches,
     SlicedBatches,
     StreamedBatches,
+)
+from sbi_jeffreys.data.checks import (
+    check_parameters,
+    check_x,
+    valid_rows,
+    warn_of_scale,
+    with_two_axes,
 )
 
 OWN_DELIVERY = {"sampler", "batch_sampler", "collate_fn"}
@@ -80,8 +80,8 @@ class SimulationStore:
         """Check simulations and keep them; nothing is kept if a check fails.
 
         Args:
-            theta: Parameters, shape `(N, D)`, float32.
-            x: Simulations, shape `(N, ...)`, float32.
+            theta: Parameters, shape `(N, D)`; or `(N,)` for one parameter.
+            x: Simulations, shape `(N, ...)`; or `(N,)` for a number each.
             prior: Its support must contain all parameters; None if there is no prior.
             exclude_invalid_x: Whether simulations with NaN or infinite x are dropped.
             data_device: Where to keep the data; None for the default.
@@ -89,27 +89,32 @@ class SimulationStore:
                 `proposals.source.Source`. It may raise errors.
 
         Raises:
-            TypeError: If `theta` or `x` is neither a tensor nor a float32 array.
-            ValueError: If `theta` is empty, not finite or outside of the prior, or if
-                shapes or `data_device` differ from those of an earlier call.
+            TypeError: If `theta` or `x` is neither a tensor nor an array, or has no real
+                numbers.
+            ValueError: If `theta` is empty, not finite or outside of the prior, if no
+                simulation is valid, or if shapes or `data_device` differ from those of
+                an earlier call, or D from the prior's.
         """
         on_disk = isinstance(theta, np.memmap) or isinstance(x, np.memmap)
         parameters, data = as_tensor("theta", theta), as_tensor("x", x)
         device = self._data_device(data_device, on_disk)
-        self._check_parameters(parameters, prior)
+        parameters, data = with_two_axes(parameters), with_two_axes(data)
+        check_parameters(parameters, prior, self.training_device)
+        check_x(data, len(parameters))
         parameters, data = validate_theta_and_x(
-            parameters, data, data_device=device, training_device=self.training_device
+            parameters.float(),
+            data.float(),
+            data_device=device,
+            training_device=self.training_device,
         )
         self._check_shapes(parameters, data)
+        valid = None if is_finite(data) else valid_rows(data, exclude_invalid_x)
         source, num = describe(parameters), len(parameters)
         weights = getattr(source, "weights", None)
-        if not (len(data) and is_finite(data)):
-            valid, *counts = handle_invalid_x(data, exclude_invalid_x=exclude_invalid_x)
-            npe_msg_on_invalid_x(*counts, exclude_invalid_x, "Single-round JNPE")
-            if exclude_invalid_x:
-                parameters, data = parameters[valid], data[valid]
-                weights = None if weights is None else weights[valid]
-        warn_if_invalid_for_zscoring(*evenly_spaced(data))
+        if valid is not None:
+            parameters, data = parameters[valid], data[valid]
+            weights = None if weights is None else weights[valid]
+        warn_of_scale(*evenly_spaced(data))
         self.theta.append(parameters)
         self.x.append(data)
         self.weights.append(weights)
@@ -175,24 +180,13 @@ class SimulationStore:
 
         Raises:
             RuntimeError: If there are no simulations.
-            ValueError: If they have a wrong shape, or are too few.
+            ValueError: If they are too few.
         """
         if not len(self):
             raise RuntimeError(
                 "No simulations found: call `append_simulations(theta, x)` before "
                 "`train()`."
             )
-        for theta, x in zip(self.theta, self.x, strict=True):
-            if theta.ndim != 2:
-                raise ValueError(
-                    "Expected `theta` of shape (num_simulations, D), got "
-                    f"{tuple(theta.shape)}; append it to a new trainer."
-                )
-            if x.ndim < 2:
-                raise ValueError(
-                    "Expected `x` of shape (num_simulations, ...), (num_simulations, 1) "
-                    f"for a number each, got {tuple(x.shape)}."
-                )
         num = len(self)
         training = int((1 - validation_fraction) * num)
         if not 0 < training < num:
@@ -299,26 +293,6 @@ class SimulationStore:
                 f"appended before are, got {data_device!r}."
             )
         return data_device
-
-    def _check_parameters(self, theta: Tensor, prior: Distribution | None) -> None:
-        if theta.ndim == 0 or not len(theta):
-            raise ValueError(
-                "Expected `theta` of at least one simulation, (num_simulations, D), got "
-                f"shape {tuple(theta.shape)}."
-            )
-        check_finite("`theta`", theta)
-        if prior is None:
-            return
-        outside = sum(
-            int((~within_support(prior, chunk.to(self.training_device))).sum())
-            for chunk in theta.split(rows_at_once(theta))
-        )
-        if outside:
-            raise ValueError(
-                "Expected parameters inside the support of the prior, but "
-                f"{outside} of {len(theta)} `theta` are outside. Pass the prior that "
-                "they were drawn from."
-            )
 
     def _check_shapes(self, theta: Tensor, x: Tensor) -> None:
         """Raise a ValueError unless shapes are those of simulations appended before."""

@@ -24,8 +24,23 @@ def test_arrays_share_their_memory():
     assert as_tensor("x", tensor).data_ptr() == tensor.data_ptr()
 
 
-def test_what_an_array_masks_is_nan():
-    array = np.ma.MaskedArray(np.ones((3, 2), dtype=np.float32), mask=False)
+@pytest.mark.parametrize("dtype", ["f2", ">f4", ">f8", "i2", "u4", "i8"])
+def test_other_numbers_keep_their_values(dtype):
+    array = np.arange(6).reshape(3, 2).astype(dtype)
+    assert as_tensor("x", array).float().tolist() == [[0, 1], [2, 3], [4, 5]]
+
+
+def test_files_of_other_numbers_are_not_read_into_memory(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((10, 2)))
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    with pytest.raises(TypeError, match=r"memory-mapped `x` .* float64, .*astype"):
+        as_tensor("x", mapped)
+    assert as_tensor("x", mapped.astype("float32")).shape == (10, 2)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, int])
+def test_what_an_array_masks_is_nan(dtype):
+    array = np.ma.MaskedArray(np.ones((3, 2), dtype=dtype), mask=False)
     array[1, 0] = np.ma.masked
     assert as_tensor("x", array).isnan().nonzero().tolist() == [[1, 0]]
     assert np.asarray(array)[1, 0] == 1
@@ -53,8 +68,11 @@ def test_files_that_cannot_be_written_are_mapped_without_a_warning(tmp_path):
 @pytest.mark.parametrize(
     ("values", "got"),
     [
-        (np.zeros((3, 2)), "float64"),
-        (np.zeros((3, 2), dtype=">f4"), ">f4"),
+        (np.zeros((3, 2), dtype=bool), "bool"),
+        (np.zeros((3, 2), dtype=complex), "complex128"),
+        (np.zeros((3, 2), dtype=object), "object"),
+        (torch.zeros(3, 2, dtype=torch.bool), "torch.bool"),
+        (torch.zeros(3, 2, dtype=torch.complex64), "torch.complex64"),
         ([[1.0]], "builtins.list"),
         (None, "builtins.NoneType"),
     ],

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sbi.utils import RestrictedPrior, get_density_thresholder
+from sbi.utils import BoxUniform, RestrictedPrior, get_density_thresholder
 from torch import Tensor
+from torch.distributions import Uniform
 
 from sbi_jeffreys import JNPE
 from sbi_jeffreys.data import arrays
@@ -51,26 +52,77 @@ def test_bad_parameters_are_counted():
         JNPE(BOX).append_simulations(outside, outside)
 
 
-def test_shapes_that_do_not_match_are_refused():
-    with pytest.raises(AssertionError, match="must match the number"):
-        JNPE(BOX).append_simulations(BOX.sample((5,)), torch.zeros(4, 2))
-    with pytest.warns(UserWarning, match="constant"):
-        trainer = JNPE().append_simulations(torch.zeros(5), torch.zeros(5, 1))
-    with pytest.raises(ValueError, match=r"shape \(num_simulations, D\).* new trainer"):
-        trainer.train()
+ONE = BoxUniform(torch.zeros(1), torch.ones(1))
+
+
+@pytest.mark.parametrize(
+    ("prior", "shape", "expected"),
+    [
+        (BOX, (60, 1), r"\(num_simulations, 2\)"),
+        (BOX, (60, 3), r"\(num_simulations, 2\)"),
+        (BOX, (60,), r"\(num_simulations, 2\)"),
+        (BOX, (60, 2, 1), r"\(num_simulations, D\)"),
+        (ONE, (60, 2), r"\(num_simulations, 1\)"),
+        (Uniform(0.0, 1.0), (60, 2), r"\(num_simulations, 1\)"),
+        (RestrictedPrior(BOX, lambda t: t[:, 0] > 0), (60, 1), r"\(num_simulations, 2\)"),
+    ],
+)
+def test_parameters_of_another_number_than_the_priors_are_not_stored(
+    prior, shape, expected
+):
+    trainer = new_trainer(prior)
+    theta = 0.5 * torch.rand(shape)
+    with pytest.raises(ValueError, match=rf"`theta` of shape {expected}"):
+        trainer.append_simulations(theta, torch.randn(60, 2))
+    assert not trainer.has_simulations
+    right = prior.sample((60,))
+    trainer.append_simulations(right, torch.randn(60, 2))
+    assert len(trainer.get_simulations()[0]) == 60
+
+
+@pytest.mark.parametrize("prior", [ONE, None])
+def test_one_parameter_and_one_entry_of_x_need_no_axis_of_their_own(prior):
+    theta = torch.rand(60)
+    trainer = new_trainer(prior).append_simulations(theta, theta + 0.1)
+    assert [len(part) for part in trainer.get_simulations()] == [60] * 3
+    assert trainer.get_simulations()[0].shape == trainer.get_simulations()[1].shape
+    quick(trainer)
+    samples = trainer.build_posterior().sample((5,), x=torch.tensor([0.4]))
+    assert samples.shape == (5, 1)
+
+
+@pytest.mark.parametrize("shape", [(), (4, 2), (5, 0)])
+def test_an_x_that_does_not_match_is_not_stored(shape):
+    trainer = new_trainer()
+    with pytest.raises(ValueError, match=r"`x` of shape \(5, \.\.\.\)"):
+        trainer.append_simulations(BOX.sample((5,)), torch.zeros(shape))
+    assert not trainer.has_simulations
+
+
+def test_parameters_that_are_all_nan_are_refused():
     with pytest.raises(ValueError, match="finite `theta`, but 5 of 5"):
         JNPE().append_simulations(torch.full((5,), torch.nan), torch.zeros(5, 1))
 
 
-def test_x_with_a_single_axis_is_refused():
-    trainer = JNPE(BOX, show_progress_bars=False)
-    trainer.append_simulations(BOX.sample((20,)), torch.randn(20))
-    with pytest.raises(ValueError, match=r"`x` of shape \(num_simulations, \.\.\.\)"):
-        trainer.train()
+def test_only_invalid_simulations_are_refused():
+    trainer = new_trainer()
+    with pytest.raises(ValueError, match=r"`x` with at least one .*`exclude_invalid_x="):
+        trainer.append_simulations(BOX.sample((5,)), torch.full((5, 2), torch.nan))
+    assert not trainer.has_simulations
+
+
+def test_what_is_said_of_outliers_is_true_here():
+    """sbi's text names `z_score_x`, which is no argument of JNPE."""
+    x = torch.randn(100, 2)
+    x[0, 0] = 1e7
+    with pytest.warns(UserWarning, match="extreme outliers") as found:
+        new_trainer().append_simulations(BOX.sample((100,)), x)
+    assert "z_score" not in str(found[0].message)
+    assert found[0].filename == __file__
 
 
 def test_no_simulations_are_refused_when_appended():
-    with pytest.raises(ValueError, match="`theta` of at least one simulation"):
+    with pytest.raises(ValueError, match=r"`theta` of shape .* at least one"):
         JNPE(BOX).append_simulations(torch.zeros(0, 2), torch.zeros(0, 2))
 
 
@@ -180,12 +232,32 @@ def test_bad_rows_are_counted_in_all_chunks(monkeypatch):
     torch.testing.assert_close(u.std(0), torch.ones(2))
 
 
-def test_arrays_that_would_have_to_be_copied_are_refused():
-    theta = BOX.sample((10,))
-    with pytest.raises(TypeError, match="`theta` of dtype float32, got float64"):
-        new_trainer().append_simulations(theta.double().numpy(), theta)
-    with pytest.raises(TypeError, match="`x` to be a tensor or a NumPy array"):
-        new_trainer().append_simulations(theta, theta.tolist())
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int64])
+@pytest.mark.parametrize("as_array", [False, True])
+def test_other_real_numbers_are_rounded(dtype, as_array):
+    theta, x = torch.rand(20, 2).to(dtype), (9 * torch.randn(20, 2)).to(dtype)
+    given = (theta.numpy(), x.numpy()) if as_array else (theta, x)
+    trainer = new_trainer(None).append_simulations(*given)
+    for kept, values in zip(trainer.get_simulations(), (theta, x), strict=False):
+        assert torch.equal(kept, values.float())
+
+
+def test_numbers_beyond_single_precision_count_as_infinite():
+    theta = BOX.sample((20,)).double()
+    trainer = new_trainer()
+    with pytest.raises(ValueError, match="finite `theta`, but 1 of 20"):
+        trainer.append_simulations(theta.index_fill(0, torch.tensor(3), 1e300), theta)
+    trainer.append_simulations(theta, theta.index_fill(0, torch.tensor(3), 1e300))
+    assert len(trainer.get_simulations()[0]) == 19
+
+
+def test_the_support_is_that_of_the_given_precision():
+    """0.3 is larger in single precision."""
+    high = torch.tensor([0.3], dtype=torch.float64)
+    prior = BoxUniform(torch.zeros_like(high), high)
+    theta = torch.linspace(0, 1, 100, dtype=torch.float64).unsqueeze(1) * high
+    assert theta.float().double().max() > high
+    assert new_trainer(prior).append_simulations(theta, theta).has_simulations
 
 
 def test_simulations_are_kept_on_one_device():
