@@ -7,7 +7,6 @@ from math import nan
 from typing import Any
 
 import torch
-from sbi.utils import test_posterior_net_for_multi_d_x
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -284,7 +283,6 @@ class Fit:
             assert self.rows is not None
             theta, x = self.simulations.rows_to_standardize(self.rows[0])
             self.networks = self.build_pair(theta, x, prior)
-            test_posterior_net_for_multi_d_x(self.networks.flow, theta.unsqueeze(0), x)
         device, rate = self.build_pair.device, config.learning_rate
         self.training = JeffreysTraining(
             self.networks.flow.to(device),

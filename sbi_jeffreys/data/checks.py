@@ -55,6 +55,13 @@ def check_parameters(
             f"{outside} of {len(theta)} `theta` are outside. Pass the prior that "
             "they were drawn from."
         )
+    some = theta[:2].to(device)
+    log_prob = unrestricted(prior).log_prob(some)
+    if log_prob.numel() != len(some):
+        raise ValueError(
+            f"Expected `prior.log_prob` to return shape ({len(some)},), a number for "
+            f"each of `theta`, got {tuple(log_prob.shape)}."
+        )
 
 
 def check_x(x: Tensor, num: int) -> None:

@@ -20,7 +20,10 @@ from sbi_jeffreys.models.log_ratio import LogRatioEnsemble, LogRatioNet
 from sbi_jeffreys.models.pair import ModelPair
 from sbi_jeffreys.models.prior_base import base_density, log_prior_floor
 from sbi_jeffreys.models.spline_flow import build_spline_flow
-from sbi_jeffreys.preprocessing.embedding import standardizing_embedding
+from sbi_jeffreys.preprocessing.embedding import (
+    check_features,
+    standardizing_embedding,
+)
 from sbi_jeffreys.preprocessing.support import support_of
 
 FlowBuilder = Callable[[Tensor, Tensor], ConditionalDensityEstimator]
@@ -63,15 +66,22 @@ class PairBuilder:
 
         Raises:
             TypeError: If the flow can't be sampled differentiably.
+            ValueError: If features of x have not the shape `(batch, features)`, or are
+                not finite.
         """
         support = support_of(prior, theta)
         net = self.flow(support(theta)[0], x)
+        if isinstance(net, nn.Module):
+            net.to(x.dtype)
         with torch.no_grad():
             condition_on(net, x[:2]).rsample_and_log_prob(1)
-        flow = ConditionalFlow(net, support)
+        flow = ConditionalFlow(net, support, has_nan=bool(x.isnan().any()))
         embedding_net = flow.embedding_net
         if self.energy_embedding_net is not None or embedding_net is None:
-            embedding_net = standardizing_embedding(theta, x, self.energy_embedding_net)
+            embedding_net = standardizing_embedding(
+                theta, x, self.energy_embedding_net, "energy_embedding_net"
+            )
+        check_features("the embedding of `density_estimator`", embedding_net, x)
         energy_net = self._log_ratio(embedding_net, theta, x)
         inside = support.inside(theta).to(self.device)
         base = base_density(prior, inside, deepcopy(support).to(self.device))
@@ -85,7 +95,7 @@ class PairBuilder:
             prior,
             log_prior_floor(prior, base, inside),
         )
-        return ModelPair(flow, energy)
+        return ModelPair(flow, energy).to(x.dtype)
 
     def _log_ratio(self, embedding_net: nn.Module, theta: Tensor, x: Tensor) -> nn.Module:
         if isinstance(self.energy_net, nn.Module):
@@ -95,6 +105,40 @@ class PairBuilder:
         return LogRatioEnsemble(
             self.energy_net(theta.shape[-1], features) for _ in range(self.num_energies)
         )
+
+
+class _AskedForNoDevice(nn.Identity):
+    """A network without parameters. sbi asks all but `nn.Identity` for a parameter."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.net(input)
+
+
+def build_flow_of_sbi(
+    theta: Tensor, x: Tensor, name: str, embedding_net: nn.Module | None
+) -> ConditionalDensityEstimator:
+    """Return a flow of sbi.
+
+    Args:
+        theta: Standardised, unconstrained parameters, shape `(N, D)`.
+        x: Simulations, shape `(N, *condition_shape)`.
+        name: Its name in sbi.
+        embedding_net: Embeds x; None to take x, `(N, features)`, as it is.
+
+    Raises:
+        ValueError: If features of x have not the shape `(batch, features)`, or are not
+            finite.
+    """
+    net = nn.Identity() if embedding_net is None else embedding_net.to(x.dtype)
+    if embedding_net is not None or x.ndim > 2:
+        check_features("`embedding_net`", net, x)
+    if not any(True for _ in net.parameters()):
+        net = _AskedForNoDevice(net)
+    return posterior_nn(name, embedding_net=net)(theta, x)
 
 
 def flow_builder(
@@ -124,7 +168,7 @@ def flow_builder(
             "Expected `density_estimator` to be 'nsf', 'maf' or another of sbi's flows, "
             f"which can be sampled differentiably, got {density_estimator!r}."
         )
-    return posterior_nn(name, embedding_net=embedding_net or nn.Identity())
+    return partial(build_flow_of_sbi, name=name, embedding_net=embedding_net)
 
 
 def check_is_one(prior: Any) -> None:

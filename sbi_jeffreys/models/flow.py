@@ -23,18 +23,29 @@ class ConditionalFlow(ConditionalDensityEstimator):
     .. math:: \log p(\theta | x) = \log p_u(u(\theta) | x) + \log |du / d\theta|,
 
     so no sample leaves the support. Densities are in nats.
+
+    Attributes:
+        has_nan: Whether some x that it is trained on have NaN.
     """
 
     net: ConditionalDensityEstimator
+    has_nan: bool = False
 
-    def __init__(self, net: ConditionalDensityEstimator, support: Support) -> None:
+    def __init__(
+        self,
+        net: ConditionalDensityEstimator,
+        support: Support,
+        has_nan: bool = False,
+    ) -> None:
         r"""
         Args:
             net: Estimator of u given x, of a type that `condition_on` knows.
             support: The map from $\theta$ to u.
+            has_nan: See the attributes.
         """
         super().__init__(net, net.input_shape, net.condition_shape)
         self.support = support
+        self.has_nan = has_nan
 
     @property
     def embedding_net(self) -> nn.Module | None:

@@ -35,11 +35,28 @@ def varies(values: Tensor, size: Tensor | float | None = None) -> Tensor:
 def location_and_scale(values: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean and the standard deviation of each entry, both of shape `(...)`.
 
-    An entry that does not vary has the scale 1; see `varies`.
+    An entry that does not vary has the scale 1; see `varies`. Numbers that are NaN or
+    infinite are left out. An entry without any other has the mean 0 and the scale 1.
 
     Args:
         values: Shape `(N, ...)`. With a single row all scales are 1.
     """
+    loc, scale = _moments(values)
+    if bool((loc.isfinite() & scale.isfinite()).all()):
+        return loc, scale
+    known, double = values.isfinite(), values.double()  # in which no sum overflows
+    first = known.to(torch.uint8).argmax(0, keepdim=True)
+    filled = torch.where(known, double, double.gather(0, first).nan_to_num(0, 0, 0))
+    loc, num = torch.where(known, double, 0.0).sum(0), known.sum(0)
+    loc = loc / num.clamp(min=1)
+    squares = torch.where(known, (double - loc).square(), 0.0).sum(0)
+    scale = (squares / (num - 1).clamp(min=1)).sqrt()
+    scale = torch.where(varies(filled), scale, 1.0)
+    return loc.to(values), scale.to(values)
+
+
+def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return means and standard deviations; not finite where a value or a sum is not."""
     if len(values) < 2:
         return values.mean(0), torch.ones_like(values[0])
     changes, differences = varies(values), values - values[0]

@@ -1,5 +1,6 @@
 """Clip x to the range of the simulations. Networks have learnt nothing outside of it."""
 
+import torch
 from torch import Tensor, nn
 
 MARGIN = 0.1
@@ -24,9 +25,11 @@ class TrainingRange(nn.Module):
     def __init__(self, x: Tensor) -> None:
         """
         Args:
-            x: Standardised simulations, shape `(N, *condition_shape)`.
+            x: Standardised simulations, shape `(N, *condition_shape)`. NaN counts as the
+                mean, and remains NaN in `forward`.
         """
         super().__init__()
+        x = torch.where(x.isnan(), 0.0, x)
         low, high = x.amin(0), x.amax(0)
         margin, most = MARGIN * (high - low), MAX_STANDARD_DEVIATIONS
         self.register_buffer("low", (low - margin).clamp(-most, most))

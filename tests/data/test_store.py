@@ -11,7 +11,7 @@ import pytest
 import torch
 from sbi.utils import BoxUniform, RestrictedPrior, get_density_thresholder
 from torch import Tensor
-from torch.distributions import Uniform
+from torch.distributions import MultivariateNormal, Uniform
 
 from sbi_jeffreys import JNPE
 from sbi_jeffreys.data import arrays
@@ -37,7 +37,7 @@ def test_invalid_simulations_are_left_out_as_in_sbi():
     keeping = new_trainer()
     with pytest.warns(UserWarning, match="outliers"):
         keeping.append_simulations(theta, x, exclude_invalid_x=False)
-    with pytest.raises(FloatingPointError, match="epoch 1"):
+    with pytest.raises(ValueError, match=r"default embedding .*`exclude_invalid_x=True`"):
         keeping.train()
 
 
@@ -102,6 +102,28 @@ def test_an_x_that_does_not_match_is_not_stored(shape):
 def test_parameters_that_are_all_nan_are_refused():
     with pytest.raises(ValueError, match="finite `theta`, but 5 of 5"):
         JNPE().append_simulations(torch.full((5,), torch.nan), torch.zeros(5, 1))
+
+
+class Wrong(MultivariateNormal):
+    """Its log density has an axis too many."""
+
+    def log_prob(self, value):
+        return super().log_prob(value).unsqueeze(-1).expand(*value.shape)
+
+
+def test_a_prior_or_proposal_with_log_densities_of_another_shape_is_refused():
+    wrong = Wrong(torch.zeros(2), torch.eye(2))
+    theta = wrong.sample((60,))
+    trainer = new_trainer(wrong)
+    with pytest.raises(ValueError, match=r"`prior.log_prob` .* \(2,\), .* \(2, 2\)"):
+        trainer.append_simulations(theta, theta)
+    assert not trainer.has_simulations
+    trainer = new_trainer(MultivariateNormal(torch.zeros(2), torch.eye(2)))
+    with pytest.raises(
+        ValueError, match=r"`proposal.log_prob\(theta\)` of shape \(60,\)"
+    ):
+        trainer.append_simulations(theta, theta, proposal=wrong)
+    assert not trainer.has_simulations
 
 
 def test_only_invalid_simulations_are_refused():

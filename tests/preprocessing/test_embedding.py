@@ -2,7 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from sbi_jeffreys.preprocessing.embedding import standardizing_embedding
+from sbi_jeffreys.preprocessing.embedding import (
+    check_features,
+    standardizing_embedding,
+)
 
 
 @pytest.mark.parametrize("unit", [1e-30, 1e-12, 1.0, 1e12])
@@ -32,3 +35,66 @@ def test_x_far_outside_of_the_simulations_is_taken_for_the_most_extreme(net):
     x[0] = 1e6  # an outlier, at 14 standard deviations, of which there may be more
     embed = standardizing_embedding(theta, x, nn.Identity())
     assert 14 < embed(torch.full((1, 3), 1e9)).max() < 16
+
+
+class Apply(nn.Module):
+    """A network without parameters."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x: x.sum(1), r"features of shape .* for x of shape \(2, 3\), got \(2,\)"),
+        (lambda x: x.new_zeros(len(x), 2, 3), r"features of shape .*, got \(2, 2, 3\)"),
+        (lambda x: x[:1], r"features of shape .*, got \(1, 3\)"),
+        (lambda x: None, "features of shape .*, got a NoneType"),
+        (lambda x: x.double(), r"dtype torch.float32, got torch.float64"),
+        (lambda x: x / 0, "finite features, got NaN or infinite ones for 2 of 2"),
+        (nn.Linear(7, 2), r"take x of shape \('batch', 3\), but it raises: mat1"),
+    ],
+)
+def test_what_an_embedding_may_not_return(function, message):
+    with pytest.raises(ValueError, match=f"Expected `name` to {message}|{message}"):
+        standardizing_embedding(
+            torch.randn(50, 2), torch.randn(50, 3), Apply(function), "name"
+        )
+
+
+def test_only_simulations_that_an_embedding_does_not_know_are_counted():
+    x = torch.randn(50, 3)
+    x[10:13, 1], x[13, 2] = torch.nan, torch.inf
+    check_features("it", Apply(lambda x: x.nan_to_num(0.0, 0.0, 0.0)), x)
+    with pytest.raises(ValueError, match=r"for 3 of 6 simulations tried, 4 of them"):
+        check_features("it", Apply(lambda x: x.clamp(max=9.0)), x)
+
+
+def test_trying_an_embedding_does_not_change_it():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout())
+    state = torch.get_rng_state()
+    check_features("it", net, torch.randn(50, 3, generator=torch.Generator()))
+    assert net[0].num_batches_tracked == 0
+    assert net.training
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_missing_entries_stay_missing_and_others_are_standardised():
+    torch.manual_seed(0)
+    x = 5 + 3 * torch.randn(2000, 4)
+    x[torch.rand_like(x) < 0.3] = torch.nan
+    embed = standardizing_embedding(
+        torch.randn(2000, 2), x, Apply(lambda x: x.nan_to_num(9.0))
+    )
+    z = embed[:2](x)
+    assert torch.equal(z.isnan(), x.isnan())
+    for column in z.T:
+        known = column[~column.isnan()]
+        assert known.mean().abs() < 1e-5
+        assert known.std().item() == pytest.approx(1, abs=1e-5)

@@ -37,6 +37,26 @@ def test_scales_are_in_the_units_of_the_values(unit):
     assert scale[1] == 1
 
 
+def test_missing_numbers_are_left_out():
+    values = torch.tensor([[1.0, 5.0, 2.0], [3.0, 5.0, 4.0], [8.0, 5.0, 9.0]])
+    with_missing = torch.cat([values, torch.full((2, 3), torch.nan)])
+    with_missing[4, 1] = torch.inf
+    for given in (with_missing, with_missing.flip(0)):
+        loc, scale = location_and_scale(given)
+        assert loc.tolist() == pytest.approx([4.0, 5.0, 5.0])
+        assert scale.tolist() == pytest.approx([13**0.5, 1.0, 13**0.5])
+    loc, scale = location_and_scale(torch.full((4, 2), torch.nan))
+    assert loc.tolist() == [0, 0]
+    assert scale.tolist() == [1, 1]
+
+
+def test_sums_beyond_single_precision_do_not_overflow():
+    values = torch.tensor([[3e38], [2.5e38], [2e38], [-3e38]])
+    loc, scale = location_and_scale(values)
+    assert loc.item() == pytest.approx(1.125e38)
+    assert scale.item() == pytest.approx(values.double().std().item(), rel=1e-6)
+
+
 def test_zeros_nan_and_single_rows_do_not_vary():
     values = torch.zeros(10, 3, 2)
     values[4, 1] = torch.nan
