@@ -116,7 +116,8 @@ class ConditionalEnergy(nn.Module):
             )
         input = input.expand(-1, len(condition), -1)
         inside = self.support.inside(input)
-        log_base = self.base.log_prob(inside.flatten(0, 1)).reshape(input.shape[:-1])
+        log_base = self.base.log_prob(inside.flatten(0, 1)).to(input.dtype)
+        log_base = log_base.reshape(input.shape[:-1])
         standardized = self.standardize(inside)
         if embedded is None:
             embedded = self.embedding_net(condition)

@@ -56,7 +56,7 @@ class Pool(nn.Module):
         super().__init__()
         self.net = net
         self.models = nn.ModuleList(models)
-        self.register_buffer("weights", torch.tensor(weights))
+        self.register_buffer("weights", torch.tensor(weights, dtype=torch.float32))
         self.uses_net = sum(weights) < 1.0 - 1e-6
 
     def forward(self, input: Tensor, condition: Tensor) -> Tensor:
@@ -226,4 +226,4 @@ def _fit(
 ) -> nn.Module:
     """Fit a model with random numbers that do not depend on what was fitted before."""
     with seeded(candidates.theta.device, 0):
-        return kind.fit(candidates, earlier, effort)
+        return kind.fit(candidates, earlier, effort).to(candidates.theta.dtype)

@@ -202,10 +202,10 @@ def move_particles(
             start, end = (others[torch.randperm(len(others))] for _ in range(2))
             start = start.repeat(2)[: len(some)]
             end = end.repeat(2)[: len(some)]
-            draw = torch.rand(*values[some].shape, 1, device=u.device)
+            draw = torch.rand(*values[some].shape, 1, device=u.device, dtype=u.dtype)
             scale = torch.where(
                 draw < SHARE_OF_FULL_STEPS, 1.0, 2.38 / sqrt(2 * u.shape[-1])
-            )
+            ).to(u)
             step = scale * (u[end] - u[start])
             new_u = u[some] + step
             new, log_det = support.inverse(new_u)
