@@ -5,6 +5,7 @@ move in any release of sbi. `TOUCHED` lists all that are used; a test looks for 
 them in the installed version.
 """
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -16,6 +17,7 @@ from sbi.inference import NPE_C
 from sbi.inference.posteriors import MCMCPosterior
 from sbi.inference.posteriors.base_posterior import NeuralPosterior
 from sbi.inference.posteriors.posterior_parameters import PosteriorParameters
+from sbi.inference.potentials.base_potential import BasePotential
 from sbi.inference.trainers._contracts import TrainConfig as TrainConfig
 from sbi.neural_nets.estimators import NFlowsFlow
 from sbi.neural_nets.estimators.base import ConditionalDensityEstimator
@@ -38,13 +40,17 @@ TOUCHED: dict[type, tuple[str, ...]] = {
         "_summary",
         "_tracker",
     ),
-    NeuralPosterior: ("_device", "_x_else_default_x"),
+    NeuralPosterior: ("_device", "_map", "_x", "_x_else_default_x"),
+    BasePotential: ("_x_is_iid", "_x_o"),
     MCMCPosterior: ("_build_mcmc_init_fn",),
     RestrictedPrior: ("_prior",),
     NFlowsFlow: ("_broadcast_and_align",),
     Flow: ("_distribution", "_embedding_net", "_transform"),
 }
 """Private methods and attributes, by the class that has them."""
+
+SAMPLE_WITH = ("direct", "energy", "mcmc", "rejection", "vi", "importance")
+"""What posteriors can be sampled with."""
 
 LOGGED_BY_SBI = ("training_loss", "validation_loss", "epoch_durations_sec")
 
@@ -121,6 +127,18 @@ class SbiTrainer(NPE_C):
     def flow(self, flow: Any) -> None:
         self._neural_net = flow
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled and copied: all but the tracker.
+
+        sbi also leaves out what builds its networks, and warns that it can't retrain.
+        """
+        warnings.warn(
+            "The copy of a trainer that is pickled or copied has a tracker of its own: "
+            "the default one, in a new folder.",
+            stacklevel=2,
+        )
+        return {**vars(self), "_tracker": None}
+
     def posterior_builder(self) -> BuildsPosteriors:
         """Return what builds posteriors in the place of sbi."""
         raise NotImplementedError
@@ -160,11 +178,25 @@ class SbiTrainer(NPE_C):
                 potential and the flow as its proposal (VI has no proposal).
 
         Raises:
-            ValueError: If there is no prior and `sample_with` is not "direct", or if
-                parameters of another posterior are given for "energy".
-            RuntimeError: For "energy", before training.
-            TypeError: For "energy", if `density_estimator` is not a `ConditionalFlow`.
+            ValueError: If there is no prior and `sample_with` is not "direct", if it is
+                none of these names, or if parameters of another posterior are given for
+                "energy".
+            RuntimeError: Before training.
+            TypeError: If `density_estimator` is no estimator, or not a `ConditionalFlow`
+                for "energy".
         """
+        if sample_with not in SAMPLE_WITH:
+            raise ValueError(
+                f"Expected `sample_with` to be one of {SAMPLE_WITH}, got {sample_with!r}."
+            )
+        if density_estimator is None and self.flow is None:
+            raise RuntimeError("There is no posterior yet: call `.train()` first.")
+        known = self.prior if sample_with == "direct" else self.proper_prior
+        if prior is None and known is None:
+            raise ValueError(
+                f"Expected a `prior` for `sample_with={sample_with!r}`, got none. Pass "
+                "it here or to the trainer."
+            )
         return super().build_posterior(
             density_estimator,
             prior,
@@ -271,32 +303,6 @@ def x_or_default(posterior: NeuralPosterior, x: Tensor | None) -> Tensor:
         ValueError: If x is None and there is no default.
     """
     return posterior._x_else_default_x(x)
-
-
-class MCMCPosteriorWithInit(MCMCPosterior):
-    """sbi's `MCMCPosterior`, which may choose where its chains start from."""
-
-    def initial_proposal(self, proposal: Any, potential: Any) -> Any:
-        """Return the density from which chains start.
-
-        Args:
-            proposal: The proposal of the posterior.
-            potential: The potential of the chains, with its observation.
-        """
-        return proposal
-
-    def _build_mcmc_init_fn(
-        self,
-        proposal: Any,
-        potential_fn: Any,
-        transform: Any,
-        init_strategy: str,
-        **kwargs: Any,
-    ) -> Any:
-        start = self.initial_proposal(proposal, potential_fn)
-        return super()._build_mcmc_init_fn(
-            start, potential_fn, transform, init_strategy, **kwargs
-        )
 
 
 class NFlowsParts(NamedTuple):

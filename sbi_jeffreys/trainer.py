@@ -180,8 +180,7 @@ class JNPE(SbiTrainer):
                 log densities of `theta` in nats, shape `(N,)`. Rounds may differ in it.
             exclude_invalid_x: Whether to drop simulations with NaN or infinite x (the
                 default). Kept ones must be embedded, and x_o may then have NaN, too.
-            data_device: Where to keep the data; by default where training takes place,
-                except for memory-mapped arrays.
+            data_device: Where to keep the data; by default where training is, or on disk.
 
         Raises:
             TypeError: If `theta` or `x` is not real, or is mapped and not float32, or if
@@ -342,6 +341,7 @@ class JNPE(SbiTrainer):
             self._simulations,
             self._fit.num_simulations,
             not self._simulations.is_sequential,
+            self._fit.show_progress,
         )
 
 

@@ -28,7 +28,10 @@ from torch import Tensor
 from sbi_jeffreys.data.arrays import check_finite
 from sbi_jeffreys.diagnostics.draws import FixedSamples
 from sbi_jeffreys.diagnostics.naming import columns_of
-from sbi_jeffreys.diagnostics.observations import warn_if_not_amortised
+from sbi_jeffreys.diagnostics.observations import (
+    may_have_nan,
+    warn_if_not_amortised,
+)
 from sbi_jeffreys.diagnostics.ranks import Calibration
 from sbi_jeffreys.sampling.random_state import random_state
 
@@ -83,7 +86,8 @@ def calibrate(
         theta: Parameters from the prior, shape `(N, D)`, that were not used in training.
             N should be in the hundreds.
         x: Simulations of `theta`, shape `(N, *x)`. Simulations with NaN or infinite
-            entries are left out, with a warning.
+            entries are left out, with a warning. Posteriors trained on x with NaN take
+            NaN.
         num_posterior_samples: S, the number of samples for each simulation.
         num_bins: Number of bins of TARP's curve; N // 10 by default.
         parameter_names: D names; "theta_0", "theta_1", ... by default.
@@ -108,7 +112,8 @@ def calibrate(
                 f"{type(posterior).__name__}, which has no `sample_batched`."
             )
     warn_if_not_amortised(named.values())
-    truths, data = fresh_simulations(theta, x)
+    takes_nan = all(map(may_have_nan, named.values()))
+    truths, data = fresh_simulations(theta, x, takes_nan)
     names = _names(parameter_names, truths.shape[1])
     _check_numbers(len(truths), num_posterior_samples, num_bins)
     with random_state(seed):
@@ -173,7 +178,7 @@ def _calibration(
 
 
 def fresh_simulations(
-    theta: ArrayLike | None, x: ArrayLike | None
+    theta: ArrayLike | None, x: ArrayLike | None, takes_nan: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Return the pairs with finite x, in single precision.
 
@@ -181,6 +186,7 @@ def fresh_simulations(
         theta: Parameters, shape `(N, D)`.
         x: Simulations, shape `(N, *x)`. Simulations with NaN or infinite entries are
             left out, with a warning.
+        takes_nan: Whether simulations with NaN are kept.
 
     Raises:
         ValueError: If shapes do not match, one of the two is missing, parameters are not
@@ -196,9 +202,13 @@ def fresh_simulations(
             f"{tuple(truths.shape)} and {tuple(data.shape)}."
         )
     check_finite("`theta`", truths)
-    num = int(data.flatten(1).isfinite().all(-1).sum())
+    is_valid = data.isfinite() | (data.isnan() & takes_nan)
+    valid = is_valid.flatten(1).all(-1)
+    num = int(valid.sum())
     if num < 10:
         raise ValueError(f"Expected at least 10 simulations with finite `x`, got {num}.")
+    if takes_nan:
+        return truths[valid], data[valid]
     return remove_nans_and_infs_in_x(truths, data)
 
 

@@ -27,7 +27,8 @@ class Novelty(nn.Module):
 
     For an observation that is drawn like the simulations, all ranks are equally likely.
     So p is at most :math:`\alpha` with a probability of at most :math:`\alpha`, for any
-    simulator (split conformal prediction; Vovk, Gammerman & Shafer, 2005).
+    simulator (split conformal prediction; Vovk, Gammerman & Shafer, 2005). An entry that
+    is NaN counts as its mean.
     """
 
     loc: Tensor
@@ -60,7 +61,7 @@ class Novelty(nn.Module):
         self.k = min(num_neighbors, len(landmarks))
         self.register_buffer("loc", loc)
         self.register_buffer("scale", scale)
-        self.register_buffer("landmarks", (landmarks - loc) / scale)
+        self.register_buffer("landmarks", self._standardize(landmarks))
         self.register_buffer("distances", self._distance(x[:num_ranked]))
 
     @torch.no_grad()
@@ -73,10 +74,14 @@ class Novelty(nn.Module):
         own = self._distance(x.flatten(1)).unsqueeze(1)
         return (1 + (self.distances >= own).sum(-1)) / (1 + len(self.distances))
 
+    def _standardize(self, x: Tensor) -> Tensor:
+        z = (x - self.loc) / self.scale
+        return torch.where(z.isnan(), 0.0, z)
+
     def _distance(self, x: Tensor) -> Tensor:
         """Return distances to the k-th nearest landmark, `(batch,)`."""
         to_all = torch.cdist(
-            (x - self.loc) / self.scale,
+            self._standardize(x),
             self.landmarks,
             compute_mode="donot_use_mm_for_euclid_dist",  # equal x are at distance zero
         )

@@ -37,7 +37,9 @@ def observations(posteriors: Iterable[Any], x_o: ArrayLike | None) -> list[Tenso
                 raise ValueError(
                     f"Expected `x_o`: {type(posterior).__name__} has no default x."
                 )
-        result.append(None if x is None else _with_batch_axis(x, shape))
+        if x is not None:
+            x = _with_batch_axis(x, shape, any(map(may_have_nan, posteriors)))
+        result.append(x)
     return result
 
 
@@ -69,9 +71,16 @@ def condition_shape(posterior: Any) -> torch.Size | None:
     return None
 
 
-def _with_batch_axis(x_o: ArrayLike, shape: torch.Size | None) -> Tensor:
+def may_have_nan(posterior: Any) -> bool:
+    """Return whether a posterior was trained on x with NaN, and takes such x."""
+    flow = getattr(getattr(posterior, "pair", None), "flow", None)
+    flow = getattr(posterior, "posterior_estimator", flow)
+    return bool(getattr(flow, "has_nan", False))
+
+
+def _with_batch_axis(x_o: ArrayLike, shape: torch.Size | None, has_nan: bool) -> Tensor:
     x = torch.as_tensor(x_o, dtype=torch.float32).detach().cpu()
-    if not bool(x.isfinite().all()):
+    if bool(x.isinf().any()) or not (has_nan or bool(x.isfinite().all())):
         raise ValueError("Expected `x_o` to be finite, got NaN or infinite values.")
     if shape is None:
         return torch.atleast_2d(x)

@@ -38,6 +38,7 @@ class PosteriorBuilder:
         simulations: What observations are compared with.
         num_simulations: Simulations of the training, held-out ones included.
         is_amortised: Whether the posteriors are meant for all x.
+        show_progress_bars: Whether they show progress where a call does not say it.
     """
 
     networks: ModelPair | None
@@ -47,6 +48,7 @@ class PosteriorBuilder:
     simulations: SimulationStore
     num_simulations: int
     is_amortised: bool = True
+    show_progress_bars: bool = True
 
     def build(
         self,
@@ -125,6 +127,7 @@ class PosteriorBuilder:
             parameters,
             device,
             self.is_amortised,
+            self.show_progress_bars,
         )
 
     def _flow_posterior(
@@ -143,6 +146,7 @@ class PosteriorBuilder:
             novelty=self._novelty(device),
             num_simulations=self.num_simulations,
             is_amortised=self.is_amortised,
+            show_progress_bars=self.show_progress_bars,
             **asdict(parameters),
         )
 

@@ -1,20 +1,28 @@
 """The energy model as a posterior of sbi."""
 
+from typing import Any
+
 import torch
-from sbi.inference.posteriors.base_posterior import NeuralPosterior
 from sbi.utils import mcmc_transform
 from sbi.utils.torchutils import process_device
 from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_jeffreys._sbi import device_of, x_or_default
-from sbi_jeffreys.diagnostics.agreement import AgreementReport
 from sbi_jeffreys.diagnostics.novelty import Novelty
 from sbi_jeffreys.models.flow import Shape
 from sbi_jeffreys.models.pair import ModelPair
 from sbi_jeffreys.posteriors.corrected_sampler import CorrectedSampler
 from sbi_jeffreys.posteriors.evidence_cache import EvidenceCache
-from sbi_jeffreys.posteriors.interface import move, observations
+from sbi_jeffreys.posteriors.interface import (
+    TrustedPosterior,
+    check_batch,
+    move,
+    observations,
+    parameters_like,
+    rows_like,
+    shape_of,
+)
 from sbi_jeffreys.posteriors.parameters import EnergyPosteriorParameters
 from sbi_jeffreys.posteriors.potential import EnergyPotential, batched_potential
 from sbi_jeffreys.posteriors.sbi_samplers import FlowProposal
@@ -27,7 +35,7 @@ from sbi_jeffreys.sampling.importance_weights import ImportanceWeights, smoothed
 from sbi_jeffreys.sampling.psis import MAX_PARETO_K
 
 
-class EnergyPosterior(NeuralPosterior):
+class EnergyPosterior(TrustedPosterior):
     r"""The posterior :math:`q(\theta | x) = e^{f(\theta, x)} / Z(x)` of an energy f.
 
     Samples are draws from the flow, corrected by the energy. They are chosen without
@@ -41,6 +49,8 @@ class EnergyPosterior(NeuralPosterior):
     `log_prob_batched` take a batch of observations, each with parameters of its own.
     """
 
+    corrects = True
+
     def __init__(
         self,
         pair: ModelPair,
@@ -50,6 +60,7 @@ class EnergyPosterior(NeuralPosterior):
         parameters: EnergyPosteriorParameters | None = None,
         device: torch.device | str | None = None,
         is_amortised: bool = True,
+        show_progress_bars: bool = True,
     ) -> None:
         """
         Args:
@@ -60,7 +71,9 @@ class EnergyPosterior(NeuralPosterior):
             parameters: How to sample, or None for the default.
             device: Where to sample; by default the CPU.
             is_amortised: Whether it is meant for all x, not just near one of rounds.
+            show_progress_bars: Whether to show progress where a call does not say it.
         """
+        self.show_progress_bars = show_progress_bars
         self.is_amortised = is_amortised
         self.num_simulations = num_simulations
         self.parameters = parameters or EnergyPosteriorParameters()
@@ -96,44 +109,16 @@ class EnergyPosterior(NeuralPosterior):
         """The prior, whose support contains all samples."""
         return self._trust.prior
 
-    @property
-    def novelty(self) -> Novelty | None:
-        """What compares observations with the simulations, or None."""
-        return self._trust.novelty
-
     def to(self, device: torch.device | str) -> None:
         """Move the models, the prior, the simulations and the default x to a device."""
         move(self, self._trust, device, self._set_up)
-
-    def agreement(
-        self, x: Tensor | None = None, num_samples: int = 2_000
-    ) -> AgreementReport:
-        """Return how flow and energy agree at each observation. Print it to read it.
-
-        Each observation is judged by itself. Where k̂ > 0.7, draws go in steps from the
-        flow to the energy, which takes longer. A warning is given once for each posterior
-        where these steps are not reliable.
-
-        Args:
-            x: Observations, shape `(batch, *condition_shape)`; by default that of
-                `set_default_x`.
-            num_samples: Draws from the flow for each observation, at least 100.
-
-        Raises:
-            ValueError: If there are too few samples, or there is no observation.
-            RuntimeError: If no draw of the flow is inside the prior.
-        """
-        conditions = self._conditions(x_or_default(self, x))
-        report = self._trust.report(conditions, num_samples, self.max_sampling_batch_size)
-        self._trust.warn_of_steps(report.steps_are_reliable)
-        return report
 
     def sample(
         self,
         sample_shape: Shape = (),
         x: Tensor | None = None,
         max_sampling_batch_size: int | None = None,
-        show_progress_bars: bool = True,
+        show_progress_bars: bool | None = None,
         reject_outside_prior: bool = True,
     ) -> Tensor:
         """Return samples given one or several observations, shape `(*sample_shape, D)`.
@@ -149,7 +134,7 @@ class EnergyPosterior(NeuralPosterior):
                 `set_default_x`.
             max_sampling_batch_size: Most draws from the flow at a time; by default that
                 of the constructor. It has no effect on several observations.
-            show_progress_bars: Whether to show progress.
+            show_progress_bars: Whether to show progress; None for the default.
             reject_outside_prior: Has no effect, because no sample is outside the prior.
 
         Raises:
@@ -157,29 +142,30 @@ class EnergyPosterior(NeuralPosterior):
                 was trained without a proper prior.
             RuntimeError: If no draw of the flow is inside the prior.
         """
+        shape = shape_of(sample_shape)
+        num = shape.numel()
         conditions = self._conditions(x_or_default(self, x))
         self._trust.warn_of_unusual(conditions)
-        num = torch.Size(sample_shape).numel()
         if len(conditions) == 1:
             samples, is_reliable = self._sampler(num, max_sampling_batch_size).sample(
-                conditions, show_progress_bars
+                conditions, self.shows(show_progress_bars)
             )
             samples = samples[:, 0]
             self._trust.warn_of_steps(is_reliable)
         else:
             self.potential_fn.set_x(conditions)
             samples, pareto_k = joint_samples(
-                self.potential_fn, self.proposal, num, show_progress_bars
+                self.potential_fn, self.proposal, num, self.shows(show_progress_bars)
             )
             self._trust.warn_of_steps(pareto_k <= MAX_PARETO_K)
-        return samples.reshape(*sample_shape, *samples.shape[1:])
+        return samples.reshape(*shape, *samples.shape[1:])
 
     def sample_batched(
         self,
         sample_shape: Shape,
         x: Tensor,
         max_sampling_batch_size: int | None = None,
-        show_progress_bars: bool = True,
+        show_progress_bars: bool | None = None,
         reject_outside_prior: bool = True,
     ) -> Tensor:
         """Return samples given each observation, shape `(*sample_shape, batch, D)`.
@@ -192,7 +178,7 @@ class EnergyPosterior(NeuralPosterior):
             x: Observations, shape `(batch, *condition_shape)`.
             max_sampling_batch_size: Most draws from the flow at a time, over all
                 observations together; by default that of the constructor.
-            show_progress_bars: Whether to show progress.
+            show_progress_bars: Whether to show progress; None for the default.
             reject_outside_prior: Has no effect, because no sample is outside the prior.
 
         Raises:
@@ -200,12 +186,12 @@ class EnergyPosterior(NeuralPosterior):
                 observation.
             RuntimeError: If no draw of the flow is inside the prior.
         """
-        num = torch.Size(sample_shape).numel()
-        samples, is_reliable = self._sampler(num, max_sampling_batch_size).sample(
-            self._conditions(x), show_progress_bars
-        )
+        shape = shape_of(sample_shape)
+        samples, is_reliable = self._sampler(
+            shape.numel(), max_sampling_batch_size
+        ).sample(self._conditions(x), self.shows(show_progress_bars))
         self._trust.warn_of_steps(is_reliable)
-        return samples.reshape(*sample_shape, *samples.shape[1:])
+        return samples.reshape(*shape, *samples.shape[1:])
 
     def importance_weights(
         self,
@@ -286,7 +272,7 @@ class EnergyPosterior(NeuralPosterior):
         theta: Tensor,
         x: Tensor | None = None,
         track_gradients: bool = False,
-        num_normalizer_samples: int = 10_000,
+        num_normalizer_samples: int | None = None,
     ) -> Tensor:
         """Return log densities in nats, shape `(N,)`, normalised by the estimated log Z.
 
@@ -295,8 +281,8 @@ class EnergyPosterior(NeuralPosterior):
             x: One observation, or several of the same parameters; by default that of
                 `set_default_x`.
             track_gradients: Whether the result is differentiable to `theta`.
-            num_normalizer_samples: Number of draws for the estimate of log Z, see
-                `log_evidence_ratio`.
+            num_normalizer_samples: Draws for the estimate of log Z. By default 10,000;
+                2,000 for several observations, where tempering evaluates each often.
 
         Raises:
             ValueError: If there is no observation, or if there are several and the energy
@@ -304,9 +290,11 @@ class EnergyPosterior(NeuralPosterior):
             RuntimeError: If no draw of the flow is inside the prior.
         """
         conditions = self._conditions(x_or_default(self, x))
-        log_z, _ = self.log_evidence_ratio(
-            conditions, num_normalizer_samples, x_is_iid=len(conditions) > 1
-        )
+        theta = rows_like(theta, self.pair.energy.loc)
+        is_joint = len(conditions) > 1
+        if num_normalizer_samples is None:
+            num_normalizer_samples = 2_000 if is_joint else 10_000
+        log_z, _ = self.log_evidence_ratio(conditions, num_normalizer_samples, is_joint)
         self.potential_fn.set_x(conditions)
         return self.potential_fn(theta, track_gradients=track_gradients) - log_z
 
@@ -326,12 +314,8 @@ class EnergyPosterior(NeuralPosterior):
             RuntimeError: If no draw of the flow is inside the prior.
         """
         conditions = self._conditions(x)
-        theta = torch.as_tensor(theta).to(conditions)
-        if theta.ndim < 2 or theta.shape[-2] != len(conditions):
-            raise ValueError(
-                f"Expected `theta` of shape (*sample_shape, {len(conditions)}, D), for "
-                f"as many observations, got {tuple(theta.shape)}."
-            )
+        theta = parameters_like(theta, self.pair.energy.loc)
+        check_batch(theta, len(conditions))
         log_z, _ = self.log_evidence_ratio(conditions, num_normalizer_samples)
         rows = theta.flatten(0, -3) if theta.ndim > 2 else theta.unsqueeze(0)
         f = batched_potential(
@@ -344,9 +328,10 @@ class EnergyPosterior(NeuralPosterior):
             block_size = self.max_sampling_batch_size
         return CorrectedSampler(self.pair, self.prior, num, block_size)
 
-    def _conditions(self, x: Tensor) -> Tensor:
+    def _conditions(self, x: Any) -> Tensor:
         """Return observations on the posterior's device, `(batch, *condition_shape)`."""
-        x = observations(x, self.pair.energy.condition_shape)
+        flow = self.pair.flow
+        x = observations(x, flow.condition_shape, flow.has_nan)
         if not len(x):
             raise ValueError("Expected at least one observation `x`, got none.")
         return x.to(device_of(self))

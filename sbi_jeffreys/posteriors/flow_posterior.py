@@ -4,28 +4,34 @@ from typing import Any
 
 import torch
 from sbi.inference.posteriors import DirectPosterior
-from sbi.inference.potentials.posterior_based_potential import PosteriorBasedPotential
 from sbi.neural_nets.estimators.base import ConditionalDensityEstimator
 from sbi.utils import RestrictedPrior
 from sbi.utils.sbiutils import within_support
 from torch import Tensor
 from torch.distributions import Distribution
 
-from sbi_jeffreys._sbi import device_of, x_or_default
-from sbi_jeffreys.diagnostics.agreement import AgreementReport
+from sbi_jeffreys._sbi import (
+    device_of,
+    x_or_default,
+)
 from sbi_jeffreys.diagnostics.novelty import Novelty
 from sbi_jeffreys.models.energy import ConditionalEnergy
 from sbi_jeffreys.models.flow import ConditionalFlow, Shape
 from sbi_jeffreys.models.pair import ModelPair
-from sbi_jeffreys.posteriors.interface import move, observations
+from sbi_jeffreys.posteriors.interface import (
+    TrustedPosterior,
+    check_batch,
+    move,
+    observations,
+    rows_like,
+    shape_of,
+)
+from sbi_jeffreys.posteriors.potential import FlowPotential, away_from_bounds
 from sbi_jeffreys.posteriors.trust import TrustCheck
 from sbi_jeffreys.sampling.blocks import blocks, progress_bar
 
-NEXT_TO_BOUNDS = 1e-3
-"""Share of an interval, at either end, in which the flow's density counts as constant."""
 
-
-class FlowPosterior(DirectPosterior):
+class FlowPosterior(TrustedPosterior, DirectPosterior):
     """`sbi`'s `DirectPosterior` of a flow that never leaves the prior's support.
 
     Samples are drawn once, without rejection. Memory is bounded: at most
@@ -51,6 +57,7 @@ class FlowPosterior(DirectPosterior):
         novelty: Novelty | None = None,
         num_simulations: int | None = None,
         is_amortised: bool = True,
+        show_progress_bars: bool = True,
     ) -> None:
         """
         Args:
@@ -67,7 +74,9 @@ class FlowPosterior(DirectPosterior):
                 is only recorded.
             is_amortised: Whether it is meant for all x, and not just near the observation
                 of several rounds.
+            show_progress_bars: Whether to show progress where a call does not say it.
         """
+        self.show_progress_bars = show_progress_bars
         self.is_amortised = is_amortised
         pair = None if energy is None else ModelPair(posterior_estimator, energy)
         self._trust = TrustCheck(pair, prior, novelty)
@@ -84,19 +93,17 @@ class FlowPosterior(DirectPosterior):
     def _set_up(self, *arguments: Any, **options: Any) -> None:
         """Set up a `DirectPosterior`, with a potential of our own."""
         DirectPosterior.__init__(self, *arguments, **options)
-        self.potential_fn = _FlowPotential(
+        self.potential_fn = FlowPotential(
             self.posterior_estimator, self.prior, device=device_of(self)
         )
+
+    def __str__(self) -> str:
+        return f"Posterior p(θ|x) of type {type(self).__name__}: samples of the flow."
 
     @property
     def pair(self) -> ModelPair | None:
         """Flow and energy, or None if there is no energy."""
         return self._trust.pair
-
-    @property
-    def novelty(self) -> Novelty | None:
-        """What compares observations with the simulations, or None."""
-        return self._trust.novelty
 
     def to(self, device: torch.device | str) -> None:
         """Move the models, the prior, the simulations and the default x to a device."""
@@ -112,77 +119,77 @@ class FlowPosterior(DirectPosterior):
 
         move(self, self._trust, device, set_up)
 
-    def agreement(
-        self, x: Tensor | None = None, num_samples: int = 2_000
-    ) -> AgreementReport:
-        """Return how flow and energy agree at each observation. Print it to read it.
-
-        Each observation is judged by itself. A warning is given once for each posterior
-        where k̂ > 0.7.
+    def log_prob(
+        self, theta: Tensor, x: Tensor | None = None, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """Return log densities in nats, shape `(N,)`; further arguments are `sbi`'s.
 
         Args:
-            x: Observations, shape `(batch, *condition_shape)`; by default that of
-                `set_default_x`.
-            num_samples: Draws from the flow for each observation, at least 100.
+            theta: Parameters, shape `(N, D)`.
+            x: One observation; by default that of `set_default_x`.
 
         Raises:
-            ValueError: If there are too few samples, or there is no observation.
-            RuntimeError: If there is no energy, or no draw of the flow is inside the
-                prior.
+            ValueError: If there are several observations, or none, or if `theta` has
+                not D columns.
         """
-        conditions = self._conditions(x_or_default(self, x)).to(device_of(self))
-        report = self._trust.report(conditions, num_samples, self.max_sampling_batch_size)
-        self._trust.warn_of_tail(report.pareto_k)
-        return report
+        conditions = self._one_condition(x, "log_prob_batched")
+        theta = rows_like(theta, self.posterior_estimator.support.low)
+        theta = away_from_bounds(self.posterior_estimator, theta)
+        return super().log_prob(theta, conditions, *args, **kwargs)
 
-    def log_prob(self, theta: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return log densities in nats, shape `(N,)`; arguments are `sbi`'s."""
-        theta = _away_from_bounds(self.posterior_estimator, theta)
-        return super().log_prob(theta, *args, **kwargs)
+    def log_prob_batched(
+        self, theta: Tensor, x: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """Return log densities in nats, shape `(*sample_shape, batch)`.
 
-    def log_prob_batched(self, theta: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return log densities in nats, `(*shape, batch)`; arguments are `sbi`'s."""
-        theta = _away_from_bounds(self.posterior_estimator, theta)
-        return super().log_prob_batched(theta, *args, **kwargs)
+        Further arguments are `sbi`'s.
+
+        Args:
+            theta: Parameters, shape `(*sample_shape, batch, D)`.
+            x: Observations, shape `(batch, *condition_shape)`.
+
+        Raises:
+            ValueError: If the batches differ, or if `theta` has not D columns.
+        """
+        conditions = self._conditions(x)
+        theta = away_from_bounds(self.posterior_estimator, theta)
+        check_batch(theta, len(conditions))
+        rows = theta.reshape(-1, *theta.shape[-2:])
+        log_prob = super().log_prob_batched(rows, conditions, *args, **kwargs)
+        return log_prob.reshape(theta.shape[:-1])
 
     def sample(
         self,
         sample_shape: Shape = (),
         x: Tensor | None = None,
         max_sampling_batch_size: int | None = None,
-        show_progress_bars: bool = True,
+        show_progress_bars: bool | None = None,
         reject_outside_prior: bool = True,
         max_sampling_time: float | None = None,
         return_partial_on_timeout: bool = False,
     ) -> Tensor:
-        """Return samples given one observation, shape `(num_samples, D)`.
+        """Return samples given one observation, shape `(*sample_shape, D)`.
 
         A warning is given once for each posterior where x is unlike the simulations.
 
         Args:
-            sample_shape: `num_samples` is the product of its entries.
+            sample_shape: Shape of the samples. `()` gives one sample, `(D,)`.
             x: One observation, with or without a batch axis; by default that of
                 `set_default_x`.
             max_sampling_batch_size: Most samples drawn at a time; by default that given
                 to the constructor.
-            show_progress_bars: Whether to show progress.
+            show_progress_bars: Whether to show progress; None for the default.
             reject_outside_prior: Has no effect, because no sample is outside the prior.
             max_sampling_time: Seconds after which sampling stops. If it is given, `sbi`'s
                 own loop is used.
-            return_partial_on_timeout: Whether to return the samples drawn by then.
+            return_partial_on_timeout: Whether to return the samples drawn by then,
+                `(num_samples, D)`.
 
         Raises:
             ValueError: If there are several observations, or none, or if
                 `max_sampling_batch_size` is less than 1.
         """
-        conditions = self._conditions(x_or_default(self, x))
-        if len(conditions) != 1:
-            raise ValueError(
-                f"Expected one observation `x` (batchsize == 1), got {len(conditions)}. "
-                "For the posterior given each of them, use `.sample_batched()`. For the "
-                "posterior given all of them, build the posterior by "
-                "`build_posterior(sample_with='energy')`."
-            )
+        conditions = self._one_condition(x, "sample_batched")
         self._trust.warn_of_unusual(conditions)
         return self.sample_batched(
             sample_shape,
@@ -192,26 +199,26 @@ class FlowPosterior(DirectPosterior):
             reject_outside_prior,
             max_sampling_time,
             return_partial_on_timeout,
-        )[:, 0]
+        )[..., 0, :]
 
     def sample_batched(
         self,
         sample_shape: Shape,
         x: Tensor,
         max_sampling_batch_size: int | None = None,
-        show_progress_bars: bool = True,
+        show_progress_bars: bool | None = None,
         reject_outside_prior: bool = True,
         max_sampling_time: float | None = None,
         return_partial_on_timeout: bool = False,
     ) -> Tensor:
-        """Return samples given each observation, shape `(num_samples, batch, D)`.
+        """Return samples given each observation, shape `(*sample_shape, batch, D)`.
 
         Args:
-            sample_shape: `num_samples` is the product of its entries.
+            sample_shape: Shape of the samples for each observation.
             x: The observations, shape `(batch, *condition_shape)`.
             max_sampling_batch_size: Most samples drawn at a time, over all observations
                 together; by default that given to the constructor.
-            show_progress_bars: Whether to show progress.
+            show_progress_bars: Whether to show progress; None for the default.
             reject_outside_prior: Has no effect, because no sample is outside the prior.
             max_sampling_time: Seconds after which sampling stops. If it is given, `sbi`'s
                 own loop is used.
@@ -220,19 +227,26 @@ class FlowPosterior(DirectPosterior):
         Raises:
             ValueError: If `max_sampling_batch_size` is less than 1.
         """
+        shape, conditions = shape_of(sample_shape), self._conditions(x)
         if max_sampling_time is not None:
-            return super().sample_batched(
-                sample_shape,
-                x,
+            samples = super().sample_batched(
+                shape,
+                conditions,
                 max_sampling_batch_size,
-                show_progress_bars,
+                self.shows(show_progress_bars),
                 reject_outside_prior,
                 max_sampling_time,
                 return_partial_on_timeout,
             )
-        return self._draw(
-            sample_shape, self._conditions(x), max_sampling_batch_size, show_progress_bars
-        )
+        else:
+            samples = self._draw(
+                shape.numel(),
+                conditions,
+                max_sampling_batch_size,
+                self.shows(show_progress_bars),
+            )
+        is_whole = len(samples) == shape.numel()
+        return samples.reshape(*shape, *samples.shape[1:]) if is_whole else samples
 
     def leakage_correction(
         self,
@@ -251,28 +265,44 @@ class FlowPosterior(DirectPosterior):
             show_progress_bars: Has no effect.
             rejection_sampling_batch_size: Has no effect.
         """
-        return torch.ones(len(self._conditions(x)), device=device_of(self))
+        return self.posterior_estimator.support.low.new_ones(len(self._conditions(x)))
 
-    def _conditions(self, x: Tensor) -> Tensor:
+    def _conditions(self, x: Any) -> Tensor:
         """Return observations with a batch axis, `(batch, *condition_shape)`."""
-        return observations(x, self.posterior_estimator.condition_shape)
+        flow = self.posterior_estimator
+        return observations(x, flow.condition_shape, flow.has_nan)
+
+    def _one_condition(self, x: Tensor | None, batched: str) -> Tensor:
+        """Return the observation, or the default, `(1, *condition_shape)`.
+
+        Args:
+            x: See `sample`.
+            batched: The method for several observations, for the error.
+        """
+        conditions = self._conditions(x_or_default(self, x))
+        if len(conditions) != 1:
+            raise ValueError(
+                f"Expected one observation `x` (batchsize == 1), got {len(conditions)}. "
+                f"For the posterior given each of them, use `.{batched}()`. For the "
+                "posterior given all of them, build the posterior by "
+                "`build_posterior(sample_with='energy')`."
+            )
+        return conditions
 
     @torch.no_grad()
     def _draw(
         self,
-        sample_shape: Shape,
+        num: int,
         conditions: Tensor,
         batch_size: int | None,
         show_progress: bool,
     ) -> Tensor:
         """Return samples `(num_samples, batch, D)`, drawn `batch_size` at a time."""
         flow = self.posterior_estimator
-        num, size = torch.Size(sample_shape).numel(), batch_size
+        size = batch_size
         if size is None:
             size = self.max_sampling_batch_size
-        samples = torch.empty(
-            (num, len(conditions), *flow.input_shape), device=device_of(self)
-        )
+        samples = flow.support.low.new_empty(num, len(conditions), *flow.input_shape)
         with progress_bar(num, len(conditions), show_progress) as bar:
             for rows, columns in blocks(num, len(conditions), size):
                 block = samples[rows, columns]
@@ -280,19 +310,6 @@ class FlowPosterior(DirectPosterior):
                 block.copy_(flow.sample(torch.Size(block.shape[:1]), condition=some))
                 bar.update(block.shape[:2].numel())
         return samples
-
-
-class _FlowPotential(PosteriorBasedPotential):
-    """The potential for `map` and for conditional densities."""
-
-    def __call__(self, theta: Tensor, track_gradients: bool = True) -> Tensor:
-        theta = _away_from_bounds(self.posterior_estimator, theta)
-        return super().__call__(theta, track_gradients)
-
-
-def _away_from_bounds(flow: ConditionalFlow, theta: Tensor) -> Tensor:
-    theta = torch.as_tensor(theta).to(flow.support.low)
-    return flow.support.away_from_bounds(theta, NEXT_TO_BOUNDS)
 
 
 def never_leaves(

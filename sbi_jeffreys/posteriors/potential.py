@@ -1,19 +1,25 @@
-"""The energy as a potential of sbi."""
+"""Energy and flow as potentials of sbi."""
+
+from typing import Any
 
 import torch
 from sbi.inference.potentials.base_potential import BasePotential
-from sbi.neural_nets.estimators.shape_handling import reshape_to_batch_event
+from sbi.inference.potentials.posterior_based_potential import PosteriorBasedPotential
 from sbi.utils.sbiutils import within_support
-from sbi.utils.torchutils import ensure_theta_batched
 from torch import Tensor
 from torch.distributions import Distribution
 from typing_extensions import Self
 
 from sbi_jeffreys.models.energy import ConditionalEnergy
+from sbi_jeffreys.models.flow import ConditionalFlow
+from sbi_jeffreys.posteriors.interface import observations, parameters_like, rows_like
 from sbi_jeffreys.sampling.blocks import blocks
 
 ROWS_AT_ONCE = 50_000
 """Most pairs of parameters and observations evaluated at a time without gradients."""
+
+NEXT_TO_BOUNDS = 1e-3
+"""Share of an interval, at either end, in which the flow's density counts as constant."""
 
 
 class EnergyPotential(BasePotential):
@@ -60,14 +66,16 @@ class EnergyPotential(BasePotential):
                 the energy was trained without a proper prior.
         """
         if x_o is not None:
-            x_o = reshape_to_batch_event(x_o, self.energy.condition_shape)
+            x_o = observations(x_o, self.energy.condition_shape, may_have_nan=True).to(
+                self.device
+            )
             if x_is_iid and len(x_o) > 1 and self.energy.prior is None:
                 raise ValueError(
                     f"Expected one observation, got {len(x_o)} observations and an "
                     "energy that was trained without a prior. Their joint posterior "
                     "needs the prior."
                 )
-        super().set_x(x_o, x_is_iid)
+        self._x_o, self._x_is_iid = x_o, x_is_iid
         self._embedded: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Self:
@@ -88,7 +96,7 @@ class EnergyPotential(BasePotential):
             ValueError: If no observation is set.
         """
         x = self.x_o
-        theta = ensure_theta_batched(torch.as_tensor(theta)).to(x)
+        theta = rows_like(theta, self.energy.loc)
         if self._embedded is None:
             with torch.no_grad():
                 self._embedded = self.energy.embedding_net(x)
@@ -123,7 +131,7 @@ class EnergyPotential(BasePotential):
         if self.energy.prior is None:
             return theta.new_zeros(len(theta))
         inside = self.energy.support.inside(theta)
-        return self.energy.prior.log_prob(inside).reshape(len(theta))
+        return self.energy.prior.log_prob(inside).to(theta.dtype).reshape(len(theta))
 
 
 @torch.no_grad()
@@ -146,3 +154,29 @@ def batched_potential(
         f[rows, columns] = energy(theta[rows, columns], x[columns])
     inside = within_support(prior, theta.flatten(0, 1)).reshape(f.shape)
     return torch.where(inside, f, -torch.inf)
+
+
+class FlowPotential(PosteriorBasedPotential):
+    """The potential for `map` and for conditional densities."""
+
+    def set_x(self, x_o: Any, x_is_iid: bool | None = False) -> None:
+        """Set the observations, `(n, *condition_shape)`; see `EnergyPotential.set_x`."""
+        if x_o is not None:
+            shape = self.posterior_estimator.condition_shape
+            x_o = observations(x_o, shape, may_have_nan=True).to(self.device)
+        self._x_o, self._x_is_iid = x_o, x_is_iid
+
+    def __call__(self, theta: Tensor, track_gradients: bool = True) -> Tensor:
+        """Return log densities in nats, `(N,)`, of parameters `(N, D)`."""
+        theta = away_from_bounds(self.posterior_estimator, theta)
+        return super().__call__(theta, track_gradients)
+
+
+def away_from_bounds(flow: ConditionalFlow, theta: Tensor) -> Tensor:
+    """Return parameters `(..., D)`, those next to a bound moved away from it.
+
+    Raises:
+        ValueError: If there are not D of them.
+    """
+    theta = parameters_like(theta, flow.support.low)
+    return flow.support.away_from_bounds(theta, NEXT_TO_BOUNDS)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from sbi.inference.posteriors import (
     ImportanceSamplingPosterior,
+    MCMCPosterior,
     RejectionPosterior,
     VIPosterior,
 )
@@ -22,7 +23,6 @@ from sbi.utils import mcmc_transform
 from torch import Tensor
 from torch.distributions import Distribution
 
-from sbi_jeffreys._sbi import MCMCPosteriorWithInit
 from sbi_jeffreys.models.flow import ConditionalFlow, Shape
 from sbi_jeffreys.models.pair import ModelPair
 from sbi_jeffreys.posteriors.potential import ROWS_AT_ONCE, EnergyPotential
@@ -79,6 +79,32 @@ class FlowProposal:
     def stddev(self) -> Tensor:
         """The prior's standard deviation."""
         return self.potential.prior.stddev
+
+
+class MCMCPosteriorWithInit(MCMCPosterior):
+    """sbi's `MCMCPosterior`, which may choose where its chains start from."""
+
+    def initial_proposal(self, proposal: Any, potential: Any) -> Any:
+        """Return the density from which chains start.
+
+        Args:
+            proposal: The proposal of the posterior.
+            potential: The potential of the chains, with its observation.
+        """
+        return proposal
+
+    def _build_mcmc_init_fn(
+        self,
+        proposal: Any,
+        potential_fn: Any,
+        transform: Any,
+        init_strategy: str,
+        **kwargs: Any,
+    ) -> Any:
+        start = self.initial_proposal(proposal, potential_fn)
+        return super()._build_mcmc_init_fn(
+            start, potential_fn, transform, init_strategy, **kwargs
+        )
 
 
 class EnergyMCMCPosterior(MCMCPosteriorWithInit):
