@@ -2,12 +2,11 @@
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
-from typing_extensions import Self
 
 from sbi_jeffreys.data.arrays import check_finite
 from sbi_jeffreys.models.building import FlowBuilder

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Collection
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import sbi.inference
@@ -13,7 +13,6 @@ from sbi.sbi_types import Tracker
 from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.utils.tensorboard.writer import SummaryWriter
-from typing_extensions import Self
 
 from sbi_jeffreys._sbi import SbiTrainer, TrainConfig
 from sbi_jeffreys.data.arrays import evenly_spaced

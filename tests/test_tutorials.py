@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-import jupytext
 import pytest
+
+jupytext = pytest.importorskip("jupytext")
 
 SCRIPTS = sorted((Path(__file__).parents[1] / "tutorials").glob("*.py"))
 

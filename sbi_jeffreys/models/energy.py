@@ -1,12 +1,11 @@
 """The conditional energy-based model: log prior plus a learned log-ratio."""
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from sbi.utils.user_input_checks_utils import move_distribution_to_device
 from torch import Tensor, nn
 from torch.distributions import Distribution
-from typing_extensions import Self
 
 from sbi_jeffreys.preprocessing.scaling import location_and_scale
 from sbi_jeffreys.preprocessing.support import Support

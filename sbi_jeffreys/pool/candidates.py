@@ -1,11 +1,10 @@
 """Parameters among which a model has to find the true ones of each simulation."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
-from typing_extensions import Self
 
 from sbi_jeffreys.data.arrays import ConcatenatedRows
 from sbi_jeffreys.models.pair import ModelPair

@@ -10,9 +10,10 @@ $r = r' - c$ is the log-ratio that is pooled. Its Z is about 1. Subtracting c ch
 posterior, but makes log Z comparable between models and between observations.
 """
 
+from typing import Self
+
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from sbi_jeffreys.pool.regression import least_squares
 from sbi_jeffreys.sampling.importance_weights import log_mean_exp

@@ -16,11 +16,11 @@ has so few parameters that a quasi-Newton method fits them to all pairs together
 """
 
 from math import sqrt
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
-from typing_extensions import Self
 
 from sbi_jeffreys.pool.candidates import Candidates
 from sbi_jeffreys.pool.evidence import Evidence

@@ -21,8 +21,9 @@ therefore compared with the ridge regression. If its held-out predictions are be
 gives both s and M, and independent errors e are tried, too.
 """
 
+from typing import Self
+
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from sbi_jeffreys.pool.candidates import Candidates
 from sbi_jeffreys.pool.mixture_density import MixtureDensity

@@ -5,6 +5,7 @@ r"""Mixtures of Gaussians, with the number of components that has the smallest B
 
 import warnings
 from itertools import product
+from typing import Self
 
 import numpy as np
 import torch
@@ -13,7 +14,6 @@ from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
-from typing_extensions import Self
 
 from sbi_jeffreys.pool.regression import VARIANCE_FLOOR, covariance
 

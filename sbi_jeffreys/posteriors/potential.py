@@ -2,13 +2,14 @@
 
 from typing import Any
 
+from typing import Self
+
 import torch
 from sbi.inference.potentials.base_potential import BasePotential
 from sbi.inference.potentials.posterior_based_potential import PosteriorBasedPotential
 from sbi.utils.sbiutils import within_support
 from torch import Tensor
 from torch.distributions import Distribution
-from typing_extensions import Self
 
 from sbi_jeffreys.models.energy import ConditionalEnergy
 from sbi_jeffreys.models.flow import ConditionalFlow

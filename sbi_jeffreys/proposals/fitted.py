@@ -11,7 +11,7 @@ narrow would otherwise never be simulated where it is wrong.
 
 import warnings
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -26,7 +26,6 @@ from torch.distributions import (
     MixtureSameFamily,
     MultivariateNormal,
 )
-from typing_extensions import Self
 
 from sbi_jeffreys.preprocessing.support import Support, support_of
 from sbi_jeffreys.sampling.random_state import seeded

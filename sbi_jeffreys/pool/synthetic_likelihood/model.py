@@ -2,10 +2,10 @@
 
 from copy import deepcopy
 from math import log
+from typing import Self
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from sbi_jeffreys.pool.candidates import Candidates
 from sbi_jeffreys.pool.evidence import Evidence
