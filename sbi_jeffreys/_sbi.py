@@ -32,6 +32,7 @@ TOUCHED: dict[type, tuple[str, ...]] = {
         "_best_val_loss",
         "_build_posterior_parameters",
         "_create_posterior",
+        "_default_tracker",
         "_describe_round",
         "_device",
         "_neural_net",
@@ -85,6 +86,17 @@ class BuildsPosteriors(Protocol):
             sample_with: As in `build_posterior`.
             deprecated: Arguments of `build_posterior` that sbi has deprecated, by name.
         """
+
+
+class NoTracker:
+    """Takes what is sent to a tracker, and writes nothing."""
+
+    log_dir = None
+
+    def log_metric(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing."""
+
+    log_metrics = log_params = add_figure = flush = log_metric
 
 
 class SbiTrainer(NPE_C):
@@ -222,6 +234,9 @@ class SbiTrainer(NPE_C):
         arguments = (estimator, prior, sample_with, device, posterior_parameters)
         posterior = self.posterior_builder().build(*arguments)
         return posterior or super()._create_posterior(*arguments)
+
+    def _default_tracker(self) -> Tracker:
+        return NoTracker()
 
     def _build_posterior_parameters(
         self, sample_with: Any, **kwargs: Any

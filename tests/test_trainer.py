@@ -2,12 +2,14 @@
 
 import inspect
 import math
+import pickle
 
 import pytest
 import sbi.inference
 import torch
 from sbi.inference import NPE
 from sbi.utils import BoxUniform, MultipleIndependent
+from sbi.utils.tracking import TensorBoardTracker
 from torch import nn
 from torch.distributions import (
     Beta,
@@ -17,6 +19,7 @@ from torch.distributions import (
     MultivariateNormal,
     constraints,
 )
+from torch.utils.tensorboard.writer import SummaryWriter
 
 from sbi_jeffreys import JNPE, register
 from tests.small_trainings import (
@@ -187,6 +190,18 @@ def test_the_tracker_gets_everything():
     for name in ("validation_ess", "multipliers/KL(flow|energy)", "learning_rate"):
         assert [step for step, _ in tracker.metrics[name]] == [0, 1, 2]
     assert "validation_loss" in tracker.metrics
+
+
+def test_nothing_is_written_unless_asked(tmp_path, monkeypatch):
+    """sbi would write `sbi-logs`; also a trainer that was pickled would."""
+    monkeypatch.chdir(tmp_path)
+    trainer = pickle.loads(pickle.dumps(make_trainer()))
+    quick(trainer, max_num_epochs=2)
+    assert list(tmp_path.iterdir()) == []
+    assert len(trainer.summary["validation_loss"]) == 2
+    tracker = TensorBoardTracker(SummaryWriter(tmp_path / "logs"))
+    quick(make_trainer(tracker=tracker), max_num_epochs=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["logs"]
 
 
 def test_infer_finds_it_once_registered():

@@ -221,12 +221,13 @@ print(f"resumed at epoch {before}, now at {loaded.epoch}")
 # %% [markdown]
 # ## Watch it in TensorBoard
 #
-# Each training writes its losses, multipliers, divergences, effective sample sizes and
-# learning rates to `sbi-logs`. Watch them while a training runs with
+# With `JNPE(prior, tracker=TensorBoardTracker(SummaryWriter("logs")))`, each training
+# writes its losses, multipliers, divergences, effective sample sizes and learning rates
+# to `logs`. Watch them while a training runs with
 #
-#     tensorboard --logdir sbi-logs
+#     tensorboard --logdir logs
 #
-# After a training, draw them as a figure:
+# The tracker is in `sbi.utils.tracking`. After a training, draw them as a figure:
 
 # %%
 figure = plots.plot_training(loaded.summary)
