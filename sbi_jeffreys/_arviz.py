@@ -1,15 +1,15 @@
-"""Everything that this package takes from arviz, for both of its kinds.
+"""Everything that this package takes from arviz.
 
-`arviz` 0.x is one package. Its `from_dict` takes the groups as arguments and returns an
-`InferenceData`. `arviz` 1.x needs Python 3.12 or later and consists of `arviz_base`,
-`arviz_stats` and others. Its `from_dict` takes one nested dictionary and returns xarray's
-`DataTree`. This module imports arviz when it is first used. It needs neither torch nor
-the rest of this package.
+`arviz_base` arranges groups of variables, and `arviz_stats` computes. Both are used alike
+from version 0.8 on. Only the container that users get depends on the version of `arviz`
+itself: an `InferenceData` with 0.x, xarray's `DataTree` with 1.x. This module imports
+each of them when it is first used. It needs neither torch nor the rest of this package.
 """
 
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib.metadata import version
 from itertools import product
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -21,6 +21,12 @@ Coords = Mapping[str, Sequence[Any]]
 Dims = Mapping[str, Sequence[str]]
 
 
+@cache
+def release(package: str) -> tuple[int, ...]:
+    """Return the first two numbers of an installed package's version."""
+    return tuple(int(part) for part in version(package).split(".")[:2])
+
+
 def load_arviz() -> ModuleType:
     """Import arviz without its warnings about future versions."""
     with warnings.catch_warnings():
@@ -29,63 +35,48 @@ def load_arviz() -> ModuleType:
     return arviz
 
 
-class _Arviz0:
-    """arviz 0.x."""
-
-    def __init__(self) -> None:
-        self.arviz = load_arviz()
-
-    def psis(self, log_weights: np.ndarray) -> tuple[np.ndarray, float]:
-        """Return smoothed, normalised log weights `(N,)`, of `(N,)`, and k̂."""
-        return self.arviz.psislw(log_weights)
-
-    def from_groups(self, groups: Groups, coords: Coords, dims: Dims) -> Any:
-        """Return arviz's container. The arguments are those of `inference_data`."""
-        plain = {name: dict(variables) for name, variables in groups.items()}
-        return self.arviz.from_dict(**plain, coords=coords, dims=dims)
-
-    def hdi(self, draws: np.ndarray, prob: float) -> np.ndarray:
-        """Return the bounds `(2,)` of the interval for draws `(N,)`."""
-        return self.arviz.hdi(draws, hdi_prob=prob)
-
-    def ess_bulk(self, draws: np.ndarray) -> float:
-        """Return the effective number of draws `(chain, draw)`."""
-        return self.arviz.ess(draws, method="bulk")
-
-    def r_hat(self, draws: np.ndarray) -> float:
-        """Return the rank-normalised split R̂ of draws `(chain, draw)`."""
-        return self.arviz.rhat(draws, method="rank")
-
-
-class _Arviz1:
-    """arviz 1.x, with the same methods."""
-
-    def __init__(self) -> None:
-        import arviz_base
-        from arviz_stats.base import array_stats
-
-        self.base, self.stats = arviz_base, array_stats
-
-    def psis(self, log_weights: np.ndarray) -> tuple[np.ndarray, float]:
-        return self.stats.psislw(-log_weights)  # it expects log likelihoods
-
-    def from_groups(self, groups: Groups, coords: Coords, dims: Dims) -> Any:
-        return self.base.from_dict(groups, coords=coords, dims=dims)
-
-    def hdi(self, draws: np.ndarray, prob: float) -> np.ndarray:
-        return self.stats.hdi(draws, prob)
-
-    def ess_bulk(self, draws: np.ndarray) -> float:
-        return self.stats.ess(draws, method="bulk")
-
-    def r_hat(self, draws: np.ndarray) -> float:
-        return self.stats.rhat(draws, method="rank")
-
-
 @cache
-def library() -> _Arviz0 | _Arviz1:
-    """Return the arviz that is installed, imported at the first call."""
-    return _Arviz0() if int(load_arviz().__version__.split(".")[0]) < 1 else _Arviz1()
+def _statistics() -> Any:
+    """Return arviz's statistics of arrays."""
+    from arviz_stats.base import array_stats
+
+    return array_stats
+
+
+def psis(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return smoothed, normalised log weights `(N,)`, of `(N,)`, and k̂."""
+    return _statistics().psislw(-log_weights)  # it expects log likelihoods
+
+
+def hdi(draws: np.ndarray, prob: float) -> np.ndarray:
+    """Return the bounds `(2,)` of the narrowest interval for draws `(N,)`."""
+    return _statistics().hdi(draws, prob)
+
+
+def kde(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return a grid `(G,)` over the range of draws `(N,)`, and their density on it."""
+    grid, density, _ = _statistics().kde(draws)
+    return grid, density
+
+
+def non_uniform(pit: np.ndarray, level: float) -> np.ndarray:
+    """Return which of N numbers show that they are not uniform on (0, 1).
+
+    It is the test `pot_c` of order statistics, which arviz recommends (Tesso et al.,
+    arXiv:2603.02928). arviz-stats has it from version 1.1 on.
+
+    Args:
+        pit: Numbers in (0, 1), shape `(N,)`.
+        level: Probability that uniform numbers fail.
+
+    Returns:
+        Which numbers stand out, shape `(N,)`. None does if the test passes, or if
+        arviz-stats does not have it.
+    """
+    if release("arviz-stats") < (1, 1):
+        return np.zeros(len(pit), dtype=bool)
+    p_value, _, shares = _statistics().uniformity_test(pit, method="pot_c")
+    return (shares > 0) & (p_value < level)
 
 
 def inference_data(
@@ -98,7 +89,8 @@ def inference_data(
 
     Args:
         groups: Arrays by name of the variable, by name of the group. Their first two axes
-            are chain and draw, unless the group's name contains "data".
+            are chain and draw, unless the group's name contains "data". Variables of
+            "log_likelihood" may lack the axes that `dims` names.
         coords: Coordinates of each dimension.
         dims: Names of each variable's dimensions, without chain and draw.
         attrs: Attributes by name of the group. The name "/" stands for the whole. Values
@@ -108,15 +100,19 @@ def inference_data(
     Returns:
         An `InferenceData` (arviz 0.x) or `DataTree` (1.x).
     """
+    from arviz_base import from_dict
+
     with warnings.catch_warnings():  # about more chains than draws
         warnings.filterwarnings("ignore", "More chains|Found chain dimension")
-        data = library().from_groups(groups, dict(coords or {}), dict(dims or {}))
+        tree = from_dict(groups, coords=dict(coords or {}), dims=dict(dims or {}))
     for name, values in (attrs or {}).items():
-        group = data if name == "/" else data[name]
-        group.attrs.update(
+        tree[name].attrs.update(
             {k: _plain(value) for k, value in values.items() if value is not None}
         )
-    return data
+    if release("arviz") >= (1, 0):
+        return tree
+    datasets = {name: node.to_dataset() for name, node in tree.children.items()}
+    return load_arviz().InferenceData(attrs=tree.attrs, **datasets)
 
 
 def _plain(value: Any) -> str | int | float:
@@ -164,20 +160,20 @@ def summary(draws: np.ndarray, hdi_prob: float = 0.94) -> Summary:
     if not 0 < hdi_prob < 1:
         raise ValueError(f"Expected `hdi_prob` to be in (0, 1), got {hdi_prob}.")
     chains, length, _ = draws.shape
-    arviz, parameters = library(), np.moveaxis(draws, -1, 0).astype(float)
+    parameters = np.moveaxis(draws, -1, 0).astype(float)
     few = length < 4
     nan = np.full(len(parameters), np.nan)
     with np.errstate(all="ignore"):
-        bounds = np.array([arviz.hdi(each.ravel(), hdi_prob) for each in parameters])
+        bounds = np.array([hdi(each.ravel(), hdi_prob) for each in parameters])
         return Summary(
             mean=parameters.mean((1, 2)),
             sd=parameters.std((1, 2), ddof=1),
             hdi_low=bounds[:, 0],
             hdi_high=bounds[:, 1],
-            ess_bulk=nan if few else np.array([arviz.ess_bulk(p) for p in parameters]),
+            ess_bulk=nan if few else _statistics().ess(parameters, method="bulk"),
             r_hat=nan
             if few or chains < 2
-            else np.array([arviz.r_hat(p) for p in parameters]),
+            else _statistics().rhat(parameters, method="rank"),
         )
 
 
@@ -186,11 +182,14 @@ def is_inference_data(value: Any) -> bool:
     return type(value).__name__ in ("InferenceData", "DataTree")
 
 
-def labelled_draws(data: Any) -> tuple[list[str], np.ndarray]:
+def labelled_draws(
+    data: Any, var_names: Sequence[str] | None = None
+) -> tuple[list[str], np.ndarray]:
     """Return the posterior's draws as one array, and a label for each parameter.
 
     Args:
         data: An `InferenceData` or `DataTree`.
+        var_names: The variables to take, in this order; all by default.
 
     Returns:
         P labels, such as "rate" and "theta[0]", and draws, shape `(chain, draw, P)`.
@@ -201,8 +200,8 @@ def labelled_draws(data: Any) -> tuple[list[str], np.ndarray]:
     if "posterior" not in data:
         raise ValueError(f"Expected a group 'posterior', got {list(data)}.")
     labels, columns = [], []
-    for name, variable in data["posterior"].data_vars.items():
-        variable = variable.transpose("chain", "draw", ...)
+    for name in data["posterior"].data_vars if var_names is None else var_names:
+        variable = data["posterior"][name].transpose("chain", "draw", ...)
         columns.append(variable.values.reshape(*variable.shape[:2], -1))
         axes = [variable[dim].values for dim in variable.dims[2:]]
         labels += [

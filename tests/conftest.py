@@ -7,6 +7,7 @@ that run side by side lose a lot.
 import pytest
 import torch
 
+from sbi_jeffreys import _arviz
 from sbi_jeffreys.pool import exponential_family
 from sbi_jeffreys.pool.synthetic_likelihood import folds
 from tests.small_trainings import make_trainer, quick
@@ -25,6 +26,19 @@ def short_fits(request, monkeypatch):
     """Fit the pool in a few steps, unless the test is marked `full_fits`."""
     if request.node.get_closest_marker("full_fits") is None:
         fit_in_few_steps(monkeypatch)
+
+
+@pytest.fixture(params=["InferenceData", "DataTree"])
+def container(request, monkeypatch):
+    """Export to each kind; to that of arviz 0.x only where it is installed."""
+    real = _arviz.release
+    if request.param == "DataTree":
+        monkeypatch.setattr(
+            _arviz, "release", lambda name: (1, 0) if name == "arviz" else real(name)
+        )
+    elif real("arviz") >= (1, 0):
+        pytest.skip("arviz 1.x is installed")
+    return request.param
 
 
 @pytest.fixture(scope="session")

@@ -1,65 +1,46 @@
-"""Both kinds of arviz, of which one or the other or both may be installed.
+"""What is taken from arviz, with both of the containers that users get."""
 
-The module is loaded by its path, for it has to work where torch, and so this package,
-can't be imported: `python -m pytest --noconftest tests/test_arviz.py`.
-"""
-
-import importlib.util
 import warnings
-from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
 import pytest
 import xarray
 
-SOURCE = Path(__file__).parents[1] / "sbi_jeffreys" / "_arviz.py"
-spec = importlib.util.spec_from_file_location("sbi_jeffreys._arviz", SOURCE)
-api = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(api)
+from sbi_jeffreys import _arviz as api
 
 RNG = np.random.default_rng(0)
 
 
-@pytest.fixture(params=[0, 1])
-def kind(request, monkeypatch):
-    """Use arviz 0.x or 1.x, whichever is the default."""
-    if request.param:
-        pytest.importorskip("arviz_base")
-        pytest.importorskip("arviz_stats")
-        library = api._Arviz1()
-    else:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            arviz = pytest.importorskip("arviz")
-        if not arviz.__version__.startswith("0."):
-            pytest.skip("arviz 1.x is installed")
-        library = api._Arviz0()
-    monkeypatch.setattr(api, "library", lambda: library)
-    return request.param
-
-
-def open_again(data, path, kind):
+def open_again(data, path, container):
     data.to_netcdf(path)
-    if kind:
+    if container == "DataTree":
         return xarray.open_datatree(path, engine="h5netcdf")
     return api.load_arviz().from_netcdf(str(path))
 
 
-@pytest.mark.parametrize("version", ["0.17.1", "0.23.4", "1.0.0", "1.3.0", "2.0"])
+@pytest.mark.parametrize("version", ["0.23.4", "1.0.0", "1.3.0", "2.0"])
 def test_the_installed_version_decides(monkeypatch, version):
-    class Installed:
-        __version__ = version
+    """And not what arviz has: from 1.1 on it answers to every name."""
+    from arviz_base import from_dict
 
-    monkeypatch.setattr(api, "load_arviz", Installed)
-    monkeypatch.setattr(api, "_Arviz0", lambda: "0.x")
-    monkeypatch.setattr(api, "_Arviz1", lambda: "1.x")
-    expected = "0.x" if version.startswith("0") else "1.x"
-    assert api.library.__wrapped__() == expected
+    monkeypatch.setattr(api, "version", lambda package: version)
+    monkeypatch.setattr(api, "release", api.release.__wrapped__)
+    made = []
+
+    class Module:
+        InferenceData = staticmethod(lambda attrs, **groups: made.append(groups))
+
+    monkeypatch.setattr(api, "load_arviz", Module)
+    data = api.inference_data({"posterior": {"a": np.zeros((2, 5))}})
+    if version.startswith("0"):
+        assert [list(groups) for groups in made] == [["posterior"]]
+    else:
+        assert made == []
+        assert type(data) is type(from_dict({"posterior": {"a": np.zeros((2, 5))}}))
 
 
 def test_importing_arviz_is_silent_and_leaves_other_warnings_alone():
-    pytest.importorskip("arviz")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         before = list(warnings.filters)
@@ -67,25 +48,29 @@ def test_importing_arviz_is_silent_and_leaves_other_warnings_alone():
         assert warnings.filters == before
 
 
-def test_both_kinds_agree():
-    pytest.importorskip("arviz_stats")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        arviz = pytest.importorskip("arviz")
-    if not arviz.__version__.startswith("0."):
-        pytest.skip("arviz 1.x is installed")
-    log_weights = RNG.normal(size=10_000)  # 3 √N is whole: the same tail
-    (old, old_k), (new, new_k) = (
-        library().psis(log_weights) for library in (api._Arviz0, api._Arviz1)
-    )
-    np.testing.assert_allclose(old, new, atol=0.01)
-    assert abs(old_k - new_k) < 0.05
-    draws = RNG.normal(size=(4, 100))
-    for name in ("ess_bulk", "r_hat"):
-        old, new = (
-            getattr(library(), name)(draws) for library in (api._Arviz0, api._Arviz1)
-        )
-        assert old == pytest.approx(new)
+def test_the_density_is_that_of_the_draws():
+    """Quantiles of a standard normal distribution as draws."""
+    draws = np.array([NormalDist().inv_cdf((i + 0.5) / 4000) for i in range(4000)])
+    grid, density = api.kde(draws)
+    assert (grid[0], grid[-1]) == pytest.approx((draws[0], draws[-1]), abs=0.01)
+    expected = [NormalDist().pdf(point) for point in grid]
+    np.testing.assert_allclose(density, expected, atol=0.01)
+
+
+def test_numbers_that_are_not_uniform_stand_out():
+    """Of 400 uniform samples, 5 % fail: 20, and fewer than 4 or more than 40 in one run
+    of 10,000. Ends that hold too much always fail, and there."""
+    rng = np.random.default_rng(3)
+    fail = sum(api.non_uniform(sample, 0.05).any() for sample in rng.random((400, 200)))
+    uneven = rng.beta(0.5, 0.5, 500)
+    found = api.non_uniform(uneven, 0.05)
+    if api.release("arviz-stats") < (1, 1):
+        assert fail == found.sum() == 0
+    else:
+        assert 4 <= fail <= 40
+        middle = abs(uneven - 0.5) < 0.1
+        assert found.sum() > 20
+        assert found[~middle].mean() > found[middle].mean()
 
 
 def make_data():
@@ -132,21 +117,21 @@ def check_data(data, groups):
     assert "created_at" in data["posterior"].attrs
 
 
-def test_groups_variables_and_attributes_survive_netcdf(kind, tmp_path):
+def test_groups_variables_and_attributes_survive_netcdf(container, tmp_path):
     data, groups = make_data()
-    assert type(data).__name__ == ("DataTree" if kind else "InferenceData")
+    assert type(data).__name__ == container
     check_data(data, groups)
-    check_data(open_again(data, tmp_path / "data.nc", kind), groups)
+    check_data(open_again(data, tmp_path / "data.nc", container), groups)
 
 
-def test_dimensions_have_default_names(kind):
+def test_dimensions_have_default_names(container):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # that there are more chains than draws
         data = api.inference_data({"posterior": {"theta": np.zeros((6, 5, 3))}})
     assert data["posterior"]["theta"].dims == ("chain", "draw", "theta_dim_0")
 
 
-def test_the_summary_of_known_draws(kind):
+def test_the_summary_of_known_draws():
     """Quantiles of a standard normal distribution as draws: the narrowest interval with
     probability 0.9 ends at ±1.645."""
     grid = [NormalDist().inv_cdf((i + 0.5) / 8000) for i in range(8000)]
@@ -162,7 +147,7 @@ def test_the_summary_of_known_draws(kind):
     assert wider.hdi_high - wider.hdi_low > 5
 
 
-def test_chains_that_disagree_and_chains_that_do_not_move_show(kind):
+def test_chains_that_disagree_and_chains_that_do_not_move_show():
     rng = np.random.default_rng(5)
     steps = rng.normal(size=(4, 1000, 1)).cumsum(1)
     apart = rng.normal(size=(4, 1000, 1)) + 5 * np.arange(4)[:, None, None]
@@ -170,7 +155,7 @@ def test_chains_that_disagree_and_chains_that_do_not_move_show(kind):
     assert api.summary(steps).ess_bulk < 100
 
 
-def test_few_draws_or_chains_have_no_diagnostics(kind):
+def test_few_draws_or_chains_have_no_diagnostics():
     short = api.summary(RNG.normal(size=(4, 3, 2)))
     assert np.isnan(short.r_hat).all()
     assert np.isnan(short.ess_bulk).all()
@@ -189,12 +174,13 @@ def test_what_is_not_a_set_of_draws_is_refused():
             api.summary(np.zeros((4, 10, 1)), prob)
 
 
-def test_draws_have_labels(kind):
+def test_draws_have_labels(container):
     data, groups = make_data()
     labels, draws = api.labelled_draws(data)
     assert labels == ["a", "b[left]", "b[right]"]
     np.testing.assert_array_equal(draws[..., 0], groups["posterior"]["a"])
     np.testing.assert_array_equal(draws[..., 1:], groups["posterior"]["b"])
+    assert api.labelled_draws(data, ["b", "a"])[0] == ["b[left]", "b[right]", "a"]
     matrix = np.arange(12.0).reshape(1, 2, 2, 3)
     labels, draws = api.labelled_draws(api.inference_data({"posterior": {"m": matrix}}))
     assert labels[:4] == ["m[0, 0]", "m[0, 1]", "m[0, 2]", "m[1, 0]"]
@@ -203,7 +189,7 @@ def test_draws_have_labels(kind):
         api.labelled_draws(api.inference_data({"prior": {"a": np.zeros((1, 5))}}))
 
 
-def test_only_inference_data_is_taken_for_it(kind):
+def test_only_inference_data_is_taken_for_it(container):
     assert api.is_inference_data(make_data()[0])
     for other in ({"posterior": {}}, np.zeros(3), None):
         assert not api.is_inference_data(other)

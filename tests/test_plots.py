@@ -11,12 +11,10 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from sbi_jeffreys import plots
-from sbi_jeffreys._arviz import load_arviz
+from sbi_jeffreys._arviz import inference_data, non_uniform, release
 from sbi_jeffreys.plots.agreement import _pareto_tail
 from sbi_jeffreys.plots.style import RED, color_of
 from tests.diagnostics.test_calibration import of_ranks
-
-arviz = load_arviz()
 
 
 @pytest.fixture(autouse=True)
@@ -235,13 +233,18 @@ def test_ranks_of_calibrated_posteriors_stay_in_the_band(tmp_path):
         points = axis.lines[0].get_xdata()
         assert edges[:, 0].min() == points[0]
         outside = {}
+        dots = {}
         for name, curve in lines(axis).items():
             pit = calibrations[name].pit[f"theta_{i}"]
+            dots[name] = int(non_uniform(pit, 0.05).sum())
             share = (pit[:, None] <= points).mean(0)
             assert curve == pytest.approx(share - points, abs=1e-12)
             low, high = band_at(edges, points)
             outside[name] = bool(((curve < low) | (curve > high)).any())
         assert outside == {"energy": False, "narrow": True}
+        red = [len(li.get_xdata()) for li in axis.lines if li.get_color() == RED]
+        assert red == list(dots.values())
+        assert (red[1] > 0) == (release("arviz-stats") >= (1, 1))
 
 
 def band_at(edges, points):
@@ -309,23 +312,25 @@ def test_a_posterior_has_the_same_colour_in_all_figures(tmp_path):
     assert drawn == {to_hex(color_of(name)) for name in data}
 
 
-def make_data(seed, shape=(3,)):
+def make_data(seed, shape=(3,), entries=20):
     generator = np.random.default_rng(seed)
-    return arviz.from_dict(
-        posterior={
-            "theta": generator.normal(seed, 1, (1, 300, *shape)),
-            "sigma": generator.random((1, 300)),
-        },
-        posterior_predictive={"x": generator.normal(size=(1, 300, 20))},
-        observed_data={"x": np.linspace(-1, 1, 20)},
+    return inference_data(
+        {
+            "posterior": {
+                "theta": generator.normal(seed, 1, (1, 300, *shape)),
+                "sigma": generator.random((1, 300)),
+            },
+            "posterior_predictive": {"x": generator.normal(size=(1, 300, entries))},
+            "observed_data": {"x": np.linspace(-1, 1, entries)},
+        }
     )
 
 
-def test_densities_of_all_posteriors_share_a_panel(tmp_path):
+def test_densities_of_all_posteriors_share_a_panel(tmp_path, container):
     data = {"flow": make_data(0), "energy": make_data(5)}
     reference = {"theta": [0.5, 1.0, np.nan]}
     figure = rendered(plots.plot_densities(data, reference=reference), tmp_path)
-    titles = ["theta 0", "theta 1", "theta 2", "sigma"]
+    titles = ["theta[0]", "theta[1]", "theta[2]", "sigma"]
     assert [axis.get_title() for axis in figure.axes] == titles
     assert legend_of(figure) == ["flow", "energy"]
     for axis, mark in zip(figure.axes, [[0.5], [1.0], [], []], strict=True):
@@ -334,54 +339,76 @@ def test_densities_of_all_posteriors_share_a_panel(tmp_path):
     curves = [line for line in figure.axes[0].lines if len(line.get_xdata()) > 10]
     tops = [c.get_xdata()[np.argmax(c.get_ydata())] for c in curves]
     assert tops == pytest.approx([0, 5], abs=1)
+    area = np.trapezoid(curves[0].get_ydata(), curves[0].get_xdata())
+    assert area == pytest.approx(1, abs=0.02)
     one = rendered(plots.plot_densities({"flow": data["flow"]}, ["sigma"]), tmp_path)
     assert [axis.get_title() for axis in one.axes] == ["sigma"]
 
 
-def test_a_forest_has_a_row_for_each_parameter_and_posterior(tmp_path):
+def test_a_parameter_that_does_not_vary_is_a_line(tmp_path):
+    data = inference_data({"posterior": {"a": np.full((2, 50), 3.0)}})
+    (axis,) = rendered(plots.plot_densities(data), tmp_path).axes
+    assert set(axis.lines[0].get_xdata()) == {3.0}
+    rendered(plots.plot_forest(data), tmp_path)
+
+
+def test_a_forest_has_a_row_for_each_parameter_and_posterior(tmp_path, container):
     data = {"flow": make_data(0), "energy": make_data(5)}
     figure = rendered(plots.plot_forest(data), tmp_path)
     assert legend_of(figure) == ["flow", "energy"]
     (axis,) = figure.axes
-    points = {float(li.get_xdata()[0]) for li in axis.lines if len(li.get_xdata()) == 1}
-    medians = [float(np.median(each.posterior["sigma"])) for each in data.values()]
-    assert len(points) == 8
-    assert all(min(abs(m - p) for p in points) < 1e-6 for m in medians)
+    labels = ["theta[0]", "theta[1]", "theta[2]", "sigma"]
+    assert [label.get_text() for label in axis.get_yticklabels()] == labels
+    for line, each in zip(axis.lines, data.values(), strict=True):
+        medians = [*np.median(each["posterior"]["theta"].values, (0, 1))]
+        medians.append(np.median(each["posterior"]["sigma"].values))
+        assert line.get_xdata() == pytest.approx(medians)
+        assert line.get_ydata() == pytest.approx(np.arange(4), abs=0.35)
+    wide, narrow = axis.collections[:2]
+    sigma = np.sort(data["flow"]["posterior"]["sigma"].values.ravel())
+    (low, _), (high, _) = narrow.get_segments()[3]
+    assert (low, high) == pytest.approx(np.quantile(sigma, [0.25, 0.75]))
+    (low, _), (high, _) = wide.get_segments()[3]
+    held = ((sigma >= low) & (sigma <= high)).mean()
+    assert held == pytest.approx(0.94, abs=0.01)
     alone = rendered(plots.plot_forest(data["flow"]), tmp_path)
     assert legend_of(alone) == ["posterior"]
 
 
-def test_predictions_have_a_column_for_each_posterior(tmp_path):
+def test_predictions_have_a_column_for_each_posterior(tmp_path, container):
     data = {"flow": make_data(0), "energy": make_data(5)}
     figure = rendered(plots.plot_predictive(data), tmp_path)
     assert [axis.get_title() for axis in figure.axes] == ["flow", "energy"]
-    assert legend_of(figure)[1] == "Observed"
+    assert legend_of(figure) == ["predicted", "observed", "all predictions"]
     limits = [axis.get_xlim() for axis in figure.axes]
     assert limits[0] == limits[1]
     thin = [line for line in figure.axes[0].lines if line.get_alpha()]
     assert len(thin) == 100
+    (observed,) = (li for li in figure.axes[0].lines if li.get_label() == "observed")
+    assert np.ptp(observed.get_xdata()) == pytest.approx(2, abs=0.01)
+
+
+def test_an_x_of_few_entries_is_marked(tmp_path):
+    (axis,) = rendered(plots.plot_predictive(make_data(0, entries=2)), tmp_path).axes
+    assert [line.get_xdata()[0] for line in axis.lines[:2]] == [-1, 1]
+    assert legend_of(axis.figure) == ["observed", "all predictions"]
 
 
 @pytest.mark.parametrize(
     "plot", [plots.plot_densities, plots.plot_forest, plots.plot_predictive]
 )
-def test_what_arviz_cannot_draw_is_refused(plot, monkeypatch):
+def test_what_cannot_be_drawn_is_refused(plot):
     data = make_data(0)
-    with pytest.raises(TypeError, match="to map names to InferenceData, got Tensor"):
+    with pytest.raises(TypeError, match="to map names to these, got Tensor"):
         plot(torch.zeros(3))
-    with pytest.raises(
-        TypeError, match=r"to map names to InferenceData, got dict \(empty\)"
-    ):
+    with pytest.raises(TypeError, match=r"to map names to these, got dict \(empty\)"):
         plot({})
     with pytest.raises(TypeError, match=r"`data\['flow'\]` .* got tensor"):
         plot({"flow": torch.zeros(3)})
     with pytest.raises(TypeError, match=r"(?s)the group 'posterior\w*', got .*prior"):
-        plot(arviz.from_dict(prior={"theta": np.zeros((1, 3))}))
+        plot(inference_data({"prior": {"theta": np.zeros((1, 3))}}))
     with pytest.raises(ValueError, match=r"'flow' lacks \['z'\]"):
         plot({"flow": data}, ["z"])
-    monkeypatch.delattr(arviz, "InferenceData")
-    with pytest.raises(ImportError, match=r"arviz 0, got .* `arviz.plot_"):
-        plot({"flow": data})
 
 
 def test_references_that_do_not_fit_are_refused():

@@ -12,7 +12,9 @@ from sbi.inference.posteriors import (
     RejectionPosterior,
 )
 from sbi.inference.posteriors.base_posterior import NeuralPosterior
+from sbi.utils.sbiutils import ImproperEmpirical
 from torch import Tensor
+from torch.distributions import Distribution
 
 from sbi_jeffreys._sbi import device_of
 from sbi_jeffreys.data.arrays import check_finite
@@ -32,12 +34,19 @@ class Draws(NamedTuple):
             `(chain, draw)`.
         attrs: How the draws were made.
         stats_attrs: Statistics of all draws together.
+        log_prior: Log densities of the prior in nats, `(chain, draw)`; None if the
+            posterior has no proper prior.
+        log_ratio: Log density of the posterior minus `log_prior`, in nats,
+            `(chain, draw)`, or `(chain, draw, n)` for each of n observations; None
+            without a proper prior. It is a log likelihood up to a constant.
     """
 
     theta: np.ndarray
     stats: dict[str, np.ndarray]
     attrs: dict[str, Any]
     stats_attrs: dict[str, Any]
+    log_prior: np.ndarray | None = None
+    log_ratio: np.ndarray | None = None
 
 
 class FixedSamples:
@@ -131,12 +140,27 @@ def draw(
         }
         stats = _pyro_stats(posterior, chains.shape[:2])
     attrs["num_simulations"] = getattr(posterior, "num_simulations", None)
+    several = None if len(x) == 1 else _for_each_observation(posterior, theta, x)
     density, stats_attrs = _densities(posterior, theta, x)
-    stats |= {
-        name: values.cpu().numpy().reshape(chains.shape[:2])
-        for name, values in density.items()
-    }
-    return Draws(chains, stats, attrs, stats_attrs)
+
+    def by_chain(values: Tensor) -> np.ndarray:
+        """Values `(N,)` or `(N, 1)` as `(chain, draw)`, and `(N, n)` with an axis."""
+        per_draw = values.shape[1:] if values.numel() > len(theta) else ()
+        return values.cpu().numpy().reshape(*chains.shape[:2], *per_draw)
+
+    stats |= {name: by_chain(values) for name, values in density.items()}
+    prior = proper_prior_of(posterior)
+    if prior is None:
+        return Draws(chains, stats, attrs, stats_attrs)
+    log_prior = prior.log_prob(theta).detach().reshape(len(theta), 1)
+    log_posterior = density["lp"].unsqueeze(1) if several is None else several
+    inside = log_prior > -torch.inf
+    log_ratio = torch.where(inside, log_posterior - log_prior, -torch.inf)
+    return Draws(
+        *(chains, stats, attrs, stats_attrs),
+        log_prior=by_chain(log_prior),
+        log_ratio=by_chain(log_ratio),
+    )
 
 
 def _pyro_stats(
@@ -153,6 +177,18 @@ def _pyro_stats(
     rates = [float(rate) for rate in diagnostics["acceptance rate"].values()]
     acceptance_rate = np.broadcast_to(np.array(rates)[:, None], shape)
     return {"diverging": diverging, "acceptance_rate": acceptance_rate}
+
+
+def proper_prior_of(posterior: NeuralPosterior) -> Distribution | None:
+    """Return the prior of a posterior, or None where it was trained without one."""
+    prior = getattr(posterior.potential_fn, "prior", None)
+    return None if isinstance(prior, ImproperEmpirical) else prior
+
+
+@torch.no_grad()
+def _for_each_observation(posterior: NeuralPosterior, theta: Tensor, x: Tensor) -> Tensor:
+    """Return log densities given each of n observations, up to constants, `(N, n)`."""
+    return torch.stack([posterior.potential(theta, x=one) for one in x.split(1)], 1)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Posteriors, samples and simulations as arviz's `InferenceData`."""
+"""Posteriors, samples and simulations in the format of arviz."""
 
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -57,7 +57,14 @@ def to_inference_data(
     - `prior_predictive`, `posterior_predictive`: simulations "x" of the first draws of
       each chain, if `simulator` is given.
     - `observed_data`: the observation, under the name "x".
-    - `constant_data`: `constants`, if given.
+    - `constant_data`: `constants`, if given. Several observations are here, too, under
+      the name "x".
+    - `log_prior`: the prior's log density at the draws, in nats, under the name
+      "all_parameters", if the posterior has a proper prior.
+    - `log_likelihood`: a surrogate under the name "x", if the posterior has a proper
+      prior. It is the log-ratio at the draws, the log density of the posterior minus
+      that of the prior, in nats. For an exact posterior it differs from the log
+      likelihood by a constant, the log evidence. Several observations have an axis.
 
     The method `to_netcdf` of the result needs the packages of
     `pip install 'sbi_jeffreys[export]'`.
@@ -131,8 +138,6 @@ def to_inference_data(
             if predict is not None:
                 x = next(iter(observed.values()))
                 shared["prior_predictive"] = {"x": predict(theta, x)}
-    if constants is not None:
-        shared["constant_data"] = {n: np.asarray(v) for n, v in constants.items()}
     results = {}
     for name, posterior in named.items():
         x = observed[name]
@@ -149,8 +154,10 @@ def to_inference_data(
         if predict is not None:
             with random_state(seed, stream=3):
                 groups["posterior_predictive"] = {"x": predict(draws.theta, x)}
-        if x is not None:
-            groups["observed_data"] = {"x": (x if len(x) > 1 else x[0]).numpy()}
+        groups |= _data_groups(x, constants or {})
+        if draws.log_prior is not None and draws.log_ratio is not None:
+            groups["log_prior"] = {"all_parameters": draws.log_prior}
+            groups["log_likelihood"] = {"x": draws.log_ratio}
         about = {"method": type(posterior).__name__, "seed": seed}
         results[name] = inference_data(
             groups | shared,
@@ -167,6 +174,17 @@ def to_inference_data(
 def _versions() -> dict[str, str]:
     packages = ("sbi_jeffreys", "sbi", "torch", "arviz", "numpy")
     return {f"{package}_version": version(package) for package in packages}
+
+
+def _data_groups(
+    x: Tensor | None, constants: Mapping[str, ArrayLike]
+) -> dict[str, Group]:
+    """Return the groups for observations `(n, *x)` and for constants."""
+    data = {} if x is None else {"x": (x if len(x) > 1 else x[0]).numpy()}
+    constant = dict(data) if x is not None and len(x) > 1 else {}
+    constant |= {name: np.asarray(values) for name, values in constants.items()}
+    groups = {"observed_data": data, "constant_data": constant}
+    return {name: group for name, group in groups.items() if group}
 
 
 def _with_observations(dims: Dims | None, x: Tensor | None) -> Dims:

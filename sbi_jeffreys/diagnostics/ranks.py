@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass, field
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 from sbi.diagnostics.sbc import check_uniformity_frequentist
 from torch import Tensor
+
+from sbi_jeffreys._arviz import inference_data
 
 FALSE_ALARM_RATE = 0.01
 CONSISTENT = "consistent"
@@ -80,13 +82,27 @@ class Calibration:
 
     @property
     def pit(self) -> dict[str, np.ndarray]:
-        """Ranks mapped into (0, 1) for each parameter, by name, each of shape `(N,)`.
-
-        An example of use is `arviz.plot_ecdf(pit["theta_0"],
-        cdf=scipy.stats.uniform.cdf, difference=True, confidence_bands=True,
-        eval_points=...)`.
-        """
+        """Ranks mapped into (0, 1) for each parameter, by name, each of shape `(N,)`."""
         return dict(zip(self.parameter_names, self._pit.T, strict=True))
+
+    def to_inference_data(self) -> Any:
+        """Return `pit` in arviz's format, for `arviz.plot_ecdf_pit` of arviz 1.
+
+        The group `prior_sbc` has a variable for each parameter, with one chain of N
+        draws. Its attributes hold S and the verdict.
+
+        Returns:
+            An `InferenceData` (arviz 0.x) or `DataTree` (arviz 1.x).
+        """
+        return inference_data(
+            {"prior_sbc": {name: pit[None] for name, pit in self.pit.items()}},
+            attrs={
+                "prior_sbc": {
+                    "num_posterior_samples": self.num_posterior_samples,
+                    "verdict": self.verdict,
+                }
+            },
+        )
 
     @property
     def bias(self) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 Each function returns a matplotlib `Figure` that pyplot does not know. Save it with
 `figure.savefig(path)`, or show it as the last line of a notebook's cell. It needs no
-display and no closing. The figures of samples are drawn by arviz 0.x.
+display and no closing.
 """
 
 from sbi_jeffreys.plots.agreement import plot_agreement

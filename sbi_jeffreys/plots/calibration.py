@@ -1,15 +1,17 @@
 """Figures of calibration: ranks, coverage and TARP, for one or several posteriors."""
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, cast
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.stats import binom
 
-from sbi_jeffreys._arviz import load_arviz
+from sbi_jeffreys._arviz import non_uniform
 from sbi_jeffreys.diagnostics.ranks import Calibration
-from sbi_jeffreys.plots.style import GREY, color_of, legend_below, panels
+from sbi_jeffreys.plots.style import GREY, RED, color_of, legend_below, panels
 
 NUM_POINTS = 100
 _BAND: dict[str, Any] = {"color": "0.5", "alpha": 0.2, "linewidth": 0, "label": "95 %"}
@@ -19,8 +21,10 @@ def plot_ranks(calibrations: Calibration | Mapping[str, Calibration]) -> Figure:
     """Draw the ECDF of SBC ranks minus that of uniform ranks, for each parameter.
 
     The grey band is simultaneous: for one parameter, 95 % of calibrated posteriors stay
-    inside it over its whole width (Säilynoja et al. 2022). The shape of a curve that
-    leaves the band tells the error:
+    inside it over its whole width (Säilynoja et al. 2022). With arviz-stats 1.1 or newer,
+    red dots mark the ranks that stand out in the test `pot_c`, which arviz recommends.
+    That test, too, has no dots for 95 % of calibrated posteriors. The shape of a curve
+    that leaves the band or has dots tells the error:
 
     - up, then down: the posterior is too narrow;
     - down, then up: the posterior is too wide;
@@ -40,8 +44,11 @@ def plot_ranks(calibrations: Calibration | Mapping[str, Calibration]) -> Figure:
         for axis, parameter in zip(axes, first.parameter_names, strict=True):
             axis.fill_between(points, low - points, high - points, **_BAND)
             for name, calibration in named.items():
-                ecdf = _ecdf(calibration.pit[parameter], points)
+                pit = np.sort(calibration.pit[parameter])
+                ecdf = _ecdf(pit, points)
                 axis.plot(points, ecdf - points, color=color_of(name), label=name)
+                chosen = pit[non_uniform(pit, 0.05)]
+                axis.plot(chosen, _ecdf(pit, chosen) - chosen, ".", color=RED, ms=3)
             axis.axhline(0, color=GREY, linewidth=0.7)
             axis.set(title=parameter, xlabel="rank / S", xlim=(0, 1))
         axes[0].set_ylabel("ECDF − uniform")
@@ -135,30 +142,29 @@ def _grid(calibration: Calibration) -> np.ndarray:
 
 
 def _ecdf(values: np.ndarray, points: np.ndarray) -> np.ndarray:
-    return np.searchsorted(np.sort(values), points, side="right") / len(values)
+    """Return the fraction of sorted values that are no larger than each point."""
+    return np.searchsorted(values, points, side="right") / len(values)
+
+
+@cache
+def _level(num: int, points: tuple[float, ...]) -> float:
+    """Return at which level a test at each point holds 95 % of uniform ECDFs."""
+    rng = np.random.default_rng(0)
+    counts = rng.multinomial(num, np.diff([0, *points, 1]), 2000)[:, :-1].cumsum(-1)
+    below = binom.cdf(counts, num, points)
+    above = binom.sf(counts - 1, num, points)
+    return float(np.quantile(2 * np.minimum(below, above).min(-1), 0.05))
 
 
 def _band(num: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return bounds that hold 95 % of the whole ECDFs of `num` uniform numbers."""
-    arviz = load_arviz()
-    generator = np.random.default_rng(0)
-    if hasattr(arviz, "InferenceData"):
-        from arviz.stats.ecdf_utils import ecdf_confidence_band
+    """Return bounds that hold 95 % of the whole ECDFs of `num` uniform numbers.
 
-        return ecdf_confidence_band(
-            num,
-            points,
-            points,
-            prob=0.95,
-            method="simulated",
-            num_trials=2000,
-            rvs=lambda size, random_state: random_state.random(size),
-            random_state=generator,
-        )
-    from arviz_stats import ecdf_utils  # arviz 1
-
-    prob = ecdf_utils.simulate_confidence_bands(num, 1, points, 0.95, 2000, generator)
-    return ecdf_utils.get_pointwise_confidence_band(prob, num, points)
+    Binomial intervals of the same level at each point. That level is found by simulation,
+    as in Säilynoja et al. (2022), section 2.2.
+    """
+    level = _level(num, tuple(points.tolist()))
+    low, high = (binom.ppf(tail, num, points) for tail in (level / 2, 1 - level / 2))
+    return low / num, high / num
 
 
 def _diagonal(axis: Axes) -> None:

@@ -1,20 +1,21 @@
-"""Figures of samples in arviz's `InferenceData`, drawn by arviz 0.x."""
+"""Figures of samples in arviz's `InferenceData` or `DataTree`."""
 
 from collections.abc import Mapping
-from math import prod
-from types import ModuleType
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from sbi_jeffreys._arviz import load_arviz
+from sbi_jeffreys._arviz import hdi, is_inference_data, kde, labelled_draws
 from sbi_jeffreys.plots.style import GREY, color_of, legend_below, panels
 
 HDI_PROB = 0.94
 MAX_PREDICTIONS = 100
 """Number of predictive samples that are drawn as lines."""
+MIN_ENTRIES = 10
+"""An x of fewer entries has no density of its own."""
 
 
 def plot_densities(
@@ -24,8 +25,10 @@ def plot_densities(
 ) -> Figure:
     """Draw the density of each parameter, with all posteriors in one panel.
 
+    The shaded part is the 94 % highest-density interval.
+
     Args:
-        data: One `InferenceData`, or several by name of the posterior.
+        data: One `InferenceData` or `DataTree`, or several by name of the posterior.
         var_names: Names of the variables to draw; all by default.
         reference: Values to mark, such as true parameters, by name of the variable. Each
             has the variable's shape.
@@ -33,9 +36,8 @@ def plot_densities(
     Raises:
         TypeError: If `data` is of another type.
         ValueError: If `var_names` or `reference` do not fit the posteriors.
-        ImportError: If arviz 1 is installed, which draws this with `arviz.plot_dist`.
     """
-    arviz, data = _arviz_and_named(data, "posterior", "plot_dist")
+    data = _by_name(data, "posterior")
     shapes = _shapes(data, "posterior", var_names)
     marks: list[float] = []
     for name, shape in shapes.items():
@@ -47,23 +49,16 @@ def plot_densities(
         marks += values.ravel().tolist()
     if unknown := set(reference or {}) - set(shapes):
         raise ValueError(f"Expected `reference` for {list(shapes)}, got also {unknown}.")
-    with panels(len(marks), 3.0, 2.1) as (figure, axes):
-        arviz.plot_density(
-            list(data.values()),
-            data_labels=list(data),
-            var_names=list(shapes),
-            colors=[color_of(name) for name in data],
-            hdi_prob=HDI_PROB,
-            point_estimate=None,
-            shade=0.1,
-            textsize=9,
-            ax=np.array(axes),
-            show=False,
-        )
-        for axis, mark in zip(axes, marks, strict=True):
-            axis.title.set_text(axis.get_title().replace("\n", " "))
+    labels, draws = _draws(data, shapes)
+    with panels(len(labels), 3.0, 2.1) as (figure, axes):
+        for i, (axis, mark) in enumerate(zip(axes, marks, strict=True)):
+            for name, each in draws.items():
+                _density(axis, each[:, i], color_of(name), name)
             if np.isfinite(mark):
                 axis.axvline(mark, color=GREY, linestyle="--", linewidth=1, zorder=0)
+            axis.set(title=labels[i], yticks=[])
+            axis.set_ylim(bottom=0)
+            axis.spines["left"].set_visible(False)
         if len(data) > 1:
             legend_below(figure, axes[0])
     return figure
@@ -73,34 +68,30 @@ def plot_forest(data: Any, var_names: list[str] | None = None) -> Figure:
     """Draw medians, quartiles and 94 % highest-density intervals of each parameter.
 
     Args:
-        data: One `InferenceData`, or several by name of the posterior.
+        data: One `InferenceData` or `DataTree`, or several by name of the posterior.
         var_names: Names of the variables to draw; all by default.
 
     Raises:
         TypeError: If `data` is of another type.
         ValueError: If a posterior lacks a variable.
-        ImportError: If arviz 1 is installed, which draws this with `arviz.plot_forest`.
     """
-    arviz, data = _arviz_and_named(data, "posterior", "plot_forest")
-    shapes = _shapes(data, "posterior", var_names)
-    rows = len(data) * sum(map(prod, shapes.values()))
-    with panels(1, 5.0, 0.9 + 0.22 * rows) as (figure, (axis,)):
-        arviz.plot_forest(
-            list(data.values()),
-            model_names=list(data),
-            var_names=list(shapes),
-            combined=True,
-            colors=[color_of(name) for name in data],
-            hdi_prob=HDI_PROB,
-            textsize=9,
-            linewidth=1.5,
-            markersize=4,
-            ax=axis,
-            show=False,
-        )
+    data = _by_name(data, "posterior")
+    labels, draws = _draws(data, _shapes(data, "posterior", var_names))
+    rows = np.arange(len(labels))
+    shifts = (np.arange(len(data)) - (len(data) - 1) / 2) * 0.7 / len(data)
+    with panels(1, 5.0, 1.2 + 0.22 * len(data) * len(labels)) as (figure, (axis,)):
+        for (name, each), shift in zip(draws.items(), shifts, strict=True):
+            quartiles = np.quantile(each, [0.25, 0.5, 0.75], 0)
+            bounds = np.array([hdi(column, HDI_PROB) for column in each.T]).T
+            color, where = color_of(name), rows + shift
+            axis.hlines(where, *bounds, color=color, linewidth=1.2)
+            axis.hlines(where, quartiles[0], quartiles[2], color=color, linewidth=3.5)
+            axis.plot(
+                quartiles[1], where, "o", color=color, mfc="white", ms=4.5, label=name
+            )
+        axis.set(yticks=rows, yticklabels=labels, ylim=(len(labels) - 0.5, -0.5))
+        axis.grid(visible=False, axis="y")
         axis.set_title("Median, quartiles and 94 % interval")
-        for name in data:
-            axis.plot([], color=color_of(name), label=name)
         legend_below(figure, axis)
     return figure
 
@@ -108,36 +99,36 @@ def plot_forest(data: Any, var_names: list[str] | None = None) -> Figure:
 def plot_predictive(data: Any, var_names: list[str] | None = None) -> Figure:
     """Draw densities of predicted and observed data, with a column for each posterior.
 
-    Each thin line is the density of the entries of one predicted x.
+    Each thin line is the density of the entries of one predicted x. If x has fewer than
+    ten entries, there are only the density of all predictions together and a line at each
+    observed entry.
 
     Args:
-        data: One `InferenceData`, or several by name of the posterior, with the groups
-            `posterior_predictive` and `observed_data`.
+        data: One `InferenceData` or `DataTree`, or several by name of the posterior, with
+            the groups `posterior_predictive` and `observed_data`.
         var_names: Names of the observed variables to draw; all by default.
 
     Raises:
         TypeError: If `data` is of another type or lacks a group.
         ValueError: If a posterior lacks a variable.
-        ImportError: If arviz 1 is installed, which draws this with
-            `arviz.plot_ppc_dist`.
     """
-    arviz, data = _arviz_and_named(data, "posterior_predictive", "plot_ppc_dist")
-    _arviz_and_named(data, "observed_data", "plot_ppc_dist")
+    data = _by_name(_by_name(data, "posterior_predictive"), "observed_data")
     names = list(_shapes(data, "observed_data", var_names))
     with panels(len(names) * len(data), 3.4, 2.6, len(data)) as (figure, axes):
-        for column, (name, each) in enumerate(data.items()):
-            some = axes[column :: len(data)]
-            step = max(1, each.posterior_predictive.sizes["draw"] // MAX_PREDICTIONS)
-            arviz.plot_ppc(
-                each.isel(draw=slice(None, None, step)),
-                var_names=names,
-                colors=[color_of(name), "black", GREY],
-                textsize=9,
-                legend=False,
-                ax=np.array(some),
-                show=False,
-            )
-            some[0].set_title(name)
+        for column, (posterior, each) in enumerate(data.items()):
+            for axis, name in zip(axes[column :: len(data)], names, strict=True):
+                observed = each["observed_data"][name].values
+                predicted = each["posterior_predictive"][name]
+                predicted = predicted.transpose("chain", "draw", ...).values
+                _predictions(
+                    axis,
+                    predicted.reshape(-1, observed.size),
+                    observed.ravel(),
+                    color_of(posterior),
+                )
+                axis.set(xlabel=name, yticks=[], ylim=(0, None))
+                axis.spines["left"].set_visible(False)
+            axes[column].set_title(posterior)
         for row in range(len(names)):
             of_row = axes[row * len(data) : (row + 1) * len(data)]
             limits = np.array([axis.get_xlim() for axis in of_row])
@@ -147,29 +138,62 @@ def plot_predictive(data: Any, var_names: list[str] | None = None) -> Figure:
     return figure
 
 
-def _arviz_and_named(
-    data: Any, group: str, in_arviz_1: str
-) -> tuple[ModuleType, Mapping[str, Any]]:
-    """Return arviz and data by name. Check arviz's version and the group."""
-    arviz = load_arviz()
-    if not hasattr(arviz, "InferenceData"):
-        raise ImportError(
-            f"Expected arviz 0, got {arviz.__version__}. There, `arviz.{in_arviz_1}` "
-            "draws the same data."
-        )
-    named = {"posterior": data} if isinstance(data, arviz.InferenceData) else data
+def _density(axis: Axes, draws: np.ndarray, color: str, label: str) -> None:
+    """Draw the density of draws `(N,)`, and shade their interval."""
+    if np.ptp(draws) == 0:
+        axis.axvline(draws[0], color=color, label=label)
+        return
+    grid, density = kde(draws)
+    low, high = hdi(draws, HDI_PROB)
+    axis.plot(grid, density, color=color, label=label)
+    axis.fill_between(
+        grid, density, where=(grid >= low) & (grid <= high), color=color, alpha=0.12, lw=0
+    )
+
+
+def _predictions(
+    axis: Axes, predicted: np.ndarray, observed: np.ndarray, color: str
+) -> None:
+    """Draw predictions `(N, entries)` and the observation `(entries,)`."""
+    if len(observed) < MIN_ENTRIES:
+        for i, value in enumerate(observed):
+            axis.axvline(value, color="black", label="" if i else "observed")
+    else:
+        step = -(-len(predicted) // MAX_PREDICTIONS)
+        for i, each in enumerate(predicted[::step]):
+            label = "" if i else "predicted"
+            axis.plot(*kde(each), color=color, alpha=0.2, linewidth=0.7, label=label)
+        axis.plot(*kde(observed), color="black", label="observed")
+    axis.plot(
+        *kde(predicted.ravel()), color=color, linestyle="--", label="all predictions"
+    )
+
+
+def _by_name(data: Any, group: str) -> Mapping[str, Any]:
+    """Return data by name of the posterior, after a check that all have the group."""
+    named = {"posterior": data} if is_inference_data(data) else data
     if not isinstance(named, Mapping) or not named:
+        empty = " (empty)" if isinstance(named, Mapping) else ""
         raise TypeError(
-            "Expected `data` to be InferenceData, or to map names to InferenceData, got "
-            f"{type(data).__name__}{' (empty)' if isinstance(named, Mapping) else ''}."
+            "Expected `data` to be InferenceData or DataTree, or to map names to these, "
+            f"got {type(data).__name__}{empty}."
         )
     for name, each in named.items():
-        if not (isinstance(each, arviz.InferenceData) and group in each.groups()):
+        if not (is_inference_data(each) and group in each):
             raise TypeError(
-                f"Expected `data[{name!r}]` to be InferenceData with the group "
-                f"{group!r}, got {each!r}."
+                f"Expected `data[{name!r}]` to be InferenceData or DataTree with the "
+                f"group {group!r}, got {each!r}."
             )
-    return arviz, named
+    return named
+
+
+def _draws(
+    data: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[list[str], dict[str, np.ndarray]]:
+    """Return P labels, and draws `(N, P)` by name of the posterior."""
+    labelled = {name: labelled_draws(each, list(shapes)) for name, each in data.items()}
+    labels = next(iter(labelled.values()))[0]
+    return labels, {name: d.reshape(-1, d.shape[-1]) for name, (_, d) in labelled.items()}
 
 
 def _shapes(
@@ -177,7 +201,7 @@ def _shapes(
 ) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the variables, which all posteriors must have."""
     shapes = [
-        {str(name): array.shape for name, array in each[group].items()}
+        {str(name): array.shape for name, array in each[group].data_vars.items()}
         for each in data.values()
     ]
     first = shapes[0]

@@ -77,7 +77,7 @@ def _smooth_tail(log_weights: np.ndarray, normalised: np.ndarray) -> float:
     if len(positive) < MIN_POSITIVE or num_above < MIN_ABOVE_CUTOFF:
         return np.inf
     with np.errstate(all="ignore"):
-        smoothed, pareto_k = _arviz.library().psis(positive)
+        smoothed, pareto_k = _arviz.psis(positive)
     if not np.isfinite(pareto_k):
         return np.inf
     normalised[is_positive] = smoothed

@@ -13,7 +13,7 @@ from sbi.inference.posteriors import MCMCPosterior, RejectionPosterior
 from sbi.inference.posteriors.base_posterior import NeuralPosterior
 from torch.distributions import MultivariateNormal
 
-from sbi_jeffreys import JNPE, _arviz
+from sbi_jeffreys import JNPE
 from sbi_jeffreys.diagnostics.comparison import COLUMNS, Comparison, compare
 from sbi_jeffreys.diagnostics.inference_data import to_inference_data
 from sbi_jeffreys.diagnostics.scores import sliced_wasserstein
@@ -248,16 +248,11 @@ def test_trained_posteriors(trained, fresh):
             assert np.isfinite(cell(result, column, name)) == known
 
 
-@pytest.mark.parametrize("kind", ["installed", "1.x"])
-def test_what_was_exported_can_be_compared(monkeypatch, trained, kind):
-    if kind == "1.x":
-        pytest.importorskip("arviz_base")
-        pytest.importorskip("arviz_stats")
-        library = _arviz._Arviz1()
-        monkeypatch.setattr(_arviz, "library", lambda: library)
+def test_what_was_exported_can_be_compared(trained, container):
     names = {"rate": 0, "rest": [1]}
     options = {"parameter_names": names, "show_progress_bars": False, "seed": 0}
     data = to_inference_data(trained["JNPE"], X_O, num_samples=100, **options)
+    assert type(data).__name__ == container
     direct = run(trained["JNPE"], parameter_names=names)
     assert list(direct.parameters["parameter"]) == ["rate", "rest[0]"]
     for some in (run(data, None), run({"posterior": data}, None)):

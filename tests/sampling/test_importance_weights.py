@@ -66,14 +66,15 @@ def test_the_tail_of_a_flow_too_narrow_has_the_shape_of_theory(variance):
 
 
 def test_a_flow_too_narrow_raises_the_alarm_and_no_other_does():
-    """In 4-D, 98 % of the flows with a tenth of the variance, 1.5 % of those with 0.6,
-    are expected to: of 300, fewer than 285 or more than 12 in one run of 1,000."""
+    """In 4-D, 95.2 % of the flows with a tenth of the variance and 1.3 % of those with
+    0.6 are expected to, measured on 3,000 of each with arviz 0.23, arviz-stats 0.8 and
+    1.3. Of 300, fewer than 273 or more than 12 in one run of 1,000."""
 
     def alarms(variance):
         weights = smoothed_weights(*gaussian_weights(2000, 300, variance, dim=4))
         return int((weights.pareto_k > MAX_PARETO_K).sum())
 
-    assert alarms(0.1) >= 285
+    assert alarms(0.1) >= 273
     assert alarms(0.6) <= 12
     assert alarms(1.0) == alarms(2.0) == 0
 

@@ -1,45 +1,11 @@
-"""Pareto smoothing, with both kinds of arviz.
-
-Like `test_arviz.py`, this runs without torch, and so without importing the package:
-`python -m pytest --noconftest tests/sampling/test_psis.py`.
-"""
-
-import sys
-import warnings
-from importlib.util import find_spec
-from pathlib import Path
-from types import ModuleType
+"""Pareto smoothing."""
 
 import numpy as np
 import pytest
 
-if find_spec("torch") is None:  # import modules by their folder, not the whole package
-    package = ModuleType("sbi_jeffreys")
-    package.__path__ = [str(Path(__file__).parents[2] / "sbi_jeffreys")]
-    sys.modules["sbi_jeffreys"] = package
-
-from sbi_jeffreys import _arviz
 from sbi_jeffreys.sampling.psis import pareto_smoothed
 
 RNG = np.random.default_rng(0)
-
-
-@pytest.fixture(params=[0, 1])
-def kind(request, monkeypatch):
-    """Use arviz 0.x or 1.x, whichever is the default."""
-    if request.param:
-        pytest.importorskip("arviz_base")
-        pytest.importorskip("arviz_stats")
-        library = _arviz._Arviz1()
-    else:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            arviz = pytest.importorskip("arviz")
-        if not arviz.__version__.startswith("0."):
-            pytest.skip("arviz 1.x is installed")
-        library = _arviz._Arviz0()
-    monkeypatch.setattr(_arviz, "library", lambda: library)
-    return request.param
 
 
 def pareto_tail(k, shape, rng):
@@ -48,7 +14,7 @@ def pareto_tail(k, shape, rng):
 
 
 @pytest.mark.parametrize("k", [0.2, 0.5, 0.9])
-def test_k_is_the_tails_shape(kind, k):
+def test_k_is_the_tails_shape(k):
     """Of 20 fits to 424 values each, the mean is off by about 0.07/√20 = 0.02, and, by
     the estimator's prior, by less than 0.01: 0.08 fails by chance in fewer than 1e-3."""
     log_weights = pareto_tail(k, (4, 5, 20_000), np.random.default_rng(1))
@@ -57,7 +23,7 @@ def test_k_is_the_tails_shape(kind, k):
     assert abs(got.mean() - k) < 0.08
 
 
-def test_smoothed_weights_are_normalised_and_keep_order_and_body(kind):
+def test_smoothed_weights_are_normalised_and_keep_order_and_body():
     log_weights = pareto_tail(0.8, (3, 1000), np.random.default_rng(2)) + 500
     before = log_weights.copy()
     smoothed, _ = pareto_smoothed(log_weights)
@@ -74,7 +40,7 @@ def test_smoothed_weights_are_normalised_and_keep_order_and_body(kind):
 
 @pytest.mark.parametrize("num", [1, 2, 10, 30, 4000])
 @pytest.mark.parametrize("noise", [0.0, 1e-9])
-def test_equal_weights_have_no_tail(kind, num, noise):
+def test_equal_weights_have_no_tail(num, noise):
     log_weights = 3 + noise * RNG.normal(size=(2, num))
     smoothed, k = pareto_smoothed(log_weights)
     assert (k == -np.inf).all()
@@ -82,7 +48,7 @@ def test_equal_weights_have_no_tail(kind, num, noise):
 
 
 @pytest.mark.parametrize("at_the_bound", [94, 500])  # 94 are smoothed of 1,000
-def test_bounded_weights_have_no_tail(kind, at_the_bound):
+def test_bounded_weights_have_no_tail(at_the_bound):
     log_weights = np.sort(RNG.normal(size=1000))
     log_weights[-at_the_bound:] = log_weights[-at_the_bound]
     smoothed, k = pareto_smoothed(log_weights)
@@ -91,19 +57,19 @@ def test_bounded_weights_have_no_tail(kind, at_the_bound):
 
 
 @pytest.mark.parametrize("num", [2, 5, 20])
-def test_few_weights_cannot_be_judged(kind, num):
+def test_few_weights_cannot_be_judged(num):
     smoothed, k = pareto_smoothed(RNG.normal(size=num))
     assert k == np.inf
     assert np.exp(smoothed).sum() == pytest.approx(1)
 
 
-def test_weights_above_a_plateau_cannot_be_judged_by_four(kind):
+def test_weights_above_a_plateau_cannot_be_judged_by_four():
     log_weights = np.zeros(1000)
     log_weights[:4] = [1, 2, 3, 4]
     assert pareto_smoothed(log_weights)[1] == np.inf
 
 
-def test_weights_of_zero_stay_zero_and_do_not_matter(kind):
+def test_weights_of_zero_stay_zero_and_do_not_matter():
     some = pareto_tail(0.5, 1000, np.random.default_rng(3))
     expected, k = pareto_smoothed(some)
     padded = np.concatenate([np.full(500, -np.inf), some, np.full(500, -np.inf)])
