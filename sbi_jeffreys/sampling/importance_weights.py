@@ -118,7 +118,7 @@ def smoothed_weights(theta: Tensor, log_weights: Tensor) -> ImportanceWeights:
             f"None of {num} draws of the flow is inside the prior's support for at least "
             "one observation: the flow cannot be corrected there."
         )
-    smoothed, pareto_k = pareto_smoothed(raw.T.cpu().numpy())
+    smoothed, pareto_k = pareto_smoothed(log_weights.detach().T.cpu().numpy())
     log_shares = torch.from_numpy(smoothed).to(raw.device).T
     # Smoothing changes at most a fifth of the weights. For the others the difference is
     # the constant that was subtracted to normalise them.

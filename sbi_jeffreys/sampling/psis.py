@@ -16,6 +16,9 @@ MAX_PARETO_K = 0.7
 
 TIED = 1e-6
 """Log weights that differ by less than this, in nats, count as equal."""
+TIED_ROUNDINGS = 1000
+"""So do log weights that differ by less than this many units of rounding. A log weight is
+the difference of two log densities, and each of these is a sum of rounded terms."""
 
 MIN_POSITIVE, MIN_ABOVE_CUTOFF = 25, 5
 """A tail is fitted only if there are this many positive weights, and if this many of them
@@ -29,7 +32,8 @@ def pareto_smoothed(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Args:
         log_weights: In nats, shape `(..., N)`; minus infinity for a weight of zero. The
-            array is not modified.
+            precision should be that in which they were computed. Then those that differ
+            by rounding count as equal. The array is not modified.
 
     Returns:
         Smoothed log weights, shape `(..., N)`, and the shape k̂ of each row's tail,
@@ -40,6 +44,7 @@ def pareto_smoothed(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         ValueError: If weights are NaN or infinite, or all weights of a row are zero.
     """
+    tied = max(TIED, TIED_ROUNDINGS * np.finfo(log_weights.dtype).eps)
     log_weights = np.array(log_weights, dtype=float)
     if log_weights.ndim == 0 or not log_weights.shape[-1]:
         raise ValueError(
@@ -60,16 +65,17 @@ def pareto_smoothed(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     normalised = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
     pareto_k = np.empty(log_weights.shape[:-1])
     for row in np.ndindex(pareto_k.shape):
-        pareto_k[row] = _smooth_tail(shifted[row], normalised[row])
+        pareto_k[row] = _smooth_tail(shifted[row], normalised[row], tied)
     return normalised, pareto_k
 
 
-def _smooth_tail(log_weights: np.ndarray, normalised: np.ndarray) -> float:
+def _smooth_tail(log_weights: np.ndarray, normalised: np.ndarray, tied: float) -> float:
     """Return k̂ of log weights `(N,)` whose largest is 0.
 
-    If there is a tail, write the smoothed log weights into `normalised`, `(N,)`.
+    If there is a tail, which spans more than `tied` nats, write the smoothed log weights
+    into `normalised`, `(N,)`.
     """
-    if _around_cutoff(log_weights)[1] > -TIED:
+    if _around_cutoff(log_weights)[1] > -tied:
         return -np.inf
     is_positive = log_weights > np.log(np.finfo(float).tiny)
     positive = log_weights[is_positive]

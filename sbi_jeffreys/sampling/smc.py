@@ -128,7 +128,7 @@ def anneal(
             log_z = log_z + log_mean_exp(log_weights)
             ess = effective_sample_size(log_weights)
             variance = variance + log_z_variance(ess, len(log_weights)).to(log_weights)
-            tail_shapes = pareto_smoothed(log_weights.double().T.cpu().numpy())[1]
+            tail_shapes = pareto_smoothed(log_weights.T.cpu().numpy())[1]
             pareto_k = torch.maximum(pareto_k, torch.from_numpy(tail_shapes).to(pareto_k))
             progress.update(step)
             se = variance.clamp(min=0).sqrt()

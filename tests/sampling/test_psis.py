@@ -47,6 +47,23 @@ def test_equal_weights_have_no_tail(num, noise):
     np.testing.assert_allclose(smoothed, -np.log(num), atol=1e-6)
 
 
+def test_rounding_in_single_precision_is_no_tail():
+    """An exact flow: both log densities are the same sum of 30 terms, in other orders."""
+    terms = 3 * np.random.default_rng(4).normal(size=(200, 4000, 30)).astype(np.float32)
+    backward = terms[..., ::-1].cumsum(-1)[..., -1]
+    log_weights = terms.cumsum(-1)[..., -1] - backward
+    assert 1e-6 < abs(log_weights).max() < 1e-4
+    assert (pareto_smoothed(log_weights)[1] == -np.inf).all()
+    assert (pareto_smoothed(log_weights.astype(float))[1] > -np.inf).all()
+
+
+def test_a_short_tail_in_single_precision_is_a_tail():
+    log_weights = 1e-3 * pareto_tail(0.5, (5, 4000), np.random.default_rng(5))
+    _, k = pareto_smoothed(log_weights.astype(np.float32))
+    assert np.isfinite(k).all()
+    np.testing.assert_allclose(k, pareto_smoothed(log_weights)[1], atol=0.02)
+
+
 @pytest.mark.parametrize("at_the_bound", [94, 500])  # 94 are smoothed of 1,000
 def test_bounded_weights_have_no_tail(at_the_bound):
     log_weights = np.sort(RNG.normal(size=1000))
