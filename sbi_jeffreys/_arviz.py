@@ -53,9 +53,19 @@ def hdi(draws: np.ndarray, prob: float) -> np.ndarray:
     return _statistics().hdi(draws, prob)
 
 
-def kde(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return a grid `(G,)` over the range of draws `(N,)`, and their density on it."""
-    grid, density, _ = _statistics().kde(draws)
+def kde(draws: np.ndarray, bounded: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """Estimate the density of draws.
+
+    Args:
+        draws: Shape `(N,)`.
+        bounded: Whether the density may end abruptly at the range of the draws, as a
+            posterior does at the bounds of a prior. If not, it has tails beyond.
+
+    Returns:
+        A grid and the density on it, both of shape `(G,)`.
+    """
+    tails = {} if bounded else {"bound_correction": False, "extend_fct": 0.5}
+    grid, density, _ = _statistics().kde(draws, extend=not bounded, **tails)
     return grid, density
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from sbi_jeffreys.diagnostics.agreement import MAX_KL_FLOW_ENERGY, AgreementReport
 from sbi_jeffreys.plots.style import GREY, RED, color_of, panels
@@ -70,6 +71,7 @@ def plot_agreement(report: AgreementReport) -> Figure:
         _threshold(axes[2], MAX_PARETO_K)
         for axis in axes:
             axis.set_xlabel("observation")
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes[1].legend()
         kinds = Counter(verdict.split(" (")[0] for verdict in verdicts)
         figure.suptitle("; ".join(f"{n} × {kind}" for kind, n in kinds.most_common()))
@@ -105,12 +107,7 @@ def _plot_one_agreement(report: AgreementReport, verdict: str) -> Figure:
         weights = np.exp(relative[-int(min(num / 5, 3 * num**0.5)) :])
         for k, line, style, label in (
             (pareto_k, "black", "-", "Pareto tail with k̂"),
-            (
-                MAX_PARETO_K,
-                GREY,
-                "--",
-                f"Pareto tail with k = {MAX_PARETO_K}, the largest reliable k",
-            ),
+            (MAX_PARETO_K, GREY, "--", f"Pareto tail with k = {MAX_PARETO_K}, the limit"),
         ):
             if np.isfinite(pareto_k):
                 share = len(weights) / num * _pareto_tail(weights, k)

@@ -40,6 +40,7 @@ def plot_ranks(calibrations: Calibration | Mapping[str, Calibration]) -> Figure:
     named, first = _same_simulations(calibrations)
     points = _grid(first)
     low, high = _band(len(first.ranks), points)
+    any_dots = False
     with panels(len(first.parameter_names)) as (figure, axes):
         for axis, parameter in zip(axes, first.parameter_names, strict=True):
             axis.fill_between(points, low - points, high - points, **_BAND)
@@ -47,10 +48,13 @@ def plot_ranks(calibrations: Calibration | Mapping[str, Calibration]) -> Figure:
                 pit = np.sort(calibration.pit[parameter])
                 ecdf = _ecdf(pit, points)
                 axis.plot(points, ecdf - points, color=color_of(name), label=name)
-                chosen = pit[non_uniform(pit, 0.05)]
-                axis.plot(chosen, _ecdf(pit, chosen) - chosen, ".", color=RED, ms=3)
+                dots = pit[non_uniform(pit, 0.05)]
+                axis.plot(dots, _ecdf(pit, dots) - dots, ".", color=RED, markersize=3)
+                any_dots |= len(dots) > 0
             axis.axhline(0, color=GREY, linewidth=0.7)
             axis.set(title=parameter, xlabel="rank / S", xlim=(0, 1))
+        if any_dots:
+            axes[0].plot([], [], ".", color=RED, label="pot_c: p < 0.05")
         axes[0].set_ylabel("ECDF − uniform")
         legend_below(figure, axes[0])
     return figure
@@ -111,7 +115,7 @@ def plot_coverage(calibrations: Calibration | Mapping[str, Calibration]) -> Figu
                 axis.plot(levels, curve[:, i], color=color_of(name), label=name)
             _diagonal(axis)
             axis.set(title=first.parameter_names[i], xlabel="level of central interval")
-        axes[0].set_ylabel("fraction of intervals that contain it")
+        axes[0].set_ylabel("fraction that contain it")
         legend_below(figure, axes[0])
     return figure
 

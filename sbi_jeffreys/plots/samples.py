@@ -16,6 +16,8 @@ MAX_PREDICTIONS = 100
 """Number of predictive samples that are drawn as lines."""
 MIN_ENTRIES = 10
 """An x of fewer entries has no density of its own."""
+MAX_WIDTH_RATIO = 20
+"""Intervals whose widths differ by a larger factor do not share an axis."""
 
 
 def plot_densities(
@@ -56,8 +58,8 @@ def plot_densities(
                 _density(axis, each[:, i], color_of(name), name)
             if np.isfinite(mark):
                 axis.axvline(mark, color=GREY, linestyle="--", linewidth=1, zorder=0)
-            axis.set(title=labels[i], yticks=[])
-            axis.set_ylim(bottom=0)
+            axis.set(title=labels[i], yticks=[], ylim=(0, None))
+            axis.locator_params(axis="x", nbins=5)
             axis.spines["left"].set_visible(False)
         if len(data) > 1:
             legend_below(figure, axes[0])
@@ -66,6 +68,8 @@ def plot_densities(
 
 def plot_forest(data: Any, var_names: list[str] | None = None) -> Figure:
     """Draw medians, quartiles and 94 % highest-density intervals of each parameter.
+
+    Parameters share one axis, unless one interval is 20 times as wide as another.
 
     Args:
         data: One `InferenceData` or `DataTree`, or several by name of the posterior.
@@ -77,22 +81,26 @@ def plot_forest(data: Any, var_names: list[str] | None = None) -> Figure:
     """
     data = _by_name(data, "posterior")
     labels, draws = _draws(data, _shapes(data, "posterior", var_names))
-    rows = np.arange(len(labels))
-    shifts = (np.arange(len(data)) - (len(data) - 1) / 2) * 0.7 / len(data)
-    with panels(1, 5.0, 1.2 + 0.22 * len(data) * len(labels)) as (figure, (axis,)):
-        for (name, each), shift in zip(draws.items(), shifts, strict=True):
-            quartiles = np.quantile(each, [0.25, 0.5, 0.75], 0)
-            bounds = np.array([hdi(column, HDI_PROB) for column in each.T]).T
-            color, where = color_of(name), rows + shift
-            axis.hlines(where, *bounds, color=color, linewidth=1.2)
-            axis.hlines(where, quartiles[0], quartiles[2], color=color, linewidth=3.5)
-            axis.plot(
-                quartiles[1], where, "o", color=color, mfc="white", ms=4.5, label=name
-            )
-        axis.set(yticks=rows, yticklabels=labels, ylim=(len(labels) - 0.5, -0.5))
-        axis.grid(visible=False, axis="y")
-        axis.set_title("Median, quartiles and 94 % interval")
-        legend_below(figure, axis)
+    bounds = {
+        name: np.array([hdi(column, HDI_PROB) for column in each.T])
+        for name, each in draws.items()
+    }
+    widths = np.max([np.ptp(each, 1) for each in bounds.values()], 0)
+    if widths.max() > MAX_WIDTH_RATIO * widths.min():
+        rows = [[i] for i in range(len(labels))]
+    else:
+        rows = [list(range(len(labels)))]
+    height = 0.22 * len(data) * len(rows[0]) + (0.4 if len(rows) > 1 else 0.9)
+    with panels(len(rows), 5.0, height, columns=1) as (figure, axes):
+        for axis, shown in zip(axes, rows, strict=True):
+            where = np.linspace(-0.35, 0.35, 2 * len(data) + 1)[1::2]
+            for shift, (name, each) in zip(where, draws.items(), strict=True):
+                _forest(axis, each[:, shown], bounds[name][shown], shift, name)
+            axis.set(yticks=range(len(shown)), yticklabels=[labels[i] for i in shown])
+            axis.set_ylim(len(shown) - 0.5, -0.5)
+            axis.grid(visible=False, axis="y")
+        axes[0].set_title("Median, quartiles and 94 % interval")
+        legend_below(figure, axes[0])
     return figure
 
 
@@ -151,6 +159,17 @@ def _density(axis: Axes, draws: np.ndarray, color: str, label: str) -> None:
     )
 
 
+def _forest(
+    axis: Axes, draws: np.ndarray, bounds: np.ndarray, shift: float, name: str
+) -> None:
+    """Draw intervals of draws `(N, P)` with bounds `(P, 2)`, at rows 0 to P − 1."""
+    low, median, high = np.quantile(draws, [0.25, 0.5, 0.75], 0)
+    where, color = np.arange(len(bounds)) + shift, color_of(name)
+    axis.hlines(where, *bounds.T, color=color, linewidth=1.2)
+    axis.hlines(where, low, high, color=color, linewidth=3.5)
+    axis.plot(median, where, "o", color=color, mfc="white", ms=4.5, label=name)
+
+
 def _predictions(
     axis: Axes, predicted: np.ndarray, observed: np.ndarray, color: str
 ) -> None:
@@ -159,14 +178,14 @@ def _predictions(
         for i, value in enumerate(observed):
             axis.axvline(value, color="black", label="" if i else "observed")
     else:
+        style: dict[str, Any] = {"color": color, "alpha": 0.2, "linewidth": 0.7}
         step = -(-len(predicted) // MAX_PREDICTIONS)
         for i, each in enumerate(predicted[::step]):
             label = "" if i else "predicted"
-            axis.plot(*kde(each), color=color, alpha=0.2, linewidth=0.7, label=label)
-        axis.plot(*kde(observed), color="black", label="observed")
-    axis.plot(
-        *kde(predicted.ravel()), color=color, linestyle="--", label="all predictions"
-    )
+            axis.plot(*kde(each, bounded=False), **style, label=label)
+        axis.plot(*kde(observed, bounded=False), color="black", label="observed")
+    together = kde(predicted.ravel(), bounded=False)
+    axis.plot(*together, color=color, linestyle="--", label="all predictions")
 
 
 def _by_name(data: Any, group: str) -> Mapping[str, Any]:

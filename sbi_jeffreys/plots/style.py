@@ -103,4 +103,6 @@ def legend_below(figure: Figure, axis: Axes) -> None:
     if (legend := axis.get_legend()) is not None:
         legend.remove()
     handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    inches = 0.5 + 0.07 * max(map(len, labels))  # of an entry, at STYLE's size of fonts
+    columns = min(len(labels), max(1, int(figure.get_figwidth() / inches)))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
