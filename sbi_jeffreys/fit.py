@@ -22,6 +22,7 @@ from sbi_jeffreys.data.processes import all_have
 from sbi_jeffreys.data.store import SimulationStore, unit_weights
 from sbi_jeffreys.models.building import PairBuilder
 from sbi_jeffreys.models.energy import ConditionalEnergy
+from sbi_jeffreys.models.flow import ConditionalFlow
 from sbi_jeffreys.models.pair import ModelPair
 from sbi_jeffreys.options import JeffreysOptions
 from sbi_jeffreys.pool.registry import POOL_MODELS
@@ -37,12 +38,16 @@ class Report:
     """What one call of `Fit.run` gave.
 
     Attributes:
+        flow: The trained flow.
+        rows: Rows of the simulations to train on, and held-out ones.
         results: Numbers of this call, by their name in `summary`.
         history: One list for each quantity, with one entry for each epoch so far.
         first_epoch: The epoch of the history at which this call began.
         has_converged: Whether training ended by itself, before `max_num_epochs`.
     """
 
+    flow: ConditionalFlow
+    rows: tuple[Tensor, Tensor]
     results: dict[str, float]
     history: dict[str, list[Any]]
     first_epoch: int
@@ -52,14 +57,15 @@ class Report:
 class Fit:
     """The models of a trainer, and all that their training continues from.
 
+    A call of `run` that raises an exception changes nothing.
+
     Attributes:
-        networks: Flow and energy as trained together; None before training.
         energy: The energy that is kept, pooled or not; None before training.
         training: The training of the networks; None before training.
         mixture: The density of the parameters that they are trained on; None if it is the
             prior.
-        rows: Rows of the simulations to train on, and held-out ones.
-        has_held_out: Whether `rows` were chosen for the next training already.
+        rows: Rows of the simulations that they are trained on, and held-out ones.
+        chosen: Such rows for the next training, if they were chosen already.
     """
 
     def __init__(
@@ -83,15 +89,16 @@ class Fit:
         self.options = options
         self.pool = pool
         self.show_progress = show_progress
-        self.rows: tuple[Tensor, Tensor] | None = None
-        self.has_held_out = False
-        self._forget()
-
-    def _forget(self) -> None:
-        self.networks: ModelPair | None = None
         self.energy: ConditionalEnergy | None = None
         self.training: JeffreysTraining | None = None
         self.mixture: ProposalMixture | None = None
+        self.rows: tuple[Tensor, Tensor] | None = None
+        self.chosen: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def networks(self) -> ModelPair | None:
+        """Flow and energy as trained together; None before training."""
+        return None if self.training is None else self.training.pair
 
     @property
     def num_simulations(self) -> int:
@@ -101,7 +108,7 @@ class Fit:
     @property
     def _begins_round(self) -> bool:
         """Whether simulations from a proposal were appended since the last training."""
-        is_new = self.has_held_out or len(self.simulations) > self.num_simulations
+        is_new = self.chosen is not None or len(self.simulations) > self.num_simulations
         return self.simulations.is_sequential and is_new
 
     def check(self, config: TrainConfig, goes_on: bool) -> None:
@@ -171,16 +178,15 @@ class Fit:
             TypeError: If the flow can't be sampled differentiably.
             FloatingPointError: If the loss is not finite in the very first epoch.
         """
-        if self.training is None or not config.resume_training:
-            self.mixture = mixture_of(self.simulations.sources, prior)
-        mixture = self.mixture
-        if not (self.has_held_out or (config.resume_training and self.rows)):
-            self.hold_out(config.validation_fraction)
-        self.has_held_out = False
-        assert self.rows is not None
+        resumes = config.resume_training and self.training is not None
+        mixture, rows = self.mixture, self.rows
+        if not resumes:
+            mixture = mixture_of(self.simulations.sources, prior)
+            rows = self.chosen or self._split(config.validation_fraction)
+        assert rows is not None
         batches, held_out = (
-            self._batches(rows, config, calibration_kernel, dataloader_kwargs)
-            for rows in self.rows
+            self._batches(some, config, calibration_kernel, dataloader_kwargs)
+            for some in rows
         )
         check_shares(batches)
         if not (len(batches) and len(held_out)):
@@ -188,15 +194,17 @@ class Fit:
                 "Expected `dataloader_kwargs` that leave a batch to train and one to "
                 f"validate on, got {len(batches)} and {len(held_out)} batches."
             )
-        training = self._resumed_or_new_training(config, mixture or prior)
+        training = self.training
+        if training is None or not resumes:
+            training = self._new_training(config, rows, mixture or prior)
         first_epoch = training.epoch
         # The pool ignores weights, and does not see what a data loader delivers.
         pools = bool(self.pool) and calibration_kernel is None
-        pools &= isinstance(batches, SlicedBatches) and min(map(len, self.rows)) > 1
+        pools &= isinstance(batches, SlicedBatches) and min(map(len, rows)) > 1
         stages = Stages(
             training,
             self.simulations,
-            self.rows,
+            rows,
             batches,
             held_out,
             config,
@@ -205,39 +213,50 @@ class Fit:
             mixture,
             self.show_progress,
         )
-        try:
-            has_converged = stages.train(pools and not stages.embedding_learns)
-        except FloatingPointError:  # in the first epoch: forget it, to allow another try
-            self._forget()
-            raise
-        self.energy = training.pair.energy
         weights, pooled_loss = dict.fromkeys(POOL_MODELS, 0.0), nan
         emulated = None
-        if pools:
-            try:
-                pooled = stages.pool(self.pool, has_converged)
-                self.energy, has_converged = pooled.energy, pooled.has_converged
-                weights |= pooled.weights
-                pooled_loss = pooled.loss
-                emulated = pooled.emulated
-            except (KeyboardInterrupt, RuntimeError, ValueError) as error:
-                warnings.warn(
-                    "The energy could not be pooled with simpler models, and is that of "
-                    f"its networks alone: {error!r}.",
-                    stacklevel=3,
-                )
-        if not any(weights.values()):
-            self.energy = training.pair.energy_with_own_embedding()
-        if mixture is not None:
-            stages.return_to_prior(self.energy, emulated)
+        with training.call():
+            one_cycle = pools and not stages.embedding_learns
+            end = training.end_of_cycle() if one_cycle else None
+            has_converged = stages.train(end)
+            energy = training.pair.energy
+            if pools:
+                try:
+                    pooled = stages.pool(self.pool, has_converged)
+                    energy, has_converged = pooled.energy, pooled.has_converged
+                    weights |= pooled.weights
+                    pooled_loss = pooled.loss
+                    emulated = pooled.emulated
+                except (KeyboardInterrupt, RuntimeError, ValueError) as error:
+                    training.was_interrupted |= isinstance(error, KeyboardInterrupt)
+                    training.load_best()
+                    warnings.warn(
+                        "The energy could not be pooled with simpler models, and is that "
+                        f"of its networks alone: {error!r}.",
+                        stacklevel=3,
+                    )
+            if not any(weights.values()):
+                energy = training.pair.energy_with_own_embedding()
+            if mixture is not None:
+                stages.return_to_prior(energy, emulated)
+            followed_loss = training.recall_followed()
+        self.training, self.energy, self.mixture = training, energy, mixture
+        self.rows, self.chosen = rows, self.chosen if resumes else None
         results = {
             "epochs_trained": training.epoch,
             "best_validation_loss": training.best_loss,
             "pooled_validation_loss": pooled_loss,
-            "followed_validation_loss": training.recall_followed(),
+            "followed_validation_loss": followed_loss,
         }
         results |= {f"{name}_weight": weight for name, weight in weights.items()}
-        return Report(results, training.history, first_epoch, has_converged)
+        return Report(
+            training.pair.flow,
+            rows,
+            results,
+            training.history,
+            first_epoch,
+            has_converged,
+        )
 
     def hold_out(self, validation_fraction: float) -> None:
         """Choose the rows of the next training. Those of earlier rounds stay held out.
@@ -245,14 +264,19 @@ class Fit:
         Args:
             validation_fraction: Fraction of simulations that is held out.
         """
-        self.has_held_out = True
-        earlier = self.rows if self.simulations.is_sequential else None
-        start = 0 if earlier is None else self.num_simulations
+        self.chosen = self._split(validation_fraction)
+
+    def _split(self, validation_fraction: float) -> tuple[Tensor, Tensor]:
+        """Return rows to train on and held-out ones; earlier rounds keep theirs."""
+        earlier = None
+        if self.simulations.is_sequential:
+            earlier = self.chosen or self.rows
+        start = sum(map(len, earlier or ()))
         training, held_out = self.simulations.split(validation_fraction, start)
         if earlier is not None:
             training = torch.cat([earlier[0], training])
             held_out = torch.cat([earlier[1], held_out])
-        self.rows = training, held_out
+        return training, held_out
 
     def _batches(
         self,
@@ -272,25 +296,25 @@ class Fit:
             scale_weights(batches)
         return batches
 
-    def _resumed_or_new_training(
-        self, config: TrainConfig, prior: Distribution | None
+    def _new_training(
+        self,
+        config: TrainConfig,
+        rows: tuple[Tensor, Tensor],
+        prior: Distribution | None,
     ) -> JeffreysTraining:
-        """Return the training to run, with new networks where there are none."""
-        if config.resume_training and self.training is not None:
-            return self.training
+        """Return a training of the present networks, or of new ones."""
+        networks = self.networks
         is_new_round = isinstance(prior, ProposalMixture)
-        if self.networks is None or config.retrain_from_scratch or is_new_round:
-            assert self.rows is not None
-            theta, x = self.simulations.rows_to_standardize(self.rows[0])
-            self.networks = self.build_pair(theta, x, prior)
+        if networks is None or config.retrain_from_scratch or is_new_round:
+            theta, x = self.simulations.rows_to_standardize(rows[0])
+            networks = self.build_pair(theta, x, prior)
         device, rate = self.build_pair.device, config.learning_rate
-        self.training = JeffreysTraining(
-            self.networks.flow.to(device),
-            self.networks.energy.to(device),
+        return JeffreysTraining(
+            networks.flow.to(device),
+            networks.energy.to(device),
             self.options.multipliers(device),
             self.options.step,
-            cycles=Cycles.of(self.num_simulations),
+            cycles=Cycles.of(sum(map(len, rows))),
             learning_rate=rate,
             energy_learning_rate=self.options.energy_learning_rate or 2 * rate,
         )
-        return self.training

@@ -14,7 +14,7 @@ method. They do so before the second stage if x is embedded by a network that le
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import nan, sqrt
+from math import inf, nan, sqrt
 from typing import NamedTuple
 
 import torch
@@ -125,15 +125,15 @@ class Stages:
         """Whether the energy's embedding of x is trained."""
         return any(True for _ in self.training.pair.energy.embedding_net.parameters())
 
-    def train(self, one_cycle: bool) -> bool:
+    def train(self, until: int | None = None) -> bool:
         """Train the networks; return whether this ended by itself.
 
         Args:
-            one_cycle: Whether to stop at the end of the present cycle.
+            until: Most epochs; None for all there may be.
         """
         most = self.config.max_num_epochs
-        if one_cycle:
-            most = min(most, self.training.cycles.end(self.training.epoch))
+        if until is not None:
+            most = min(most, until)
         return self.training.run(
             self.batches,
             self.held_out,
@@ -154,7 +154,7 @@ class Stages:
             ValueError: If features of x are not finite.
             RuntimeError: If a model can't be fitted.
         """
-        networks = self.training.pair
+        networks, state = self.training.pair, self.training.pooling(has_converged)
         # Following may recall a flow with another embedding, which the energy shares.
         pair = ModelPair(networks.flow, networks.energy_with_own_embedding())
         theta = ConcatenatedRows(self.simulations.theta)
@@ -174,14 +174,26 @@ class Stages:
         flow_loss = self.training.recall_followed()
         with self._shown("JNPE weighs its pool (2/3)"):
             pool.fit(pair)
-        goes_on = pool.lag < MAX_LAG
-        while goes_on and not has_converged and not self._is_last:
-            before = pool.loss
-            has_converged = self.train(one_cycle=True)
+        if state.loss == inf:
+            state = state._replace(loss=pool.loss, goes_on=pool.lag < MAX_LAG)
+        else:  # later cycles were trained before an interrupt
+            self.training.load_best()
+            pool.choose(pair.energy.net)
+        most = self.config.max_num_epochs
+        while state.goes_on and not state.has_converged and state.epoch < most:
+            has_converged = self.train(self.training.cycles.end(state.epoch))
             pool.choose(pair.energy.net)
             goes_on = pool.share_of_networks >= MIN_SHARE
-            goes_on &= pool.loss < before - MIN_GAIN
+            goes_on &= pool.loss < state.loss - MIN_GAIN
             goes_on &= self.training.epoch < self.training.cycles.ends(MOST_CYCLES)
+            state = state._replace(
+                has_converged=has_converged,
+                epoch=self.training.epoch,
+                loss=pool.loss,
+                goes_on=goes_on,
+            )
+            self.training.keep(state)
+        has_converged, goes_on = state.has_converged, state.goes_on
         ends_cycle = self.training.cycles.end(self.training.epoch - 1)
         has_converged |= not goes_on and self.training.epoch == ends_cycle
         with self._shown("JNPE fits its pool to all simulations (2/3)"):
@@ -260,11 +272,6 @@ class Stages:
         weights = (latest.log_prob(theta) - self.mixture.log_prob(theta)).exp()
         own = self.simulations.row_weights
         return Focus(latest, weights if own is None else own * weights)
-
-    @property
-    def _is_last(self) -> bool:
-        """Whether no epochs of the networks are left."""
-        return self.training.epoch >= self.config.max_num_epochs
 
     @property
     def _effort(self) -> float:

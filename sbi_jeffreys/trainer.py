@@ -303,27 +303,23 @@ class JNPE(SbiTrainer):
             show_train_summary=show_train_summary,
         )
         self._fit.check(config, goes_on=force_first_round_loss)
-        try:
-            with first_random_state(self.device):
-                report = self._fit.run(
-                    config,
-                    self.proper_prior,
-                    calibration_kernel,
-                    dataloader_kwargs,
-                    stop_after_epochs,
-                )
-        finally:
-            networks = self._fit.networks
-            self.flow = None if networks is None else networks.flow
-            if self._fit.rows is not None:
-                self.train_indices, self.val_indices = self._fit.rows
+        with first_random_state(self.device):
+            report = self._fit.run(
+                config,
+                self.proper_prior,
+                calibration_kernel,
+                dataloader_kwargs,
+                stop_after_epochs,
+            )
+        self.flow = report.flow
+        self.train_indices, self.val_indices = report.rows
+        self.record_training(report.results, report.history, report.first_epoch)
         if not report.has_converged:
             warnings.warn(
                 f"Training stopped at `max_num_epochs={max_num_epochs}`, before the "
                 "held-out loss stalled. Consider increasing it.",
                 stacklevel=2,
             )
-        self.record_training(report.results, report.history, report.first_epoch)
         if process_rank() == 0:
             self.track_training(report.history, report.first_epoch, TERMS)
         if show_train_summary:

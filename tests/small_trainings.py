@@ -45,3 +45,16 @@ def quick(trainer, max_num_epochs=2, **arguments):
 def same_weights(some, others):
     pairs = zip(some.parameters(), others.parameters(), strict=True)
     return all(torch.equal(one, other) for one, other in pairs)
+
+
+def interrupted_at(number, function, error=KeyboardInterrupt):
+    """Return a function that raises an error at a call, counted from one."""
+    calls = []
+
+    def wrapped(*arguments, **options):
+        calls.append(None)
+        if len(calls) == number:
+            raise error
+        return function(*arguments, **options)
+
+    return wrapped

@@ -3,11 +3,15 @@
 import pickle
 
 import pytest
+import torch
 from torch import nn
 
+from sbi_jeffreys.training.loop import JeffreysTraining
+from tests.conftest import fit_in_few_steps
 from tests.small_trainings import (
     BOX,
     FROZEN,
+    interrupted_at,
     make_trainer,
     quick,
     same_weights,
@@ -22,8 +26,7 @@ def test_resuming_is_exact_also_through_a_pickle(pool):
     want = quick(whole, max_num_epochs=6)
     parts = make_trainer(pool=pool)
     quick(parts, max_num_epochs=2)
-    with pytest.warns(UserWarning, match="pickled"):
-        parts = pickle.loads(pickle.dumps(parts))
+    parts = as_pickled(parts)
     got = quick(parts, max_num_epochs=6, resume_training=True)
     assert same_weights(got, want) or pool
     assert same_weights(parts.latest, whole.latest)
@@ -115,3 +118,117 @@ def test_starting_afresh_takes_all_simulations_and_resuming_warns_that_it_does_n
 def test_without_training_there_is_nothing_to_resume():
     with pytest.raises(RuntimeError, match="no training to resume"):
         make_trainer().train(resume_training=True)
+
+
+NO_BATCH = {"dataloader_kwargs": {"batch_size": 500, "drop_last": True}}
+
+
+def as_pickled(trainer):
+    with pytest.warns(UserWarning, match="pickled"):
+        return pickle.loads(pickle.dumps(trainer))
+
+
+def state_of(trainer, theta, x):
+    """What a user can see of a training: densities, split, record."""
+    posteriors = (
+        trainer.build_posterior(sample_with=how) for how in ("direct", "energy")
+    )
+    return (
+        [posterior.potential(theta, x=x[:1]).tolist() for posterior in posteriors],
+        [
+            posterior.tolist()
+            for posterior in (trainer.train_indices, trainer.val_indices)
+        ],
+        {name: list(values) for name, values in trainer.summary.items()},
+        trainer.epoch,
+        trainer.latest.flow.state_dict().keys(),
+    )
+
+
+FAILURES = {
+    "no batch": (NO_BATCH, ValueError, None),
+    "first epoch": ({}, KeyboardInterrupt, ("_run_epoch", 1)),
+    "second epoch": ({}, MemoryError, ("_run_epoch", 2)),
+    "diverges": ({}, FloatingPointError, ("_run_epoch", 1)),
+    "building": ({}, MemoryError, ("__init__", 1)),
+    "following": ({}, MemoryError, ("follow", 2)),
+}
+
+
+@pytest.fixture(scope="module")
+def pickled_and_resumed():
+    """A training of two epochs, pickled, and the same after two more."""
+    with pytest.MonkeyPatch.context() as patch:
+        fit_in_few_steps(patch)
+        trainer = make_trainer()
+        quick(trainer)
+        with pytest.warns(UserWarning, match="pickled"):
+            pickled = pickle.dumps(trainer)
+        quick(trainer, 4, resume_training=True)
+    return pickled, trainer
+
+
+def fails(trainer, error, place, **arguments):
+    """Let a training fail at a call of a method of the training of its networks."""
+    with pytest.MonkeyPatch.context() as patch:
+        if place is not None:
+            name, number = place
+            wrapped = interrupted_at(number, getattr(JeffreysTraining, name), error)
+            patch.setattr(JeffreysTraining, name, wrapped)
+        with pytest.raises(error):
+            trainer.train(**arguments)
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+@pytest.mark.parametrize("how", ["retrain_from_scratch", "force_first_round_loss"])
+def test_a_training_that_fails_changes_nothing(failure, how, pickled_and_resumed):
+    pickled, resumed = pickled_and_resumed
+    trainer = pickle.loads(pickled)
+    theta, x, _ = trainer.get_simulations()
+    before = state_of(trainer, theta, x)
+    arguments, error, place = FAILURES[failure]
+    fails(trainer, error, place, max_num_epochs=3, **{how: True}, **arguments)
+    assert state_of(trainer, theta, x) == before
+    quick(trainer, 4, resume_training=True)
+    assert same_weights(trainer.flow, resumed.flow)
+    assert torch.equal(*(one.energy(theta[None], x) for one in (trainer, resumed)))
+
+
+@pytest.mark.parametrize("place", [("_run_epoch", 2), ("follow", 1)])
+def test_resuming_that_fails_changes_nothing(place, pickled_and_resumed):
+    """Also after epochs that the call itself trained."""
+    pickled, resumed = pickled_and_resumed
+    trainer = pickle.loads(pickled)
+    theta, x, _ = trainer.get_simulations()
+    before = state_of(trainer, theta, x)
+    fails(trainer, MemoryError, place, max_num_epochs=4, resume_training=True)
+    assert state_of(trainer, theta, x) == before
+    quick(trainer, 4, resume_training=True)
+    assert same_weights(trainer.flow, resumed.flow)
+
+
+def test_a_first_training_that_fails_is_none():
+    trainer = make_trainer()
+    with pytest.raises(ValueError, match="batches"):
+        trainer.train(**NO_BATCH)
+    assert trainer.flow is None
+    with pytest.raises(RuntimeError, match="no energy yet"):
+        _ = trainer.energy
+    fails(trainer, KeyboardInterrupt, ("_run_epoch", 1))
+    with pytest.raises(RuntimeError, match="no training to resume"):
+        trainer.train(resume_training=True)
+    quick(trainer)
+
+
+def test_rows_that_were_chosen_survive_a_training_that_fails():
+    trainer = make_trainer()
+    trainer.hold_out(0.25)
+    with pytest.raises(ValueError, match="batches"):
+        trainer.train(**NO_BATCH)
+    quick(trainer)
+    assert len(trainer.val_indices) == 30
+    trainer.hold_out(0.5)
+    quick(trainer, 3, resume_training=True)
+    assert len(trainer.val_indices) == 30
+    quick(trainer, retrain_from_scratch=True)
+    assert len(trainer.val_indices) == 60

@@ -10,7 +10,6 @@ The folder has
 """
 
 import json
-import os
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from sbi_jeffreys.data.files import write_whole
 from sbi_jeffreys.rounds.simulator import Batch
 
 CHANGEABLE = ("x_o", "shape of x_o", "training")
@@ -53,12 +53,12 @@ class Archive:
                     f"Expected `path` to be a new folder, or that of a run, but {path} "
                     "has other files."
                 )
-            _write(file, json.dumps(arguments, indent=1).encode())
+            write_whole(file, json.dumps(arguments, indent=1).encode())
         if not any(path.glob("round_*/record.json")):
             # The first round is from the prior, whatever these are.
             kept = json.loads(file.read_text())
             kept |= {name: arguments[name] for name in CHANGEABLE if name in arguments}
-            _write(file, json.dumps(kept, indent=1).encode())
+            write_whole(file, json.dumps(kept, indent=1).encode())
         earlier = json.loads(file.read_text())
         now = json.loads(json.dumps(arguments))
         for name in sorted(earlier.keys() | now.keys()):
@@ -110,14 +110,14 @@ class Archive:
         self._records[number] = record
         if self.path is not None:
             text = json.dumps(record, indent=1)
-            _write(self._folder(self.path, number) / "record.json", text.encode())
+            write_whole(self._folder(self.path, number) / "record.json", text.encode())
 
     def _save_npz(self, number: int, name: str, arrays: Mapping[str, Any]) -> None:
         if self.path is None:
             return
         content = BytesIO()
         np.savez(content, **arrays)
-        _write(self._folder(self.path, number) / name, content.getvalue())
+        write_whole(self._folder(self.path, number) / name, content.getvalue())
 
     @staticmethod
     def _folder(path: Path, number: int) -> Path:
@@ -129,13 +129,3 @@ class Archive:
 def _read(file: Path) -> dict[str, np.ndarray]:
     with np.load(file) as arrays:
         return dict(arrays)
-
-
-def _write(file: Path, content: bytes) -> None:
-    """Write a file whole, or not at all."""
-    part = file.with_suffix(".part")
-    with part.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    part.replace(file)

@@ -37,6 +37,7 @@ class EpochLoop:
         history: One list per quantity, with one entry per epoch.
         cycles: The learning rates' cycles.
         seed: Seed of the random numbers of this training.
+        was_interrupted: Whether a call of `run` was interrupted (Ctrl-C).
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class EpochLoop:
         self.device = step.multipliers.values.device
         self._parts: tuple[Any, ...] = (step, stopping)
         self.epoch = 0
+        self.was_interrupted = False
         self.history = History()
         self.best_weights = copy_nested(self.latest.state_dict())
         self._save()
@@ -88,8 +90,9 @@ class EpochLoop:
 
         Each epoch ends with a checkpoint. After an interrupt (Ctrl-C) or a loss that is
         not finite, training goes back to the last checkpoint, gives a warning and returns
-        as if it had ended there. If an interrupt reaches only some of several processes,
-        the others wait for ever.
+        as if it had ended there. In the first epoch there is nothing to go back to, and
+        the interrupt is raised. If it reaches only some of several processes, the others
+        wait for ever.
 
         Args:
             training: Pairs to train on.
@@ -107,6 +110,7 @@ class EpochLoop:
 
         Raises:
             FloatingPointError: If the loss is not finite in the first epoch.
+            KeyboardInterrupt: If the first epoch is interrupted.
         """
         _keep_freed_memory()
         self.step.clip_max_norm = clip_max_norm
@@ -135,6 +139,9 @@ class EpochLoop:
                     bar.set_postfix(self.history.progress(self.best_loss))
             except KeyboardInterrupt:
                 self._restore()
+                self.was_interrupted = True
+                if self.epoch == 0:
+                    raise
                 warnings.warn(
                     f"{description}: interrupted after {self.epoch} epochs. The best "
                     "weights so far are kept. `train(resume_training=True)` continues "
@@ -153,8 +160,12 @@ class EpochLoop:
             finally:
                 self.pair.zero_grad(set_to_none=True)
                 self.pair.eval()
-        self.pair.load_state_dict(self.best_weights)
+        self.load_best()
         return self.stopping.stalled or self.epoch < max_num_epochs
+
+    def load_best(self) -> None:
+        """Give the models their best weights."""
+        self.pair.load_state_dict(self.best_weights)
 
     @contextmanager
     def _random_state_and_stream(self) -> Iterator[None]:

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,26 +27,17 @@ from sbi_jeffreys.models.conditional import Conditional
 from sbi_jeffreys.models.energy import ConditionalEnergy
 from sbi_jeffreys.models.flow import ConditionalFlow
 from sbi_jeffreys.objective.multipliers import FixedMultipliers
-from sbi_jeffreys.training.checkpoint import copy_nested
+from sbi_jeffreys.training.checkpoint import FollowedFlow, copy_nested
 from sbi_jeffreys.training.early_stopping import EarlyStopping, LastEpoch
 from sbi_jeffreys.training.epochs import EpochLoop
 from sbi_jeffreys.training.schedule import Cycles
 from sbi_jeffreys.training.step import PrimalDualStep, TrainedPair, TrainingOptions
 
+DESCRIPTION = "JNPE's flow follows the energy (3/3)"
+"""Label of the progress bar."""
+
 AVERAGING = 0.99
 """Weight of the past in the moving average of the flow's weights, per step."""
-
-
-class FollowedFlow(NamedTuple):
-    """A flow that followed an energy.
-
-    Attributes:
-        loss: Its held-out negative log-likelihood, in nats.
-        weights: Its state.
-    """
-
-    loss: float
-    weights: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -128,7 +118,8 @@ def follow(
 ) -> FollowedFlow:
     """Train the flow in place. Only weights that lower its held-out loss are kept.
 
-    If the loss is not finite, the flow stays as it was, with a warning.
+    If the loss is not finite, the flow stays as it was, with a warning. After an
+    interrupt (Ctrl-C) it has what it gained before.
 
     Args:
         flow: The flow.
@@ -158,19 +149,27 @@ def follow(
             learning_rate,
             energy_learning_rate=None,
         )
+        loop = EpochLoop(step, stopping, Cycles(max(1, guide.num_epochs)), seed)
         try:
-            EpochLoop(step, stopping, Cycles(max(1, guide.num_epochs)), seed).run(
+            loop.run(
                 guide.batches,
                 validation,
                 guide.num_epochs,
                 guide.num_epochs,
                 clip_max_norm,
                 show_progress,
-                "JNPE's flow follows the energy (3/3)",
+                DESCRIPTION,
             )
         except FloatingPointError as error:
             warnings.warn(f"{error} The flow stays as it was.", stacklevel=3)
-    return FollowedFlow(stopping.best_loss, copy_nested(flow.state_dict()))
+        except KeyboardInterrupt:
+            warnings.warn(
+                f"{DESCRIPTION}: interrupted after 0 epochs. The flow stays as it was. "
+                "`train(resume_training=True)` does this again.",
+                stacklevel=3,
+            )
+    weights = copy_nested(flow.state_dict())
+    return FollowedFlow(stopping.best_loss, weights, loop.was_interrupted)
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from sbi_jeffreys.pool.synthetic_likelihood import (
 from sbi_jeffreys.training.following import FollowingPair, Guide
 from sbi_jeffreys.training.loop import JeffreysTraining
 from sbi_jeffreys.training.step import PrimalDualStep
+from tests.small_trainings import interrupted_at, same_weights
 
 
 @pytest.fixture(autouse=True)
@@ -435,19 +436,6 @@ def test_simulations_of_a_truncated_prior_are_never_emulated(guides):
     assert not any(guide.are_embedded for guide in guides)
 
 
-def interrupted_at(number, function):
-    """Return a function that is interrupted at a call, counted from one."""
-    calls = []
-
-    def wrapped(*arguments, **options):
-        calls.append(None)
-        if len(calls) == number:
-            raise KeyboardInterrupt
-        return function(*arguments, **options)
-
-    return wrapped
-
-
 PHASES = {
     "networks": (JeffreysTraining, "_run_epoch", 2, "interrupted after 1 epochs"),
     "emulator": (SyntheticLikelihood, "fit", 1, "could not be pooled"),
@@ -456,6 +444,7 @@ PHASES = {
     "models": (LinearModel, "fit", 1, "could not be pooled"),
     "weights": (PoolFit, "choose", 1, "could not be pooled"),
     "later cycle": (JeffreysTraining, "_run_epoch", 5, "interrupted after 4 epochs"),
+    "weights later": (PoolFit, "choose", 2, "could not be pooled"),
     "pooled": (PoolFit, "pooled", 1, "could not be pooled"),
     "following": (EmulatedBatches, "draw", 45, "interrupted after 0 epochs"),
 }
@@ -464,7 +453,8 @@ PHASES = {
 @pytest.mark.parametrize("phase", PHASES)
 def test_an_interrupt_keeps_what_was_there(phase, monkeypatch):
     """Cycles have three and six epochs, and the flow learns and follows for two epochs
-    each. The flow has the loss that is recorded, and training can be resumed."""
+    each. The flow has the loss that is recorded. A training that is resumed ends as if it
+    had not been interrupted."""
     monkeypatch.setattr("sbi_jeffreys.training.schedule.MOST_EPOCHS", 3)
     monkeypatch.setattr("sbi_jeffreys.training.schedule.LEAST_EPOCHS", 1)
     for name in ("EPOCHS_TO_LEARN", "EPOCHS_TO_FOLLOW"):
@@ -501,8 +491,17 @@ def test_an_interrupt_keeps_what_was_there(phase, monkeypatch):
         assert one(theta[None], x).isfinite().all()
     posterior = trainer.build_posterior(sample_with="energy")
     assert posterior.sample((5,), x=x[:1], show_progress_bars=False).isfinite().all()
-    quick(trainer, 7, resume_training=True)
-    assert trainer.summary["followed_validation_loss"][1] <= loss
+    quick(trainer, 6, resume_training=True)
+    whole = make_trainer()
+    quick(whole, 6)
+    assert same_weights(trainer.flow, whole.flow)
+    energies = (one.energy(theta[None], x) for one in (trainer, whole))
+    assert torch.equal(*energies)
+    for name in (
+        "followed_validation_loss",
+        *(f"{model}_weight" for model in POOL_MODELS),
+    ):
+        assert trainer.summary[name][-1:] == whole.summary[name]
 
 
 def test_what_the_flow_recalls_does_not_change_the_embedding_of_the_energy():
