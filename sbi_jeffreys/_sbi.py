@@ -53,8 +53,6 @@ TOUCHED: dict[type, tuple[str, ...]] = {
 SAMPLE_WITH = ("direct", "energy", "mcmc", "rejection", "vi", "importance")
 """What posteriors can be sampled with."""
 
-LOGGED_BY_SBI = ("training_loss", "validation_loss", "epoch_durations_sec")
-
 
 class BuildsPosteriors(Protocol):
     """Builds posteriors in the place of sbi."""
@@ -265,31 +263,10 @@ class SbiTrainer(NPE_C):
         for name, values in history.items():
             self._summary.setdefault(name, []).extend(values[first_epoch:])
 
-    def track_training(
-        self,
-        history: Mapping[str, list[Any]],
-        first_epoch: int,
-        parts: tuple[str, ...],
-    ) -> None:
-        """Send a training that was recorded to the tracker.
-
-        Args:
-            history: As in `record_training`.
-            first_epoch: As in `record_training`.
-            parts: Names of the parts of an entry that is a list.
-        """
+    def summarize(self) -> Tracker:
+        """Send the last training that was recorded to the tracker, and return this."""
         self._summarize(round_=0)
-        tracker: Tracker = self._tracker
-        for name, values in history.items():
-            if name in LOGGED_BY_SBI and first_epoch == 0:
-                continue  # after resuming twice, sbi looks for them in the wrong place
-            for epoch, value in enumerate(values[first_epoch:], first_epoch):
-                if isinstance(value, list):
-                    for part, number in zip(parts, value, strict=True):
-                        tracker.log_metric(f"{name}/{part}", number, step=epoch)
-                else:
-                    tracker.log_metric(name, value, step=epoch)
-        tracker.flush()
+        return self._tracker
 
     def describe_training(self) -> str:
         """Return epochs and loss of the last training that was recorded, as text."""

@@ -34,7 +34,7 @@ from sbi_jeffreys.options import JeffreysOptions
 from sbi_jeffreys.pool.registry import pool_models
 from sbi_jeffreys.posteriors.builder import PosteriorBuilder
 from sbi_jeffreys.proposals.source import describe
-from sbi_jeffreys.training.history import TERMS
+from sbi_jeffreys.training.history import track
 
 
 class JNPE(SbiTrainer):
@@ -321,7 +321,7 @@ class JNPE(SbiTrainer):
                 stacklevel=2,
             )
         if process_rank() == 0:
-            self.track_training(report.history, report.first_epoch, TERMS)
+            track(self.summarize, report.history, report.first_epoch)
         if show_train_summary:
             print(self.describe_training())
         return self.flow

@@ -168,6 +168,19 @@ def test_the_held_out_loss_is_the_flows_in_the_parameters_own_space(pool, name):
     assert loss.item() == pytest.approx(trainer.summary[name][-1], abs=1e-5)
 
 
+def test_a_tracker_that_cannot_write_does_not_cost_the_training(monkeypatch):
+    def full(self, *args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    trainer = make_trainer(pool=False)
+    monkeypatch.setattr(type(trainer._tracker), "log_metric", full)
+    with pytest.warns(UserWarning, match="tracker failed.*No space left"):
+        flow = quick(trainer)
+    assert trainer.flow is flow
+    assert len(trainer.summary["validation_loss"]) == 2
+    assert trainer.build_posterior().sample((3,), x=torch.zeros(1, 2)).shape == (3, 2)
+
+
 def test_the_tracker_gets_everything():
     class Recorder:
         log_dir = None

@@ -1,6 +1,10 @@
 """The record of a training: one list per quantity, with one entry per epoch."""
 
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from sbi.sbi_types import Tracker
 
 TERMS = ("KL(data|flow)", "KL(flow|energy)", "KL(data|energy)")
 """Names of the three divergences, in the order of `Divergences`."""
@@ -13,6 +17,8 @@ HELD_OUT = (
     "validation_ess",
 )
 """Names of the held-out means, in the order in which `held_out_means` computes them."""
+
+LOGGED_BY_SBI = ("training_loss", "validation_loss", "epoch_durations_sec")
 
 
 class History(dict[str, list[Any]]):
@@ -43,3 +49,35 @@ class History(dict[str, list[Any]]):
             "ESS": f"{last['validation_ess']:.2f}",
             "λ": "/".join(f"{value:.2f}" for value in last["multipliers"]),
         }
+
+
+def track(
+    summarize: Callable[[], Tracker],
+    history: Mapping[str, list[Any]],
+    first_epoch: int,
+) -> None:
+    """Send the epochs of a training to a tracker; give a warning if that fails.
+
+    Args:
+        summarize: Sends what sbi sends, and returns the tracker.
+        history: One list for each quantity, with one entry for each epoch.
+        first_epoch: The first epoch to send.
+    """
+    try:
+        tracker = summarize()
+        for name, values in history.items():
+            if name in LOGGED_BY_SBI and first_epoch == 0:
+                continue  # after resuming twice, sbi looks for them in the wrong place
+            for epoch, value in enumerate(values[first_epoch:], first_epoch):
+                if isinstance(value, list):
+                    for part, number in zip(TERMS, value, strict=True):
+                        tracker.log_metric(f"{name}/{part}", number, step=epoch)
+                else:
+                    tracker.log_metric(name, value, step=epoch)
+        tracker.flush()
+    except Exception as error:
+        warnings.warn(
+            f"The tracker failed, and lacks a part of this training: {error!r}. The "
+            "training itself is kept, and `summary` has all of it.",
+            stacklevel=3,
+        )
