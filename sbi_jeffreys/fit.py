@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
 from math import nan
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from sbi_jeffreys.pool.registry import POOL_MODELS
 from sbi_jeffreys.proposals.mixture import ProposalMixture
 from sbi_jeffreys.proposals.source import mixture_of
 from sbi_jeffreys.stages import Stages
+from sbi_jeffreys.training.checkpoint_file import CheckpointFile
 from sbi_jeffreys.training.loop import JeffreysTraining
 from sbi_jeffreys.training.schedule import Cycles
 
@@ -111,12 +113,15 @@ class Fit:
         is_new = self.chosen is not None or len(self.simulations) > self.num_simulations
         return self.simulations.is_sequential and is_new
 
-    def check(self, config: TrainConfig, goes_on: bool) -> None:
+    def check(
+        self, config: TrainConfig, goes_on: bool, checkpoint: str | Path | None
+    ) -> None:
         """Check that there is something to train on, and that it is clear how.
 
         Args:
             config: Arguments of `train`.
             goes_on: Whether to train again from the present weights.
+            checkpoint: As in `run`.
 
         Raises:
             RuntimeError: If there are no simulations, or there is no training to resume.
@@ -136,6 +141,8 @@ class Fit:
             )
         if config.resume_training:
             if self.training is None:
+                if checkpoint is not None and Path(checkpoint).exists():
+                    return
                 raise RuntimeError(
                     "There is no training to resume: call `.train()` without "
                     "`resume_training` first."
@@ -163,6 +170,7 @@ class Fit:
         calibration_kernel: CalibrationKernel | None,
         dataloader_kwargs: dict[str, Any] | None,
         patience: int | None,
+        checkpoint: str | Path | None = None,
     ) -> Report:
         """Train the networks, pool the energy, and let the flow follow it.
 
@@ -172,9 +180,12 @@ class Fit:
             prior: The prior of the parameters, or None.
             calibration_kernel: Maps x to weights of simulations, `(batch,)`; or None.
             dataloader_kwargs: As in sbi.
+            checkpoint: File to keep the training in. If it is there, a trainer that was
+                not trained goes on from it, unless it is to train from scratch.
 
         Raises:
-            ValueError: If there are no batches, or processes can't share them.
+            ValueError: If there are no batches, processes can't share them, or the file
+                is not of this training.
             TypeError: If the flow can't be sampled differentiably.
             FloatingPointError: If the loss is not finite in the very first epoch.
         """
@@ -183,6 +194,14 @@ class Fit:
         if not resumes:
             mixture = mixture_of(self.simulations.sources, prior)
             rows = self.chosen or self._split(config.validation_fraction)
+        file = kept = None
+        if checkpoint is not None:
+            file = CheckpointFile(Path(checkpoint), self._identity(config))
+            kept = file.read()
+            if self.training is not None or config.retrain_from_scratch:
+                kept = None
+        if kept is not None:
+            rows = kept.rows
         assert rows is not None
         batches, held_out = (
             self._batches(some, config, calibration_kernel, dataloader_kwargs)
@@ -198,6 +217,10 @@ class Fit:
         if training is None or not resumes:
             training = self._new_training(config, rows, mixture or prior)
         first_epoch = training.epoch
+        if file is not None:
+            file.rows = rows
+        if kept is not None:
+            training.load_state_dict(kept.training)
         # The pool ignores weights, and does not see what a data loader delivers.
         pools = bool(self.pool) and calibration_kernel is None
         pools &= isinstance(batches, SlicedBatches) and min(map(len, rows)) > 1
@@ -215,7 +238,7 @@ class Fit:
         )
         weights, pooled_loss = dict.fromkeys(POOL_MODELS, 0.0), nan
         emulated = None
-        with training.call():
+        with training.call(file):
             one_cycle = pools and not stages.embedding_learns
             end = training.end_of_cycle() if one_cycle else None
             has_converged = stages.train(end)
@@ -249,14 +272,8 @@ class Fit:
             "followed_validation_loss": followed_loss,
         }
         results |= {f"{name}_weight": weight for name, weight in weights.items()}
-        return Report(
-            training.pair.flow,
-            rows,
-            results,
-            training.history,
-            first_epoch,
-            has_converged,
-        )
+        flow, history = training.pair.flow, training.history
+        return Report(flow, rows, results, history, first_epoch, has_converged)
 
     def hold_out(self, validation_fraction: float) -> None:
         """Choose the rows of the next training. Those of earlier rounds stay held out.
@@ -295,6 +312,17 @@ class Fit:
         if calibration_kernel is not None:
             scale_weights(batches)
         return batches
+
+    def _identity(self, config: TrainConfig) -> dict[str, Any]:
+        """Return what has to be the same to go on from a checkpoint, by name."""
+        names = "training_batch_size", "learning_rate", "validation_fraction"
+        return {
+            "simulations": self.simulations.digest(),
+            **{name: getattr(config, name) for name in (*names, "clip_max_norm")},
+            "options": str(self.options),
+            "pool": sorted(self.pool),
+            "device": str(self.build_pair.device),
+        }
 
     def _new_training(
         self,

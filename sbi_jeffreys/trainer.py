@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Collection
 from functools import partial
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -109,7 +110,7 @@ class JNPE(SbiTrainer):
         """
         check_is_one(prior)
         names = pool_models(pool)
-        settings = JeffreysOptions(**options)
+        method = JeffreysOptions(**options)
         build_flow = flow_builder(density_estimator, embedding_net)
         super().__init__(
             prior=prior,
@@ -122,15 +123,9 @@ class JNPE(SbiTrainer):
         )
         self._simulations = SimulationStore(self.device)
         build_pair = PairBuilder(
-            build_flow,
-            energy_net,
-            energy_embedding_net,
-            settings.num_energies,
-            self.device,
+            build_flow, energy_net, energy_embedding_net, method.num_energies, self.device
         )
-        self._fit = Fit(
-            self._simulations, build_pair, settings, names, show_progress_bars
-        )
+        self._fit = Fit(self._simulations, build_pair, method, names, show_progress_bars)
 
     @property
     def energy(self) -> ConditionalEnergy:
@@ -240,6 +235,8 @@ class JNPE(SbiTrainer):
         retrain_from_scratch: bool = False,
         show_train_summary: bool = False,
         dataloader_kwargs: dict[str, Any] | None = None,
+        *,
+        checkpoint: str | Path | None = None,
     ) -> ConditionalDensityEstimator:
         """Train the flow and the energy, and return the flow.
 
@@ -274,6 +271,8 @@ class JNPE(SbiTrainer):
             dataloader_kwargs: As in sbi. With your own sampler or collation a data
                 loader delivers the batches, and the energy is not pooled. Otherwise
                 batches are sliced by index, which is faster.
+            checkpoint: File to keep the training in, about twice a minute. If it is there
+                already, a new trainer with the same simulations goes on from it, exactly.
 
         Returns:
             The flow, with all gradients None. `summary` then holds sbi's entries and
@@ -302,7 +301,7 @@ class JNPE(SbiTrainer):
             retrain_from_scratch=retrain_from_scratch,
             show_train_summary=show_train_summary,
         )
-        self._fit.check(config, goes_on=force_first_round_loss)
+        self._fit.check(config, force_first_round_loss, checkpoint)
         with first_random_state(self.device):
             report = self._fit.run(
                 config,
@@ -310,6 +309,7 @@ class JNPE(SbiTrainer):
                 calibration_kernel,
                 dataloader_kwargs,
                 stop_after_epochs,
+                checkpoint,
             )
         self.flow = report.flow
         self.train_indices, self.val_indices = report.rows

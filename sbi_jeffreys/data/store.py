@@ -1,6 +1,7 @@
 """The simulations of a trainer: checked, kept without copies, split and batched."""
 
 from collections.abc import Callable
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -147,6 +148,13 @@ class SimulationStore:
         return torch.cat(
             [t.new_ones(len(t)) if weights is None else weights for t, weights in parts]
         )
+
+    def digest(self) -> str:
+        """Return a digest of the simulations: of their number, and of 100,000 of them."""
+        digest = sha256(str(len(self)).encode())
+        for values in (*evenly_spaced(*self.theta), *evenly_spaced(*self.x)):
+            digest.update(values.contiguous().cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     def tensors(self, starting_round: int = 0) -> tuple[Tensor, Tensor]:
         """Return parameters `(N, D)` and simulations `(N, ...)`.

@@ -10,11 +10,13 @@ from collections.abc import Callable, Mapping
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from sbi_jeffreys.data.files import write_whole
+from sbi_jeffreys.data.processes import num_processes
 
 TITLE = b"sbi_jeffreys checkpoint 1 "
 """How the first line begins. The number is that of the format."""
@@ -23,19 +25,73 @@ INTERVAL = 30.0
 """Seconds between two writes within a cycle of the learning rates."""
 
 
-class CheckpointFile:
-    """The file of one call of `train`."""
+class Kept(NamedTuple):
+    """What a file has.
 
-    def __init__(self, path: str | Path, rows: Any, arguments: Mapping[str, Any]) -> None:
+    Attributes:
+        rows: Rows of the simulations to train on, and held-out ones.
+        training: The state of the training, on the CPU.
+    """
+
+    rows: tuple[Tensor, Tensor]
+    training: dict[str, Any]
+
+
+class CheckpointFile:
+    """The file of one call of `train`.
+
+    Attributes:
+        path: Path of the file.
+        arguments: What has to be the same to go on, by name.
+        rows: Rows of the simulations to train on, and held-out ones.
+    """
+
+    def __init__(self, path: Path, arguments: Mapping[str, Any]) -> None:
         """
         Args:
-            path: Path of the file, whose folder exists.
-            rows: Rows of the simulations to train on, and held-out ones.
-            arguments: What has to be the same to go on: numbers and strings by name.
+            path: Path of the file.
+            arguments: What has to be the same to go on: numbers and strings, by name.
+
+        Raises:
+            ValueError: If there is no such folder, or several processes train together.
         """
-        self.path, self.rows = Path(path), rows
-        self.arguments = dict(arguments)
+        if num_processes() > 1:
+            raise ValueError("Expected no `checkpoint` where several processes train.")
+        if not path.parent.is_dir():
+            raise ValueError(
+                f"Expected `checkpoint` to be a path in a folder that exists, got {path}."
+            )
+        self.path, self.arguments = path, dict(arguments)
+        self.rows: tuple[Tensor, Tensor] | None = None
         self._written = time.monotonic()
+
+    def read(self) -> Kept | None:
+        """Return what the file has, or None if there is no file.
+
+        Raises:
+            ValueError: If it is no checkpoint, is damaged, or is of another training.
+        """
+        if not self.path.exists():
+            return None
+        title, _, body = self.path.read_bytes().partition(b"\n")
+        if not title.startswith(TITLE):
+            raise ValueError(
+                "Expected `checkpoint` to be a new file, or one that this version wrote, "
+                f"got {self.path}."
+            )
+        if title != TITLE + sha256(body).hexdigest().encode():
+            raise ValueError(
+                f"The checkpoint {self.path} is damaged: its content is not what was "
+                "written. Delete it to train anew."
+            )
+        content = torch.load(BytesIO(body), map_location="cpu", weights_only=True)
+        for name, now in self.arguments.items():
+            if (earlier := content["arguments"].get(name)) != now:
+                raise ValueError(
+                    f"The checkpoint {self.path} is of another training: its `{name}` is "
+                    f"{earlier}, and now it is {now}. Give the same, or another path."
+                )
+        return Kept(content["rows"], content["training"])
 
     def offer(self, state: Callable[[], dict[str, Any]], at_once: bool) -> None:
         """Write the state of a training, if the last write was long ago.
@@ -63,31 +119,3 @@ class CheckpointFile:
                 stacklevel=2,
             )
         self._written = time.monotonic()
-
-
-def read_checkpoint(path: Path, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the rows and the state of the training in a file, on the CPU.
-
-    Args:
-        path: Path of the file.
-        arguments: What has to be the same as when it was written.
-
-    Raises:
-        ValueError: If the file is no checkpoint, is damaged, or is of another training.
-    """
-    title, _, body = path.read_bytes().partition(b"\n")
-    if not title.startswith(TITLE):
-        raise ValueError(f"Expected `checkpoint` to be one of this version, got {path}.")
-    if title != TITLE + sha256(body).hexdigest().encode():
-        raise ValueError(
-            f"The checkpoint {path} is damaged: its content is not what was written. "
-            "Delete it to train anew."
-        )
-    content = torch.load(BytesIO(body), map_location="cpu", weights_only=True)
-    for name, value in arguments.items():
-        if content["arguments"].get(name) != value:
-            raise ValueError(
-                f"The checkpoint {path} is of another training: `{name}` is {value}, and "
-                f"was {content['arguments'].get(name)}. Give the same, or another path."
-            )
-    return content

@@ -150,15 +150,21 @@ class JeffreysTraining(EpochLoop):
             state: What `state_dict` returned, with all tensors on the CPU.
 
         Raises:
-            RuntimeError: If the models have other weights.
+            ValueError: If the models have other weights.
         """
         self.seed, self.cycles = state["seed"], Cycles(state["cycles"])
         self.history = History(state["history"])
         self._checkpoint = Checkpoint.of_plain(state["checkpoint"], self.device)
         self.unfinished = Unfinished.of_plain(state["unfinished"])
         self.followed = self.unfinished.followed
-        self._restore()
-        self.load_best()
+        try:
+            self._restore()
+            self.load_best()
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise ValueError(
+                "The checkpoint is of other networks. Build the trainer with the same "
+                f"arguments, or give another path. {error}"
+            ) from error
 
     def _save(self) -> None:
         super()._save()
