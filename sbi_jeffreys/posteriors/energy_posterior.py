@@ -153,10 +153,8 @@ class EnergyPosterior(TrustedPosterior):
             samples = samples[:, 0]
             self._trust.warn_of_steps(is_reliable)
         else:
-            self.potential_fn.set_x(conditions)
-            samples, pareto_k = joint_samples(
-                self.potential_fn, self.proposal, num, self.shows(show_progress_bars)
-            )
+            joint = self._joint(conditions)
+            samples, pareto_k = joint_samples(*joint, num, self.shows(show_progress_bars))
             self._trust.warn_of_steps(pareto_k <= MAX_PARETO_K)
         return samples.reshape(*shape, *samples.shape[1:])
 
@@ -225,10 +223,8 @@ class EnergyPosterior(TrustedPosterior):
                 conditions, num_samples, self.prior, self.max_sampling_batch_size
             )
             return smoothed_weights(theta, log_weights)
-        self.potential_fn.set_x(conditions)
-        return joint_importance_weights(
-            self.potential_fn, self.proposal, num_samples, show_progress_bars
-        )
+        joint = self._joint(conditions)
+        return joint_importance_weights(*joint, num_samples, show_progress_bars)
 
     def log_evidence_ratio(
         self,
@@ -295,8 +291,7 @@ class EnergyPosterior(TrustedPosterior):
         if num_normalizer_samples is None:
             num_normalizer_samples = 2_000 if is_joint else 10_000
         log_z, _ = self.log_evidence_ratio(conditions, num_normalizer_samples, is_joint)
-        self.potential_fn.set_x(conditions)
-        return self.potential_fn(theta, track_gradients=track_gradients) - log_z
+        return self._given(conditions)(theta, track_gradients=track_gradients) - log_z
 
     @torch.no_grad()
     def log_prob_batched(
@@ -322,6 +317,10 @@ class EnergyPosterior(TrustedPosterior):
             self.pair.energy, self.prior, rows, conditions, self.max_sampling_batch_size
         )
         return (f - log_z).reshape(theta.shape[:-1])
+
+    def _joint(self, x: Tensor) -> tuple[EnergyPotential, FlowProposal]:
+        potential = self._given(x)
+        return potential, FlowProposal(self.pair.flow, potential)
 
     def _sampler(self, num: int, block_size: int | None) -> CorrectedSampler:
         if block_size is None:

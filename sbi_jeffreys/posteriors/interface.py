@@ -2,12 +2,13 @@
 
 import warnings
 from collections.abc import Callable, Iterable
+from copy import copy
 from typing import Any
 
 import torch
 from sbi.inference.posteriors.base_posterior import NeuralPosterior
 from sbi.neural_nets.estimators.shape_handling import reshape_to_batch_event
-from sbi.utils.torchutils import process_device
+from sbi.utils.torchutils import ensure_theta_batched, process_device
 from torch import Tensor
 from typing_extensions import Self
 
@@ -17,7 +18,32 @@ from sbi_jeffreys.diagnostics.novelty import Novelty
 from sbi_jeffreys.posteriors.trust import TrustCheck
 
 
-class TrustedPosterior(NeuralPosterior):
+class OwnPotential(NeuralPosterior):
+    """A posterior whose `potential` changes no observation that other threads use."""
+
+    def potential(
+        self, theta: Tensor, x: Tensor | None = None, track_gradients: bool = False
+    ) -> Tensor:
+        """Return unnormalised log densities in nats, shape `(N,)`.
+
+        Args:
+            theta: Parameters, shape `(N, D)`.
+            x: One observation, or several of the same parameters; by default that of
+                `set_default_x`.
+            track_gradients: Whether the result is differentiable to `theta`.
+        """
+        theta = ensure_theta_batched(torch.as_tensor(theta)).to(device_of(self))
+        potential = self._given(x_or_default(self, x))
+        return potential(theta, track_gradients=track_gradients)
+
+    def _given(self, x: Tensor) -> Any:
+        """Return a copy of the potential that has an observation of its own."""
+        potential = copy(self.potential_fn)
+        potential.set_x(x)
+        return potential
+
+
+class TrustedPosterior(OwnPotential):
     """A posterior that tells whether it can be trusted at an observation.
 
     It checks observations itself. A subclass provides `_conditions`.

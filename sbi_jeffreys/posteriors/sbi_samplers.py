@@ -1,5 +1,8 @@
 """sbi's samplers with the energy as their potential and the flow as their proposal."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import copy
 from dataclasses import asdict
 from math import log
 from typing import Any
@@ -25,6 +28,7 @@ from torch.distributions import Distribution
 
 from sbi_jeffreys.models.flow import ConditionalFlow, Shape
 from sbi_jeffreys.models.pair import ModelPair
+from sbi_jeffreys.posteriors.interface import OwnPotential
 from sbi_jeffreys.posteriors.potential import ROWS_AT_ONCE, EnergyPotential
 
 
@@ -43,7 +47,9 @@ class FlowProposal:
         self.flow, self.potential = flow, potential
 
     def sample(self, sample_shape: Shape = (), **kwargs: Any) -> Tensor:
-        """Return draws, shape `(*sample_shape, D)`."""
+        """Return draws, shape `(*sample_shape, D)`; of the prior before there is an x."""
+        if self.potential.return_x_o() is None:
+            return self.potential.prior.sample(torch.Size(sample_shape))
         x, num = self.potential.x_o, torch.Size(sample_shape).numel()
         with torch.no_grad():
             draws = self.flow.sample((-(-num // len(x)),), x)
@@ -107,7 +113,42 @@ class MCMCPosteriorWithInit(MCMCPosterior):
         )
 
 
-class EnergyMCMCPosterior(MCMCPosteriorWithInit):
+class OwnObservation(OwnPotential):
+    """A posterior of sbi of which each call has an observation of its own.
+
+    sbi sets the observation on a potential that all calls share, so that threads at
+    different observations would get each other's samples.
+    """
+
+    def sample(self, *args: Any, **kwargs: Any) -> Any:
+        """Return samples; arguments are sbi's."""
+        with self._apart() as sbis:
+            return sbis.sample(*args, **kwargs)
+
+    def sample_batched(self, *args: Any, **kwargs: Any) -> Any:
+        """Return samples for each of several observations; arguments are sbi's."""
+        with self._apart() as sbis:
+            return sbis.sample_batched(*args, **kwargs)
+
+    def log_prob(self, *args: Any, **kwargs: Any) -> Any:
+        """Return log densities; arguments are sbi's."""
+        with self._apart() as sbis:
+            return sbis.log_prob(*args, **kwargs)
+
+    @contextmanager
+    def _apart(self) -> Iterator[Any]:
+        """Give sbi's methods on a copy with a potential of its own; keep its results."""
+        mine: Any = object.__new__(type(self))
+        mine.__dict__.update(self.__dict__)  # `copy` would share the attributes' dict
+        mine.potential_fn = copy(mine.potential_fn)
+        mine.proposal = FlowProposal(mine.proposal.flow, mine.potential_fn)
+        before = vars(mine).copy()
+        yield super(OwnObservation, mine)
+        news = {n: v for n, v in vars(mine).items() if v is not before.get(n)}
+        self.__dict__.update(news)
+
+
+class EnergyMCMCPosterior(OwnObservation, MCMCPosteriorWithInit):
     """sbi's `MCMCPosterior` with chains that start from the flow at their observation."""
 
     def initial_proposal(
@@ -115,6 +156,14 @@ class EnergyMCMCPosterior(MCMCPosteriorWithInit):
     ) -> FlowProposal:
         """Return the flow given the observation of the potential."""
         return FlowProposal(proposal.flow, potential)
+
+
+class EnergyRejectionPosterior(OwnObservation, RejectionPosterior):
+    """sbi's `RejectionPosterior`."""
+
+
+class EnergyImportancePosterior(OwnObservation, ImportanceSamplingPosterior):
+    """sbi's `ImportanceSamplingPosterior`."""
 
 
 def sampled_by_sbi(
@@ -155,6 +204,6 @@ def sampled_by_sbi(
 
 _SAMPLERS = {
     MCMCPosteriorParameters: EnergyMCMCPosterior,
-    RejectionPosteriorParameters: RejectionPosterior,
-    ImportanceSamplingPosteriorParameters: ImportanceSamplingPosterior,
+    RejectionPosteriorParameters: EnergyRejectionPosterior,
+    ImportanceSamplingPosteriorParameters: EnergyImportancePosterior,
 }
