@@ -10,6 +10,7 @@ import torch
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
+from benchmarks import lines
 from benchmarks.report import measured_with
 
 
@@ -38,7 +39,7 @@ def finish(
     keys = [tuple(key) for key in keys]
     path.parent.mkdir(parents=True, exist_ok=True)
     rows, columns = read(path), (*columns, "measured_with")
-    if path.exists() and list(rows.columns) != list(columns):
+    if len(rows.columns) and list(rows.columns) != list(columns):
         raise ValueError(
             f"Expected {path} to have the columns {', '.join(columns)}, got "
             f"{', '.join(rows.columns)}. The file is of another version."
@@ -49,8 +50,7 @@ def finish(
         delayed(_compute)(compute, key) for key in todo
     )
     for row in tqdm(work, total=len(todo), desc=path.stem, unit=" rows"):
-        new = pd.DataFrame([row])
-        new.to_csv(path, mode="a", header=not path.exists(), index=False)
+        lines.append(path, row, columns)
     rows = read(path)
     wanted = set(keys)
     return rows[[key in wanted for key in _keys(rows, len(keys[0]))]]
@@ -73,9 +73,7 @@ def _compute(compute: Callable[..., NamedTuple], key: tuple[Any, ...]) -> dict[s
 
 def read(path: Path) -> pd.DataFrame:
     """Return the rows of a file, or none. A commit is text even if all are digits."""
-    if not path.exists():
-        return pd.DataFrame()
-    return pd.read_csv(path, dtype={"commit": str})
+    return lines.read(path, dtype={"commit": str})
 
 
 def _keys(rows: pd.DataFrame, num: int) -> list[tuple[Any, ...]]:

@@ -5,15 +5,13 @@ that was interrupted continues, and nothing finished is computed again. Use a fo
 one version of the code: cells that another version finished there count as finished.
 """
 
-import csv
-import os
 import sys
 import time
 import traceback
 import warnings
 import zlib
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from io import BytesIO
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +23,7 @@ from scipy.stats import uniform, wasserstein_distance
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from benchmarks import lines
 from benchmarks.accuracy.c2st import (
     c2st_mlp,
     c2st_mlp_fold,
@@ -38,6 +37,7 @@ from benchmarks.report import measured_with
 from benchmarks.tasks.references import NUM_SAMPLES, reference
 from benchmarks.tasks.sbibm import TASKS
 from sbi_jeffreys import __version__
+from sbi_jeffreys.data.files import read_sealed, write_sealed
 from sbi_jeffreys.diagnostics import calibrate
 
 NUM_CALIBRATION_PAIRS, NUM_CALIBRATION_SAMPLES = 300, 500
@@ -87,6 +87,9 @@ class TrainedFit(NamedTuple):
     measured_with: str
 
 
+TITLE = "fit of a benchmark 1"
+"""How files of trained posteriors begin; the number is that of their format."""
+
 FIT_COLUMNS = ("nll", "nll_last", "epochs", "training_seconds")
 COLUMNS = (
     *Cell._fields,
@@ -118,11 +121,11 @@ def read(paths: Iterable[Path]) -> pd.DataFrame:
     Args:
         paths: Paths of CSV files, which need not exist.
     """
-    files = [pd.read_csv(path) for path in paths if path.exists()]
+    files = [file for path in paths if len(file := lines.read(path))]
     if not files:
         return pd.DataFrame(columns=list(COLUMNS))
-    lines = pd.concat(files).reindex(columns=list(COLUMNS))
-    return lines.groupby(list(Cell._fields), as_index=False, sort=False).last()
+    found = pd.concat(files).reindex(columns=list(COLUMNS))
+    return found.groupby(list(Cell._fields), as_index=False, sort=False).last()
 
 
 def missing(
@@ -166,8 +169,6 @@ def run(
         TASKS[task].simulate(1, 0)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "cells.csv"
-    with suppress(FileExistsError), path.open("x") as file:
-        file.write(",".join(COLUMNS) + "\n")
     todo = missing(wanted, read([path]), classifiers)
     units: dict[Unit, dict[Cell, list[str]]] = {}
     for cell, names in todo.items():
@@ -205,7 +206,7 @@ def _work(
             except Exception:
                 errors.append(f"{cell} failed.\n{traceback.format_exc()}")
                 continue
-            _append(folder / "cells.csv", row)
+            lines.append(folder / "cells.csv", row, COLUMNS)
     return unit, len(todo), errors
 
 
@@ -213,7 +214,11 @@ def _trained(unit: Unit, folder: Path, device: str) -> dict[str, TrainedFit]:
     """Return the fits of a unit, from a file or by training."""
     path = folder / "trained" / f"{'-'.join(map(str, unit))}.pt"
     if path.exists():
-        return torch.load(path, weights_only=False)
+        try:
+            content = read_sealed(path, TITLE)
+            return torch.load(BytesIO(content), weights_only=False)
+        except ValueError as error:
+            print(f"{error} It is trained again.", file=sys.stderr)
     task, training = TASKS[unit.task], TRAININGS[unit.training].on(device)
     theta, x = task.simulate(unit.num_simulations, unit.seed)
     test = task.simulate(NUM_TEST_PAIRS, TEST_SEED)
@@ -228,9 +233,9 @@ def _trained(unit: Unit, folder: Path, device: str) -> dict[str, TrainedFit]:
         for method, fit in zip(training.methods, fits, strict=True)
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}")
-    torch.save(trained, partial)
-    partial.rename(path)
+    saved = BytesIO()
+    torch.save(trained, saved)
+    write_sealed(path, TITLE, saved.getvalue())
     return trained
 
 
@@ -284,9 +289,3 @@ def _measure(trained: TrainedFit, cell: Cell, classifiers: list[str]) -> dict[st
         "sbi_jeffreys": __version__,
         "measured_with": trained.measured_with,
     }
-
-
-def _append(path: Path, row: dict[str, Any]) -> None:
-    """Add a line in one write, because other processes append to the file, too."""
-    with path.open("a", newline="") as file:
-        csv.DictWriter(file, COLUMNS, restval="").writerow(row)

@@ -7,7 +7,6 @@ read by `torch.load(weights_only=True)`, which runs no code of the file.
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,10 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sbi_jeffreys.data.files import write_whole
+from sbi_jeffreys.data.files import read_sealed, write_sealed
 from sbi_jeffreys.data.processes import num_processes
 
-TITLE = b"sbi_jeffreys checkpoint 1 "
+TITLE = "checkpoint of sbi_jeffreys 1"
 """How the first line begins. The number is that of the format."""
 
 INTERVAL = 30.0
@@ -73,17 +72,7 @@ class CheckpointFile:
         """
         if not self.path.exists():
             return None
-        title, _, body = self.path.read_bytes().partition(b"\n")
-        if not title.startswith(TITLE):
-            raise ValueError(
-                "Expected `checkpoint` to be a new file, or one that this version wrote, "
-                f"got {self.path}."
-            )
-        if title != TITLE + sha256(body).hexdigest().encode():
-            raise ValueError(
-                f"The checkpoint {self.path} is damaged: its content is not what was "
-                "written. Delete it to train anew."
-            )
+        body = read_sealed(self.path, TITLE)
         content = torch.load(BytesIO(body), map_location="cpu", weights_only=True)
         for name, now in self.arguments.items():
             if (earlier := content["arguments"].get(name)) != now:
@@ -108,10 +97,8 @@ class CheckpointFile:
         content = BytesIO()
         everything = {"arguments": self.arguments, "rows": self.rows, "training": state}
         torch.save(everything, content)
-        body = content.getvalue()
-        title = TITLE + sha256(body).hexdigest().encode() + b"\n"
         try:
-            write_whole(self.path, title + body)
+            write_sealed(self.path, TITLE, content.getvalue())
         except OSError as error:
             warnings.warn(
                 f"The checkpoint {self.path} could not be written, and is as it was "

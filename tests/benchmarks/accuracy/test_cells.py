@@ -140,6 +140,22 @@ def test_an_interrupted_run_continues(stub, tmp_path, monkeypatch):
     assert (stub.count, len(stub.calls)) == (1, 4)
 
 
+@pytest.mark.parametrize("damage", ["cut", "flipped", "of another version"])
+def test_a_training_whose_file_is_damaged_is_made_again(damage, stub, tmp_path, capsys):
+    run(grid(), ["rf"], tmp_path, jobs=1)
+    (path,) = (tmp_path / "trained").glob("*.pt")
+    whole = path.read_bytes()
+    changed = bytearray(whole)
+    changed[len(whole) // 2] ^= 1
+    damaged = {"cut": whole[:-100], "flipped": changed, "of another version": b"PK"}
+    path.write_bytes(damaged[damage])
+    assert run(grid(observations=[3]), ["rf"], tmp_path, jobs=1) == 0
+    assert stub.count == 2
+    assert f"{path.name}" in capsys.readouterr().err
+    assert run(grid(observations=[4]), ["rf"], tmp_path, jobs=1) == 0
+    assert stub.count == 2
+
+
 def test_what_fails_is_told_and_the_rest_is_done(stub, tmp_path, capsys):
     failed = run(grid(methods=["failing", "exact"]), ["rf"], tmp_path, jobs=1)
     assert failed == 1
