@@ -419,6 +419,18 @@ def test_an_x_of_few_entries_is_marked(tmp_path):
     assert legend_of(axis.figure) == ["observed", "all predictions"]
 
 
+def test_predictions_that_are_not_finite_are_left_out(tmp_path):
+    data = make_data(0)
+    x = data.posterior_predictive["x"]
+    invalid = np.random.default_rng(0).random(x.shape[:2]) < 0.3
+    data.posterior_predictive["x"] = x.where(~invalid.reshape(*invalid.shape, 1))
+    figure = rendered(plots.plot_predictive(data), tmp_path)
+    assert np.isfinite(figure.axes[0].get_xlim()).all()
+    data.posterior_predictive["x"] = x.where(False)
+    with pytest.raises(ValueError, match=r"Expected finite draws .* got none"):
+        plots.plot_predictive(data)
+
+
 @pytest.mark.parametrize(
     "plot", [plots.plot_densities, plots.plot_forest, plots.plot_predictive]
 )

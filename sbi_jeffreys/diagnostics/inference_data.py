@@ -15,7 +15,7 @@ from sbi_jeffreys._arviz import Coords, Dims, inference_data
 from sbi_jeffreys.diagnostics.draws import draw, given_draws
 from sbi_jeffreys.diagnostics.naming import ParameterNames, by_name, columns_of
 from sbi_jeffreys.diagnostics.observations import observations
-from sbi_jeffreys.diagnostics.predictive import Predictive, Simulator
+from sbi_jeffreys.diagnostics.predictive import Predictive, Simulator, count_invalid
 from sbi_jeffreys.sampling.random_state import random_state
 
 Posterior: TypeAlias = NeuralPosterior | Tensor | np.ndarray
@@ -55,7 +55,8 @@ def to_inference_data(
       the chain's mean `acceptance_rate`.
     - `prior`: draws from `prior`, if given.
     - `prior_predictive`, `posterior_predictive`: simulations "x" of the first draws of
-      each chain, if `simulator` is given.
+      each chain, if `simulator` is given. Where it fails or is interrupted, they are NaN,
+      with a warning. The attribute `num_invalid` counts draws that are not all finite.
     - `observed_data`: the observation, under the name "x".
     - `constant_data`: `constants`, if given. Several observations are here, too, under
       the name "x".
@@ -105,6 +106,8 @@ def to_inference_data(
 
     Raises:
         TypeError: If something is not a posterior, or `simulator` is not callable.
+        Exception: What `simulator` raised, if no simulation of a posterior's draws is
+            done. Its attribute `partial` then has the draws, in the form of the result.
         ValueError: If samples are not finite, or if numbers, names or shapes do not fit.
     """
     named = posteriors if isinstance(posteriors, Mapping) else {"": posteriors}
@@ -139,6 +142,7 @@ def to_inference_data(
                 x = next(iter(observed.values()))
                 shared["prior_predictive"] = {"x": predict(theta, x)}
     results = {}
+    error: BaseException | None = None
     for name, posterior in named.items():
         x = observed[name]
         with random_state(seed, stream=1):
@@ -153,7 +157,10 @@ def to_inference_data(
             groups["sample_stats"] = draws.stats
         if predict is not None:
             with random_state(seed, stream=3):
-                groups["posterior_predictive"] = {"x": predict(draws.theta, x)}
+                try:
+                    groups["posterior_predictive"] = {"x": predict(draws.theta, x)}
+                except BaseException as raised:
+                    error = raised
         groups |= _data_groups(x, constants or {})
         if draws.log_prior is not None and draws.log_ratio is not None:
             groups["log_prior"] = {"all_parameters": draws.log_prior}
@@ -166,9 +173,23 @@ def to_inference_data(
             {
                 "/": about | draws.attrs | _versions() | dict(attrs or {}),
                 **({"sample_stats": draws.stats_attrs} if draws.stats else {}),
+                **_invalid(groups | shared),
             },
         )
-    return results if isinstance(posteriors, Mapping) else results[""]
+        if error is not None:
+            break
+    result = results if isinstance(posteriors, Mapping) else results[""]
+    if error is not None:
+        vars(error)["partial"] = result
+        raise error
+    return result
+
+
+def _invalid(groups: Mapping[str, Group]) -> dict[str, dict[str, int]]:
+    """Return how many draws of a group have simulations that are not finite, if any."""
+    names = [name for name in groups if name.endswith("predictive")]
+    counts = {name: count_invalid(groups[name]["x"]) for name in names}
+    return {name: {"num_invalid": count} for name, count in counts.items() if count}
 
 
 def _versions() -> dict[str, str]:

@@ -109,7 +109,7 @@ def plot_predictive(data: Any, var_names: list[str] | None = None) -> Figure:
 
     Each thin line is the density of the entries of one predicted x. If x has fewer than
     ten entries, there are only the density of all predictions together and a line at each
-    observed entry.
+    observed entry. Draws that have an x with NaN or infinite entries are left out.
 
     Args:
         data: One `InferenceData` or `DataTree`, or several by name of the posterior, with
@@ -118,7 +118,7 @@ def plot_predictive(data: Any, var_names: list[str] | None = None) -> Figure:
 
     Raises:
         TypeError: If `data` is of another type or lacks a group.
-        ValueError: If a posterior lacks a variable.
+        ValueError: If a posterior lacks a variable, or has no finite predictions.
     """
     data = _by_name(_by_name(data, "posterior_predictive"), "observed_data")
     names = list(_shapes(data, "observed_data", var_names))
@@ -128,12 +128,8 @@ def plot_predictive(data: Any, var_names: list[str] | None = None) -> Figure:
                 observed = each["observed_data"][name].values
                 predicted = each["posterior_predictive"][name]
                 predicted = predicted.transpose("chain", "draw", ...).values
-                _predictions(
-                    axis,
-                    predicted.reshape(-1, observed.size),
-                    observed.ravel(),
-                    color_of(posterior),
-                )
+                rows = _finite(predicted.reshape(-1, observed.size), posterior)
+                _predictions(axis, rows, observed.ravel(), color_of(posterior))
                 axis.set(xlabel=name, yticks=[], ylim=(0, None))
                 axis.spines["left"].set_visible(False)
             axes[column].set_title(posterior)
@@ -168,6 +164,16 @@ def _forest(
     axis.hlines(where, *bounds.T, color=color, linewidth=1.2)
     axis.hlines(where, low, high, color=color, linewidth=3.5)
     axis.plot(median, where, "o", color=color, mfc="white", ms=4.5, label=name)
+
+
+def _finite(predicted: np.ndarray, posterior: str) -> np.ndarray:
+    """Return those predictions `(N, entries)` of a posterior that are finite."""
+    finite = predicted[np.isfinite(predicted).all(-1)]
+    if not len(finite):
+        raise ValueError(
+            f"Expected finite draws in `posterior_predictive` of {posterior!r}, got none."
+        )
+    return finite
 
 
 def _predictions(

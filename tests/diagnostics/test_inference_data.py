@@ -508,6 +508,59 @@ def test_simulators_that_do_not_fit_are_refused(flow):
         export(flow, simulator=3)
 
 
+def failing(number, error):
+    """Return a simulator of which a call fails, counted from one."""
+    calls = []
+
+    def sometimes(theta):
+        calls.append(len(theta))
+        if len(calls) == number:
+            raise error
+        return simulator(theta)[: None if len(calls) != number + 2 else -1]
+
+    return sometimes
+
+
+@pytest.mark.parametrize(
+    ("number", "error", "num_lost"), [(3, RuntimeError("no luck"), 20), (4, None, 70)]
+)
+def test_what_a_simulator_finished_is_kept(flow, number, error, num_lost):
+    """Ten calls of ten draws each. One raises, and one returns too few rows; or the
+    fourth is interrupted, and those after it are not made."""
+    simulate = failing(number, error or KeyboardInterrupt)
+    options = {"num_samples": 100, "num_predictive": 100, "simulation_batch_size": 10}
+    words = (
+        rf"{num_lost} of 100 simulations by `sometimes` .*{'no luck' if error else ''}"
+    )
+    with pytest.warns(UserWarning, match=words):
+        data = export(flow, simulator=simulate, **options)
+    x = values(data, "posterior_predictive", "x")
+    assert np.isnan(x).all(-1).sum() == np.isnan(x).any(-1).sum() == num_lost
+    assert data["posterior_predictive"].attrs["num_invalid"] == num_lost
+    theta = values(data)
+    ones = np.isfinite(x).all(-1)
+    assert abs(x[ones][:, :2] - theta[ones]).max() < 0.8
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_the_draws_are_kept_if_no_simulation_is_done(flow, energy, error):
+    def never(theta):
+        raise error("no luck")
+
+    with pytest.raises(error, match="no luck") as raised:
+        export({"flow": flow, "energy": energy}, simulator=never)
+    partial = raised.value.partial
+    assert list(partial) == ["flow"]
+    np.testing.assert_array_equal(values(partial["flow"]), values(export(flow)))
+    with pytest.raises(error, match="no luck"):
+        export(flow, simulator=never, num_workers=2, simulation_batch_size=3)
+
+
+def test_a_predictive_without_failures_counts_none(flow):
+    data = export(flow, simulator=simulator)
+    assert "num_invalid" not in data["posterior_predictive"].attrs
+
+
 def test_what_is_no_posterior_is_refused(flow):
     with pytest.raises(TypeError, match="got a MultivariateNormal"):
         export(PRIOR)
