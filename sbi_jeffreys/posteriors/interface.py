@@ -65,6 +65,14 @@ class TrustedPosterior(OwnPotential):
         """What compares observations with the simulations, or None."""
         return self._trust.novelty
 
+    def forget_simulations(self) -> None:
+        """Remove the simulations that the posterior holds, at most 1,000, in place.
+
+        It then gives no warning where x is unlike the simulations, and `agreement` has no
+        p-value of x. Samples and densities stay the same.
+        """
+        self._trust.novelty = None
+
     def agreement(
         self, x: Tensor | None = None, num_samples: int = 2_000
     ) -> AgreementReport:

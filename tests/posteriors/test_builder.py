@@ -1,5 +1,6 @@
 """`build_posterior`: copies, sbi's samplers on the flow, and the energy's embedding."""
 
+import io
 import pickle
 
 import pytest
@@ -60,3 +61,37 @@ def test_posteriors_have_the_energys_embedding_though_it_has_no_weights():
     theta, x = (values[:5] for values in trainer.get_simulations()[:2])
     want = trainer.energy(theta[None], x)
     assert torch.equal(posterior.pair.energy(theta[None], x), want)
+
+
+@pytest.mark.parametrize("sample_with", ["direct", "energy"])
+def test_a_posterior_forgets_the_simulations_that_it_holds(trained, sample_with):
+    """All else stays the same."""
+
+    class Shapes(pickle.Pickler):
+        def __init__(self):
+            super().__init__(io.BytesIO())
+            self.found = set()
+
+        def reducer_override(self, value):
+            if isinstance(value, torch.Tensor):
+                self.found.add(tuple(value.shape))
+            return NotImplemented
+
+    def shapes():
+        pickler = Shapes()
+        pickler.dump(posterior)
+        return pickler.found
+
+    def sample():
+        torch.manual_seed(0)
+        return posterior.sample((20,), x=x_o, show_progress_bars=False)
+
+    posterior, x_o = trained.build_posterior(sample_with=sample_with), torch.zeros(1, 2)
+    rows = {tuple(posterior.novelty.landmarks.shape), posterior.novelty.distances.shape}
+    before = sample()
+    assert rows <= shapes()
+    posterior.forget_simulations()
+    assert posterior.novelty is None
+    assert not rows & shapes()
+    assert torch.equal(sample(), before)
+    assert posterior.agreement(x_o).x_p_value is None
