@@ -281,3 +281,23 @@ def test_every_epoch_visits_pairs_once_in_full_batches():
     assert set(seen) <= set(theta[:50].flatten().tolist())
     ordered = torch.cat([batch.theta for batch in batches.ordered()])
     assert torch.equal(ordered, theta[:50])
+
+
+def test_pooling_is_redone_from_the_loss_and_the_weights_that_it_began_with():
+    """Although the networks have become better before the interrupt."""
+    training = make_training()
+    run(training, 3)
+    with training.call():
+        begun = training.pooling(has_converged=False)
+        start = training.recall_followed()
+        run(training, 12)
+        training.was_interrupted = True
+    assert training.best_loss < start
+    with training.call():
+        assert training.pooling(has_converged=True) is begun
+        assert training.recall_followed() == start
+        for name, value in training.pair.state_dict().items():
+            assert torch.equal(value, begun.weights[name])
+        training.load_best()
+        assert training.recall_followed() == training.best_loss
+    assert training.unfinished is None
