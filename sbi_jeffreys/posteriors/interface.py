@@ -3,14 +3,13 @@
 import warnings
 from collections.abc import Callable, Iterable
 from copy import copy
-from typing import Any
+from typing import Any, Self
 
 import torch
 from sbi.inference.posteriors.base_posterior import NeuralPosterior
 from sbi.neural_nets.estimators.shape_handling import reshape_to_batch_event
 from sbi.utils.torchutils import ensure_theta_batched, process_device
 from torch import Tensor
-from typing_extensions import Self
 
 from sbi_jeffreys._sbi import device_of, x_or_default
 from sbi_jeffreys.diagnostics.agreement import AgreementReport

@@ -1,8 +1,6 @@
 """Energy and flow as potentials of sbi."""
 
-from typing import Any
-
-from typing import Self
+from typing import Any, Self
 
 import torch
 from sbi.inference.potentials.base_potential import BasePotential
