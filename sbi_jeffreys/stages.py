@@ -221,6 +221,10 @@ class Stages:
     ) -> None:
         r"""Give an energy the prior as its base, and let the flow follow it near $x_o$.
 
+        The flow minimises KL(energy ‖ flow), so that it loses no mode. The proposal of
+        the last round is too narrow for that where it is the posterior given several
+        observations. The flow then minimises KL(flow ‖ energy).
+
         Args:
             energy: The energy, with the mixture as its base. It is changed in place.
             emulated: What x can be emulated with; None to take x of simulations.
@@ -239,7 +243,7 @@ class Stages:
         if emulated is None:
             x = self.simulations.x[-1]
 
-            def draw(num: int) -> Tensor:
+            def draw_x(num: int) -> Tensor:
                 return x[torch.randint(len(x), (num,), device=x.device)].to(device)
         else:
             model, features = emulated
@@ -247,16 +251,19 @@ class Stages:
                 with torch.no_grad():
                     observed = energy.embedding_net(observed).flatten(1)
 
-            def draw(num: int) -> Tensor:
+            def draw_x(num: int) -> Tensor:
                 theta = latest.sample(torch.Size((num,))).to(device)
                 z = energy.standardize(energy.support.inside(theta))
                 return model.simulate(z, features)
 
-        nearby = NearbyBatches(draw, observed, theta[:1].to(device), batch_size)
+        def f(theta: Tensor, x: Tensor) -> Tensor:
+            return energy(theta, x, None if emulated is None else x)
+
+        nearby = NearbyBatches(draw_x, observed, latest, f, batch_size)
         self._follow(
             energy,
             nearby,
-            forward=False,
+            forward=observed is None or len(observed) == 1,
             are_embedded=emulated is not None,
             num_epochs=EPOCHS_TO_FOLLOW,
             keeps_last=True,

@@ -12,6 +12,7 @@ from torch.distributions import Distribution
 from sbi_jeffreys.data.batches import Batch
 from sbi_jeffreys.models.energy import ConditionalEnergy
 from sbi_jeffreys.pool.candidates import Candidates, mean_of_members
+from sbi_jeffreys.sampling.resampling import resample
 
 NUM_BATCHES = 20
 """Batches in an epoch."""
@@ -104,31 +105,44 @@ class EmulatedBatches(FreshBatches):
         return Batch(theta, features, weights)
 
 
+NUM_CANDIDATES = 32
+"""Draws of a proposal of which one is chosen for each x near an observation."""
+
+
 @dataclass(frozen=True)
 class NearbyBatches(FreshBatches):
-    """Features of x near an observation, of which half are those of the observation.
+    r"""Pairs of an energy's posteriors given x near an observation.
 
-    The others are emulated from a proposal, or taken from simulations.
+    Half of the x are the observation. The others are emulated from a proposal, or taken
+    from simulations. The parameters for each x are chosen among draws of the proposal by
+    their importance weights $e^{f(\theta, x)} / \tilde p(\theta)$ (Rubin 1988).
 
     Attributes:
-        draw_features: Maps a number to features of that many x near the observation.
-        observed: Features of the observations, shape `(n, features)`; None if unknown.
-        theta: Parameters that stand in the batches, which nothing uses, `(1, D)`.
+        draw_x: Maps a number to that many x near the observation, or features of x.
+        observed: The observations, or their features, `(n, ...)`; None if unknown.
+        proposal: Its draws cover the posteriors given x near the observation.
+        energy: Maps parameters `(sample, batch, D)` and x to f, `(sample, batch)`.
         batch_size: x in a batch.
     """
 
-    draw_features: Callable[[int], Tensor]
+    draw_x: Callable[[int], Tensor]
     observed: Tensor | None
-    theta: Tensor
+    proposal: Distribution
+    energy: Callable[[Tensor, Tensor], Tensor]
     batch_size: int
 
     @torch.no_grad()
     def draw(self) -> Batch:
         """Return a new batch."""
         half = 0 if self.observed is None else self.batch_size // 2
-        features = self.draw_features(self.batch_size - half)
+        x = self.draw_x(self.batch_size - half)
         if self.observed is not None:
-            rows = torch.arange(half, device=features.device) % len(self.observed)
-            features = torch.cat([self.observed[rows], features])
-        theta = self.theta.expand(len(features), -1)
-        return Batch(theta, features, features.new_ones(len(features)))
+            rows = torch.arange(half, device=x.device) % len(self.observed)
+            x = torch.cat([self.observed[rows], x])
+        theta = self.proposal.sample(torch.Size((NUM_CANDIDATES * len(x),)))
+        log_proposal = self.proposal.log_prob(theta).to(x).reshape(NUM_CANDIDATES, -1)
+        theta = theta.to(x).reshape(*log_proposal.shape, -1)
+        log_weights = self.energy(theta, x) - log_proposal
+        chosen = resample(log_weights, 1, replacement=True).unsqueeze(-1)
+        theta = theta.take_along_dim(chosen, 0)[0]
+        return Batch(theta, x, x.new_ones(len(x)))
