@@ -57,6 +57,9 @@ SAMPLE_WITH = ("direct", "energy", "mcmc", "rejection", "vi", "importance")
 class BuildsPosteriors(Protocol):
     """Builds posteriors in the place of sbi."""
 
+    def bounding(self, prior: Distribution) -> Distribution:
+        """Return the prior as posteriors get it, with its true support."""
+
     def build(
         self,
         flow: Any,
@@ -65,25 +68,12 @@ class BuildsPosteriors(Protocol):
         device: str,
         parameters: PosteriorParameters,
     ) -> NeuralPosterior | None:
-        """Return a posterior, or None where sbi's own serves.
-
-        Args:
-            flow: A copy of the density estimator, or of one that a user gave.
-            prior: Its support bounds the posterior.
-            sample_with: As in `build_posterior`.
-            device: Where to sample.
-            parameters: How to sample.
-        """
+        """Return a posterior, or None where sbi's own serves; see `PosteriorBuilder`."""
 
     def default_parameters(
         self, sample_with: str, deprecated: Mapping[str, Any]
     ) -> PosteriorParameters | None:
-        """Return how to sample by default, or None where sbi knows.
-
-        Args:
-            sample_with: As in `build_posterior`.
-            deprecated: Arguments of `build_posterior` that sbi has deprecated, by name.
-        """
+        """Return how to sample by default, or None where sbi knows."""
 
 
 class NoTracker:
@@ -176,9 +166,8 @@ class SbiTrainer(NPE_C):
 
         Args:
             density_estimator: A flow; by default the trained one.
-            prior: Its support bounds the posterior; by default the constructor's prior.
-                The support of a `RestrictedPrior` is that of the prior that it restricts,
-                as in sbi.
+            prior: No sample is where its density is zero; by default the constructor's
+                prior.
             sample_with: "direct" samples the flow. "energy" corrects the flow's samples
                 by the energy, or samples the energy as `posterior_parameters` say. The
                 others are sbi's ways to sample the flow.
@@ -229,8 +218,10 @@ class SbiTrainer(NPE_C):
         device: Any,
         posterior_parameters: PosteriorParameters,
     ) -> NeuralPosterior:
+        builder = self.posterior_builder()
+        prior = builder.bounding(prior)
         arguments = (estimator, prior, sample_with, device, posterior_parameters)
-        posterior = self.posterior_builder().build(*arguments)
+        posterior = builder.build(*arguments)
         return posterior or super()._create_posterior(*arguments)
 
     def _default_tracker(self) -> Tracker:

@@ -33,6 +33,7 @@ from sbi_jeffreys.models.prior_base import base_density, log_prior_floor
 from sbi_jeffreys.pool.candidates import Focus
 from sbi_jeffreys.pool.emulation import EmulatedBatches, Emulator, NearbyBatches
 from sbi_jeffreys.pool.opinion_pool import PoolFit
+from sbi_jeffreys.preprocessing.true_support import evaluated_anywhere
 from sbi_jeffreys.proposals.mixture import ProposalMixture
 from sbi_jeffreys.training.following import Guide
 from sbi_jeffreys.training.loop import JeffreysTraining
@@ -234,7 +235,7 @@ class Stages:
         theta, _ = self.simulations.rows_to_standardize(self.rows[0])
         inside = energy.support.inside(theta.to(device))
         energy.base = base_density(self.prior, inside, energy.support)
-        energy.prior = self.prior
+        energy.prior = evaluated_anywhere(self.prior)
         energy.log_prior_floor = log_prior_floor(self.prior, energy.base, inside)
         observed, latest = self.simulations.latest_x, self.mixture.latest
         if observed is not None:

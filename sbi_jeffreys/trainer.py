@@ -25,15 +25,16 @@ from sbi_jeffreys.models.building import (
     EnergyBuilder,
     FlowBuilder,
     PairBuilder,
-    check_is_one,
     flow_builder,
 )
 from sbi_jeffreys.models.energy import ConditionalEnergy
 from sbi_jeffreys.models.log_ratio import LogRatioNet
 from sbi_jeffreys.models.pair import ModelPair
+from sbi_jeffreys.models.prior_checks import check_can_serve
 from sbi_jeffreys.options import JeffreysOptions
 from sbi_jeffreys.pool.registry import pool_models
 from sbi_jeffreys.posteriors.builder import PosteriorBuilder
+from sbi_jeffreys.preprocessing.true_support import with_true_support
 from sbi_jeffreys.proposals.source import describe
 from sbi_jeffreys.training.history import track
 
@@ -81,8 +82,9 @@ class JNPE(SbiTrainer):
         r"""Arguments that are not listed here are those of sbi's NPE.
 
         Args:
-            prior: The distribution of the parameters. No sample leaves its support if
-                that is a product of intervals, half lines and lines.
+            prior: The distribution of the parameters. No sample is where its density is
+                zero. Draws are rejected unless the types of the prior and its parts say
+                that its density is positive between bounds.
             density_estimator: "nsf", the neural spline flow of this package; the name of
                 another flow of sbi ("maf", "zuko_nsf", ...); or a builder. A builder is
                 called with standardised, unconstrained parameters `(N, D)` and
@@ -105,10 +107,10 @@ class JNPE(SbiTrainer):
 
         Raises:
             TypeError: If there is no option of this name.
-            ValueError: If an option is out of range, `prior` is a batch, or there is no
-                model of a name in `pool`.
+            ValueError: If an option is out of range, `prior` is discrete, a batch, or on
+                a surface such as the simplex, or there is no model of a name in `pool`.
         """
-        check_is_one(prior)
+        check_can_serve(prior)
         names = pool_models(pool)
         method = JeffreysOptions(**options)
         build_flow = flow_builder(density_estimator, embedding_net)
@@ -186,7 +188,7 @@ class JNPE(SbiTrainer):
         self._simulations.append(
             theta,
             x,
-            self.proper_prior,
+            self.proper_prior and with_true_support(self.proper_prior),
             exclude_invalid_x is not False,
             data_device,
             partial(describe, proposal, self.proper_prior),
@@ -331,8 +333,6 @@ class JNPE(SbiTrainer):
         return PosteriorBuilder(
             self._fit.networks,
             self._fit.energy,
-            self.prior,
-            self.device,
             self._simulations,
             self._fit.num_simulations,
             not self._simulations.is_sequential,

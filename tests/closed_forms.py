@@ -9,7 +9,7 @@ from torch.distributions import MultivariateNormal, Normal
 from sbi_jeffreys import Conditional, ConditionalEnergy, ConditionalFlow
 from sbi_jeffreys.models.pair import ModelPair
 from sbi_jeffreys.preprocessing.scaling import location_and_scale
-from sbi_jeffreys.preprocessing.support import support_of
+from sbi_jeffreys.preprocessing.support import Support, support_of
 
 
 def gaussian_weights(
@@ -161,6 +161,8 @@ class GaussianPosteriorFlow(ConditionalFlow):
         nn.Module.__init__(self)
         self.task, self.width, self.shift = task, width, shift
         self._input_shape = self._condition_shape = torch.Size((task.dim,))
+        infinite = torch.full((task.dim,), torch.inf)
+        self.support = Support(-infinite, infinite)
 
     def given(self, condition: Tensor) -> Conditional:
         scale = self.task.posterior(condition[:1])[1] ** 0.5

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from sbi.neural_nets import posterior_nn
@@ -169,14 +168,3 @@ def flow_builder(
             f"which can be sampled differentiably, got {density_estimator!r}."
         )
     return partial(build_flow_of_sbi, name=name, embedding_net=embedding_net)
-
-
-def check_is_one(prior: Any) -> None:
-    """Raise a ValueError if `prior` is a batch of distributions, as sbi does."""
-    several = getattr(prior, "batch_shape", torch.Size())
-    if several.numel() > 1:
-        raise ValueError(
-            "Expected `prior` to be one distribution over all D parameters, got a batch "
-            f"of {several.numel()} (`batch_shape={tuple(several)}`). "
-            "`torch.distributions.Independent(prior, 1)` makes one of them."
-        )

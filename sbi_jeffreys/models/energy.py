@@ -9,6 +9,7 @@ from torch.distributions import Distribution
 
 from sbi_jeffreys.preprocessing.scaling import location_and_scale
 from sbi_jeffreys.preprocessing.support import Support
+from sbi_jeffreys.preprocessing.true_support import evaluated_anywhere
 
 
 class ConditionalEnergy(nn.Module):
@@ -58,7 +59,7 @@ class ConditionalEnergy(nn.Module):
         self.support = support
         self.embedding_net = embedding_net
         self.condition_shape = condition_shape
-        self.prior = prior
+        self.prior = evaluated_anywhere(prior)
         self.log_prior_floor = log_prior_floor
         loc, scale = location_and_scale(support.log_half_lines(theta))
         self.register_buffer("loc", loc)

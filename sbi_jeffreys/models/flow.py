@@ -6,10 +6,13 @@ import torch
 from sbi.neural_nets.estimators import NFlowsFlow
 from sbi.neural_nets.estimators.base import ConditionalDensityEstimator
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from sbi_jeffreys._sbi import nflows_parts
 from sbi_jeffreys.models.conditional import Conditional, condition_on
 from sbi_jeffreys.preprocessing.support import Support
+from sbi_jeffreys.preprocessing.true_support import is_exact
+from sbi_jeffreys.sampling.rejection import is_inside
 
 Shape = torch.Size | tuple[int, ...]
 
@@ -51,6 +54,14 @@ class ConditionalFlow(ConditionalDensityEstimator):
     def embedding_net(self) -> nn.Module | None:
         """The network that standardises and embeds the condition."""
         return self.net.embedding_net
+
+    def never_leaves(self, prior: Distribution) -> bool:
+        """Return whether all samples are known to be inside a prior, without a look."""
+        if not self.support.is_exact or not is_exact(prior):
+            return False
+        far = self.support.low.new_tensor([[-100.0], [100.0]])
+        corners, _ = self.support.inverse(far.expand(2, len(self.support.low)))
+        return bool(is_inside(prior, corners).all())
 
     def log_prob(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
         """Return log densities in nats, shape `(sample, batch)`.

@@ -1,7 +1,6 @@
 """The base density of the energy: the prior, or a Gaussian that replaces it."""
 
 import warnings
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -9,8 +8,10 @@ from sbi.utils.sbiutils import ImproperEmpirical
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
+from sbi_jeffreys.preprocessing.prior_copies import unvalidated
 from sbi_jeffreys.preprocessing.scaling import location_and_scale
 from sbi_jeffreys.preprocessing.support import Support
+from sbi_jeffreys.preprocessing.true_support import evaluated_anywhere
 
 
 def base_density(prior: Any, theta: Tensor, support: Support) -> Distribution:
@@ -28,6 +29,7 @@ def base_density(prior: Any, theta: Tensor, support: Support) -> Distribution:
     """
     if prior is None or isinstance(prior, ImproperEmpirical) or not support.is_exact:
         return _gaussian(theta)
+    prior = unvalidated(prior)
     points = theta.detach().clone().requires_grad_()
     try:
         log_prob = prior.log_prob(points)
@@ -40,11 +42,11 @@ def base_density(prior: Any, theta: Tensor, support: Support) -> Distribution:
     elsewhere = torch.cat([support.inverse(far)[0], mixed])
     everywhere = bool(prior.log_prob(elsewhere).isfinite().all())
     if everywhere and (log_prob.requires_grad or flat):
-        return _unvalidated(prior)
+        return prior
     lack = "not differentiable by torch" if everywhere else "zero inside of its `support`"
     warnings.warn(
         f"The density of the prior ({type(prior).__name__}) is {lack}. The energy starts "
-        "from a Gaussian instead.",
+        "from a Gaussian instead. Samples where the density is zero are rejected.",
         stacklevel=2,
     )
     return _gaussian(theta)
@@ -65,21 +67,9 @@ def log_prior_floor(prior: Any, base: Distribution, theta: Tensor) -> float:
     """
     if prior is None:
         return -torch.inf
-    log_prior, log_base = (p.log_prob(theta).reshape(-1) for p in (prior, base))
+    densities = (evaluated_anywhere(prior), base)
+    log_prior, log_base = (p.log_prob(theta).reshape(-1) for p in densities)
     return -torch.inf if torch.equal(log_prior, log_base) else float(log_prior.min())
-
-
-def _unvalidated(prior: Distribution) -> Distribution:
-    """Return a copy that does not check its arguments. A check waits for the GPU."""
-    prior = deepcopy(prior)
-    parts = [prior]
-    while parts:
-        part = parts.pop()
-        part._validate_args = False
-        for value in vars(part).values():
-            values = value if isinstance(value, list) else [value]
-            parts += [inner for inner in values if isinstance(inner, Distribution)]
-    return prior
 
 
 def _gaussian(theta: Tensor) -> Distribution:

@@ -10,7 +10,9 @@ from sbi.inference.posteriors.base_posterior import NeuralPosterior
 from sbi.inference.posteriors.posterior_parameters import (
     DirectPosteriorParameters,
     PosteriorParameters,
+    VIPosteriorParameters,
 )
+from sbi.inference.potentials import posterior_estimator_based_potential
 from torch.distributions import Distribution
 
 from sbi_jeffreys.data.store import SimulationStore
@@ -22,8 +24,9 @@ from sbi_jeffreys.posteriors.energy_posterior import (
     EnergyPosterior,
     EnergyPosteriorParameters,
 )
-from sbi_jeffreys.posteriors.flow_posterior import FlowPosterior, never_leaves
-from sbi_jeffreys.posteriors.sbi_samplers import sampled_by_sbi
+from sbi_jeffreys.posteriors.flow_posterior import FlowPosterior
+from sbi_jeffreys.posteriors.sbi_samplers import sampled_by_sbi, variational
+from sbi_jeffreys.preprocessing.true_support import with_true_support
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,6 @@ class PosteriorBuilder:
     Attributes:
         networks: Flow and energy as they were trained; None before training.
         energy: The energy that was kept, pooled or not; None before training.
-        prior: The prior that the trainer was given.
-        training_device: Where that prior is.
         simulations: What observations are compared with.
         num_simulations: Simulations of the training, held-out ones included.
         is_amortised: Whether the posteriors are meant for all x.
@@ -43,12 +44,14 @@ class PosteriorBuilder:
 
     networks: ModelPair | None
     energy: ConditionalEnergy | None
-    prior: Distribution | None
-    training_device: str
     simulations: SimulationStore
     num_simulations: int
     is_amortised: bool = True
     show_progress_bars: bool = True
+
+    def bounding(self, prior: Distribution) -> Distribution:
+        """Return the prior as posteriors get it, with its true support."""
+        return with_true_support(prior)
 
     def build(
         self,
@@ -73,12 +76,13 @@ class PosteriorBuilder:
         """
         if sample_with == "energy" or isinstance(parameters, EnergyPosteriorParameters):
             return self._energy_posterior(flow, prior, device, parameters)
-        if (
-            isinstance(parameters, DirectPosteriorParameters)
-            and prior is self.prior
-            and never_leaves(flow, prior, self.training_device)
-        ):
+        is_direct = isinstance(parameters, DirectPosteriorParameters)
+        if is_direct and isinstance(flow, ConditionalFlow):
             return self._flow_posterior(flow, prior, device, parameters)
+        if isinstance(parameters, VIPosteriorParameters):
+            potential, transform = posterior_estimator_based_potential(flow, prior, None)
+            options = {"theta_transform": transform, "device": device}
+            return variational(potential, prior, options | asdict(parameters))
         return None
 
     def default_parameters(
@@ -137,7 +141,7 @@ class PosteriorBuilder:
         device: torch.device | str,
         parameters: DirectPosteriorParameters,
     ) -> FlowPosterior:
-        """Return the posterior of a flow that never leaves the prior's support."""
+        """Return the posterior of a flow."""
         return FlowPosterior(
             flow,
             prior,

@@ -1,19 +1,13 @@
-"""The flow as a posterior that needs no rejection: all samples are inside the prior."""
+"""The flow as a posterior: no sample is outside the prior, and few draws are rejected."""
 
 from typing import Any
 
 import torch
 from sbi.inference.posteriors import DirectPosterior
-from sbi.neural_nets.estimators.base import ConditionalDensityEstimator
-from sbi.utils import RestrictedPrior
-from sbi.utils.sbiutils import within_support
 from torch import Tensor
 from torch.distributions import Distribution
 
-from sbi_jeffreys._sbi import (
-    device_of,
-    x_or_default,
-)
+from sbi_jeffreys._sbi import device_of, x_or_default
 from sbi_jeffreys.diagnostics.novelty import Novelty
 from sbi_jeffreys.models.energy import ConditionalEnergy
 from sbi_jeffreys.models.flow import ConditionalFlow, Shape
@@ -29,15 +23,17 @@ from sbi_jeffreys.posteriors.interface import (
 from sbi_jeffreys.posteriors.potential import FlowPotential, away_from_bounds
 from sbi_jeffreys.posteriors.trust import TrustCheck
 from sbi_jeffreys.sampling.blocks import blocks, progress_bar
+from sbi_jeffreys.sampling.rejection import Rejection
 
 
 class FlowPosterior(TrustedPosterior, DirectPosterior):
-    """`sbi`'s `DirectPosterior` of a flow that never leaves the prior's support.
+    """`sbi`'s `DirectPosterior` of a flow.
 
-    Samples are drawn once, without rejection. Memory is bounded: at most
-    `max_sampling_batch_size` samples are drawn at a time, over all observations together.
-    Densities need no correction for leakage. `agreement` compares the flow with the
-    energy that was trained beside it. The rest is as in `sbi`.
+    No sample is outside the prior, and the density is zero there. Draws outside are
+    rejected, unless the flow is known to stay inside; `leakage_correction` returns the
+    share that is accepted. At most `max_sampling_batch_size` samples are drawn at a time,
+    over all observations together. `agreement` compares the flow with the energy that was
+    trained beside it. The rest is as in `sbi`.
 
     On the bounds of an interval the flow has no density, and close to them there are
     hardly any simulations. So within a thousandth of the interval from a bound, densities
@@ -62,9 +58,8 @@ class FlowPosterior(TrustedPosterior, DirectPosterior):
         """
         Args:
             posterior_estimator: The flow.
-            prior: Its support contains all samples of the flow.
-            max_sampling_batch_size: Most samples drawn at a time, over all observations
-                together.
+            prior: All samples are inside its support.
+            max_sampling_batch_size: Most samples drawn at a time, for all x together.
             device: Where to sample; by default where the flow is.
             x_shape: Deprecated in `sbi`.
             enable_transform: Whether `map` ascends in unconstrained space.
@@ -96,6 +91,8 @@ class FlowPosterior(TrustedPosterior, DirectPosterior):
         self.potential_fn = FlowPotential(
             self.posterior_estimator, self.prior, device=device_of(self)
         )
+        self._never_leaves = self.posterior_estimator.never_leaves(self.prior)
+        self._rejection = Rejection(self.posterior_estimator.sample, self.prior)
 
     def __str__(self) -> str:
         return f"Posterior p(θ|x) of type {type(self).__name__}: samples of the flow."
@@ -134,7 +131,7 @@ class FlowPosterior(TrustedPosterior, DirectPosterior):
         """
         conditions = self._one_condition(x, "log_prob_batched")
         theta = rows_like(theta, self.posterior_estimator.support.low)
-        theta = away_from_bounds(self.posterior_estimator, theta)
+        theta = away_from_bounds(self.posterior_estimator, self.prior, theta)
         return super().log_prob(theta, conditions, *args, **kwargs)
 
     def log_prob_batched(
@@ -152,7 +149,7 @@ class FlowPosterior(TrustedPosterior, DirectPosterior):
             ValueError: If the batches differ, or if `theta` has not D columns.
         """
         conditions = self._conditions(x)
-        theta = away_from_bounds(self.posterior_estimator, theta)
+        theta = away_from_bounds(self.posterior_estimator, self.prior, theta)
         check_batch(theta, len(conditions))
         rows = theta.reshape(-1, *theta.shape[-2:])
         log_prob = super().log_prob_batched(rows, conditions, *args, **kwargs)
@@ -179,7 +176,7 @@ class FlowPosterior(TrustedPosterior, DirectPosterior):
             max_sampling_batch_size: Most samples drawn at a time; by default that given
                 to the constructor.
             show_progress_bars: Whether to show progress; None for the default.
-            reject_outside_prior: Has no effect, because no sample is outside the prior.
+            reject_outside_prior: Whether to reject draws outside of the prior.
             max_sampling_time: Seconds after which sampling stops. If it is given, `sbi`'s
                 own loop is used.
             return_partial_on_timeout: Whether to return the samples drawn by then,
@@ -188,6 +185,7 @@ class FlowPosterior(TrustedPosterior, DirectPosterior):
         Raises:
             ValueError: If there are several observations, or none, or if
                 `max_sampling_batch_size` is less than 1.
+            RuntimeError: If too few draws of the flow are inside the prior.
         """
         conditions = self._one_condition(x, "sample_batched")
         self._trust.warn_of_unusual(conditions)
@@ -219,13 +217,14 @@ class FlowPosterior(TrustedPosterior, DirectPosterior):
             max_sampling_batch_size: Most samples drawn at a time, over all observations
                 together; by default that given to the constructor.
             show_progress_bars: Whether to show progress; None for the default.
-            reject_outside_prior: Has no effect, because no sample is outside the prior.
+            reject_outside_prior: Whether to reject draws outside of the prior.
             max_sampling_time: Seconds after which sampling stops. If it is given, `sbi`'s
                 own loop is used.
             return_partial_on_timeout: Whether to return the samples drawn by then.
 
         Raises:
             ValueError: If `max_sampling_batch_size` is less than 1.
+            RuntimeError: If too few draws of the flow are inside the prior.
         """
         shape, conditions = shape_of(sample_shape), self._conditions(x)
         if max_sampling_time is not None:
@@ -244,6 +243,7 @@ class FlowPosterior(TrustedPosterior, DirectPosterior):
                 conditions,
                 max_sampling_batch_size,
                 self.shows(show_progress_bars),
+                reject_outside_prior and not self._never_leaves,
             )
         is_whole = len(samples) == shape.numel()
         return samples.reshape(*shape, *samples.shape[1:]) if is_whole else samples
@@ -256,16 +256,27 @@ class FlowPosterior(TrustedPosterior, DirectPosterior):
         show_progress_bars: bool = False,
         rejection_sampling_batch_size: int = 10_000,
     ) -> Tensor:
-        """Return the acceptance rate for each observation, 1, shape `(batch,)`.
+        """Return the share of the flow's draws that is inside the prior, `(batch,)`.
+
+        It is 1 where the flow never leaves the prior, and otherwise an estimate.
 
         Args:
             x: Observations, shape `(batch, *condition_shape)`.
-            num_rejection_samples: Has no effect.
-            force_update: Has no effect.
+            num_rejection_samples: Number of draws for each observation.
+            force_update: Whether to estimate it again.
             show_progress_bars: Has no effect.
-            rejection_sampling_batch_size: Has no effect.
+            rejection_sampling_batch_size: Most draws at a time, over all observations
+                together.
+
+        Raises:
+            RuntimeError: If no draw for some observation is inside the prior.
         """
-        return self.posterior_estimator.support.low.new_ones(len(self._conditions(x)))
+        conditions = self._conditions(x).to(device_of(self))
+        if self._never_leaves:
+            return self.posterior_estimator.support.low.new_ones(len(conditions))
+        return self._rejection.acceptance(
+            conditions, num_rejection_samples, rejection_sampling_batch_size, force_update
+        )
 
     def _conditions(self, x: Any) -> Tensor:
         """Return observations with a batch axis, `(batch, *condition_shape)`."""
@@ -296,6 +307,7 @@ class FlowPosterior(TrustedPosterior, DirectPosterior):
         conditions: Tensor,
         batch_size: int | None,
         show_progress: bool,
+        rejects: bool,
     ) -> Tensor:
         """Return samples `(num_samples, batch, D)`, drawn `batch_size` at a time."""
         flow = self.posterior_estimator
@@ -307,30 +319,10 @@ class FlowPosterior(TrustedPosterior, DirectPosterior):
             for rows, columns in blocks(num, len(conditions), size):
                 block = samples[rows, columns]
                 some = conditions[columns].to(device_of(self))
-                block.copy_(flow.sample(torch.Size(block.shape[:1]), condition=some))
+                block.copy_(
+                    self._rejection.sample(len(block), some, size)
+                    if rejects
+                    else flow.sample(torch.Size(block.shape[:1]), condition=some)
+                )
                 bar.update(block.shape[:2].numel())
         return samples
-
-
-def never_leaves(
-    estimator: ConditionalDensityEstimator,
-    prior: Distribution,
-    device: torch.device | str,
-) -> bool:
-    """Return whether the estimator's samples are all inside the prior's support.
-
-    Args:
-        estimator: The posterior's estimator. Only a `ConditionalFlow` knows its support.
-        prior: The prior that samples have to stay inside.
-        device: The prior's device.
-    """
-    if (
-        not isinstance(estimator, ConditionalFlow)
-        or not estimator.support.is_exact
-        or isinstance(prior, RestrictedPrior)
-    ):
-        return False
-    support = estimator.support
-    far = support.low.new_tensor([[-100.0], [100.0]]).expand(2, len(support.low))
-    corners, _ = support.inverse(far)
-    return bool(within_support(prior, corners.to(device)).all())

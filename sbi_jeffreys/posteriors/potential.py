@@ -13,6 +13,7 @@ from sbi_jeffreys.models.energy import ConditionalEnergy
 from sbi_jeffreys.models.flow import ConditionalFlow
 from sbi_jeffreys.posteriors.interface import observations, parameters_like, rows_like
 from sbi_jeffreys.sampling.blocks import blocks
+from sbi_jeffreys.sampling.rejection import is_inside
 
 ROWS_AT_ONCE = 50_000
 """Most pairs of parameters and observations evaluated at a time without gradients."""
@@ -167,15 +168,21 @@ class FlowPotential(PosteriorBasedPotential):
 
     def __call__(self, theta: Tensor, track_gradients: bool = True) -> Tensor:
         """Return log densities in nats, `(N,)`, of parameters `(N, D)`."""
-        theta = away_from_bounds(self.posterior_estimator, theta)
+        theta = away_from_bounds(self.posterior_estimator, self.prior, theta)
         return super().__call__(theta, track_gradients)
 
 
-def away_from_bounds(flow: ConditionalFlow, theta: Tensor) -> Tensor:
+def away_from_bounds(flow: ConditionalFlow, prior: Distribution, theta: Tensor) -> Tensor:
     """Return parameters `(..., D)`, those next to a bound moved away from it.
+
+    They are moved only from the inside to the inside of the prior.
 
     Raises:
         ValueError: If there are not D of them.
     """
     theta = parameters_like(theta, flow.support.low)
-    return flow.support.away_from_bounds(theta, NEXT_TO_BOUNDS)
+    moved = flow.support.away_from_bounds(theta, NEXT_TO_BOUNDS)
+    if torch.equal(moved, theta):
+        return theta
+    stays = is_inside(prior, theta) & is_inside(prior, moved)
+    return torch.where(stays.unsqueeze(-1), moved, theta)

@@ -1,6 +1,6 @@
 """sbi's samplers with the energy as their potential and the flow as their proposal."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict
@@ -22,14 +22,20 @@ from sbi.inference.posteriors.posterior_parameters import (
     RejectionPosteriorParameters,
     VIPosteriorParameters,
 )
+from sbi.inference.potentials.base_potential import BasePotential
 from sbi.utils import mcmc_transform
+from sbi.utils.torchutils import ensure_theta_batched
+from sbi.utils.user_input_checks import process_x
 from torch import Tensor
 from torch.distributions import Distribution
 
+from sbi_jeffreys._sbi import x_or_default
 from sbi_jeffreys.models.flow import ConditionalFlow, Shape
 from sbi_jeffreys.models.pair import ModelPair
 from sbi_jeffreys.posteriors.interface import OwnPotential
 from sbi_jeffreys.posteriors.potential import ROWS_AT_ONCE, EnergyPotential
+from sbi_jeffreys.preprocessing.true_support import TruePrior
+from sbi_jeffreys.sampling.rejection import Rejection, is_inside
 
 
 class FlowProposal:
@@ -51,10 +57,13 @@ class FlowProposal:
         if self.potential.return_x_o() is None:
             return self.potential.prior.sample(torch.Size(sample_shape))
         x, num = self.potential.x_o, torch.Size(sample_shape).numel()
-        with torch.no_grad():
-            draws = self.flow.sample((-(-num // len(x)),), x)
+        draws = self._draw(-(-num // len(x)), x)
         some = torch.randperm(draws.shape[:2].numel(), device=draws.device)[:num]
         return draws.flatten(0, 1)[some].reshape(*sample_shape, -1)
+
+    @torch.no_grad()
+    def _draw(self, num: int, x: Tensor) -> Tensor:
+        return self.flow.sample((num,), x)
 
     def log_prob(self, theta: Tensor, **kwargs: Any) -> Tensor:
         """Return log densities in nats, `(N,)`, of parameters `(N, D)`."""
@@ -113,6 +122,14 @@ class MCMCPosteriorWithInit(MCMCPosterior):
         )
 
 
+class FlowInsidePrior(FlowProposal):
+    """The flow, from which only samples inside the prior are drawn."""
+
+    def _draw(self, num: int, x: Tensor) -> Tensor:
+        rejection = Rejection(self.flow.sample, self.potential.prior)
+        return rejection.sample(num, x, ROWS_AT_ONCE)
+
+
 class OwnObservation(OwnPotential):
     """A posterior of sbi of which each call has an observation of its own.
 
@@ -155,7 +172,67 @@ class EnergyMCMCPosterior(OwnObservation, MCMCPosteriorWithInit):
         self, proposal: FlowProposal, potential: EnergyPotential
     ) -> FlowProposal:
         """Return the flow given the observation of the potential."""
-        return FlowProposal(proposal.flow, potential)
+        return FlowInsidePrior(proposal.flow, potential)
+
+
+class VIPosteriorInsidePrior(VIPosterior):
+    """sbi's `VIPosterior`, restricted to where the density of the prior is positive."""
+
+    def sample(
+        self,
+        sample_shape: Shape = (),
+        x: Tensor | None = None,
+        show_progress_bars: bool = True,
+    ) -> Tensor:
+        """Return samples; see sbi. Draws outside the prior are rejected.
+
+        Raises:
+            RuntimeError: If too few draws are inside the prior.
+        """
+        conditions = self._conditions(x)
+        num = torch.Size(sample_shape).numel()
+        samples = self._rejection().sample(num, conditions, ROWS_AT_ONCE)
+        batch = samples.shape[1:2] if len(conditions) > 1 else ()
+        return samples.reshape(*sample_shape, *batch, samples.shape[-1])
+
+    def log_prob(
+        self, theta: Tensor, x: Tensor | None = None, track_gradients: bool = False
+    ) -> Tensor:
+        """Return log densities in nats; see sbi. They are normalised inside the prior.
+
+        Raises:
+            RuntimeError: If no draw is inside the prior.
+        """
+        conditions = self._conditions(x)
+        log_q = super().log_prob(theta, x, track_gradients)
+        num = 10_000
+        acceptance = self._rejection().acceptance(conditions, num, ROWS_AT_ONCE)
+        inside = is_inside(self.potential_fn.prior, ensure_theta_batched(theta))
+        return torch.where(inside, log_q - acceptance.log(), -torch.inf)
+
+    def _conditions(self, x: Tensor | None) -> Tensor:
+        return process_x(x_or_default(self, x))
+
+    def _rejection(self) -> Rejection:
+        def draw(sample_shape: torch.Size, x: Tensor) -> Tensor:
+            drawn = VIPosterior.sample(self, sample_shape, x)
+            return drawn.reshape(sample_shape.numel(), len(x), -1)
+
+        return Rejection(draw, self.potential_fn.prior)
+
+
+def variational(
+    potential: BasePotential, prior: Distribution, options: Mapping[str, Any]
+) -> VIPosterior:
+    """Return a VI posterior, which rejects draws where the prior's support is a part.
+
+    Args:
+        potential: The potential.
+        prior: All samples are inside its support.
+        options: Further arguments of sbi's posterior.
+    """
+    kind = VIPosteriorInsidePrior if isinstance(prior, TruePrior) else VIPosterior
+    return kind(potential, prior=prior, **options)
 
 
 class EnergyRejectionPosterior(OwnObservation, RejectionPosterior):
@@ -191,7 +268,7 @@ def sampled_by_sbi(
         **asdict(parameters),
     }
     if isinstance(parameters, VIPosteriorParameters):
-        return VIPosterior(potential, prior=prior, **options)
+        return variational(potential, prior, options)
     for kind, posterior in _SAMPLERS.items():
         if isinstance(parameters, kind):
             return posterior(potential, FlowProposal(pair.flow, potential), **options)

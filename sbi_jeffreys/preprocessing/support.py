@@ -8,8 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from sbi_jeffreys.preprocessing.bounds import bounds_of
+from sbi_jeffreys.preprocessing.bounds import Bounds, bounds_of
+from sbi_jeffreys.preprocessing.prior_copies import on_cpu, unvalidated
 from sbi_jeffreys.preprocessing.scaling import location_and_scale
+from sbi_jeffreys.preprocessing.true_support import (
+    is_exact,
+    unnormalised_log_prob,
+)
 
 SOFTNESS = 0.1
 """Width of an interval's rounded edges, in standard deviations of a uniform."""
@@ -17,6 +22,9 @@ SOFTNESS = 0.1
 MAX_LOG_DISTANCE = 40.0
 """Largest log distance of a sample from the end of a half line. The square of such a
 distance is still finite in single precision."""
+
+ROUNDING = 1e-3
+"""Largest error of a bound, as a fraction of its interval."""
 
 _WIDTH = 2 * sqrt(3)  # of an interval whose uniform distribution has unit variance
 
@@ -36,6 +44,8 @@ class Support(nn.Module):
       which is the identity inside and logistic at the edges. It tends to a hard clip as
       $s \to 0$ and to the logit as $s \to \infty$.
 
+    Parameters of `is_log` are mapped like this after their logarithm was taken.
+
     Then $u = (v - loc) / scale$. Each direction of the map computes the Jacobian from its
     own input, so a draw that is rounded onto a bound keeps a finite density.
 
@@ -46,6 +56,7 @@ class Support(nn.Module):
 
     low: Tensor
     high: Tensor
+    is_log: Tensor
     loc: Tensor
     scale: Tensor
     _interval: Tensor
@@ -55,12 +66,20 @@ class Support(nn.Module):
     _high: Tensor
     _span: Tensor
 
-    def __init__(self, low: Tensor, high: Tensor, softness: float = SOFTNESS) -> None:
+    def __init__(
+        self,
+        low: Tensor,
+        high: Tensor,
+        softness: float = SOFTNESS,
+        is_log: Tensor | None = None,
+    ) -> None:
         """
         Args:
             low: Lower bounds, shape `(D,)`. Minus infinity stands for no bound.
             high: Upper bounds, shape `(D,)`. Infinity stands for no bound.
             softness: $s$ above, a positive number.
+            is_log: Intervals of positive numbers to map on a log scale, booleans of shape
+                `(D,)`; by default none.
 
         Raises:
             ValueError: If the bounds do not describe D non-empty intervals.
@@ -73,6 +92,9 @@ class Support(nn.Module):
             )
         has_low, has_high = low.isfinite(), high.isfinite()
         self.softness = softness
+        if is_log is None:
+            is_log = torch.zeros_like(has_low)
+        self.register_buffer("is_log", is_log.clone(), persistent=False)
         self.register_buffer("low", low.clone())
         self.register_buffer("high", high.clone())
         self.register_buffer("loc", torch.zeros_like(low))
@@ -82,10 +104,12 @@ class Support(nn.Module):
         self.register_buffer("_interval", has_low & has_high)
         self.register_buffer("_above", has_low & ~has_high)
         self.register_buffer("_below", ~has_low & has_high)
+        low, high = (torch.where(is_log, end.log(), end) for end in (low, high))
         self.register_buffer("_low", torch.where(has_low, low, 0.0))
         self.register_buffer("_high", torch.where(has_high, high, 0.0))
         self.register_buffer("_span", torch.where(self._interval, high - low, 1.0))
         self.is_exact = True
+        self._has_log = bool(is_log.any())
         self._has_interval = bool(self._interval.any())
         self._has_half_line = bool((self._above | self._below).any())
 
@@ -107,7 +131,8 @@ class Support(nn.Module):
 
         Points on a bound or outside of it are first moved just inside.
         """
-        v, log_det = theta, torch.zeros_like(theta)
+        theta, log_det = self._natural(theta), torch.zeros_like(theta)
+        v = theta
         if self._has_interval:
             left = self._fraction(theta - self._low)
             right = self._fraction(self._high - theta)
@@ -124,6 +149,8 @@ class Support(nn.Module):
             up, down = self._log_distances(theta)
             v = torch.where(self._above, up, torch.where(self._below, -down, v))
             log_det = log_det - up - down
+        if self._has_log:
+            log_det = torch.where(self.is_log, log_det - theta, log_det)
         u = (v - self.loc) / self.scale
         return u, (log_det - self.scale.log()).sum(-1)
 
@@ -151,6 +178,9 @@ class Support(nn.Module):
             theta = torch.where(self._above, self._low + rise, theta)
             theta = torch.where(self._below, self._high - fall, theta)
             log_det = log_det - up - down
+        if self._has_log:
+            log_det = torch.where(self.is_log, log_det - theta, log_det)
+            theta = torch.where(self.is_log, theta.clamp(max=88).exp(), theta)
         return self.inside(theta), (log_det - self.scale.log()).sum(-1)
 
     def is_outside(self, theta: Tensor) -> Tensor:
@@ -172,20 +202,34 @@ class Support(nn.Module):
             theta: Shape `(..., D)`. Points outside of the bounds stay where they are.
             part: Width of each margin, as a fraction of the interval.
         """
-        margin = torch.where(self._interval, part * self._span, 0.0)
+        span = self.high - self.low
+        margin = torch.where(self._interval & ~self.is_log, part * span, 0.0)
         moved = theta.clamp(self.low + margin, self.high - margin)
+        if self._has_log:
+            ratio = (part * self._span).exp()
+            within = theta.clamp(self.low * ratio, self.high / ratio)
+            moved = torch.where(self.is_log, within, moved)
         return torch.where(self.is_outside(theta).unsqueeze(-1), theta, moved)
 
     def log_half_lines(self, theta: Tensor) -> Tensor:
         """Return θ with parameters on half lines replaced by their log distances.
 
         Networks see parameters in this form. Parameters on intervals and on the whole
-        line stay as they are, and those on half lines lose their long tails.
+        line stay as they are, and those on half lines lose their long tails. Parameters
+        of `is_log` are replaced by their logarithms.
         """
+        theta = self._natural(theta)
         if not self._has_half_line:
             return theta
         up, down = self._log_distances(theta)
         return torch.where(self._above, up, torch.where(self._below, -down, theta))
+
+    def _natural(self, theta: Tensor) -> Tensor:
+        """Return θ with its logarithm where `is_log`."""
+        if not self._has_log:
+            return theta
+        tiny = torch.finfo(theta.dtype).tiny
+        return torch.where(self.is_log, theta.clamp(min=tiny).log(), theta)
 
     def _log_distances(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Return logs of distances from the ends of half lines, zero elsewhere."""
@@ -231,13 +275,9 @@ def support_of(prior: Any, theta: Tensor) -> Support:
         they can in `sbi`, and are rejected. A warning says so, unless `prior` is None.
     """
     dim = theta.shape[-1]
-    unbounded = torch.full((dim,), -inf), torch.full((dim,), inf)
-    bounds: tuple[Tensor, Tensor] | None = unbounded
-    if prior is not None:
-        try:
-            bounds = bounds_of(prior.support, dim)
-        except (AttributeError, NotImplementedError):
-            bounds = None
+    infinite = torch.full((dim,), inf)
+    unbounded = Bounds(-infinite, infinite, infinite < 0)
+    bounds = unbounded if prior is None else bounds_of(prior, dim)
     if bounds is None:
         warnings.warn(
             f"The support of the prior ({type(prior).__name__}) is not a product of "
@@ -245,7 +285,43 @@ def support_of(prior: Any, theta: Tensor) -> Support:
             "a Gaussian. Samples outside of the prior are rejected, as in sbi's NPE.",
             stacklevel=2,
         )
-    low, high = (bound.to(theta) for bound in bounds or unbounded)
-    support = Support(low, high).standardize(theta)
+    if prior is not None and bounds is not None and not is_exact(prior):
+        low, high = _rounded_inwards(prior, bounds.low, bounds.high, theta[0])
+        bounds = bounds._replace(low=low, high=high)
+    low, high, is_log = bounds or unbounded
+    support = Support(
+        low.to(theta), high.to(theta), is_log=is_log.to(theta.device)
+    ).standardize(theta)
     support.is_exact = bounds is not None
     return support
+
+
+@torch.no_grad()
+def _rounded_inwards(
+    prior: Any, low: Tensor, high: Tensor, theta: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Move the bounds of intervals to where the prior's density is positive.
+
+    A bound that came through a transform may be outside of the prior by its rounding.
+
+    Args:
+        prior: A distribution.
+        low: Lower bounds, shape `(D,)`.
+        high: Upper bounds, shape `(D,)`.
+        theta: Parameters inside the prior, shape `(D,)`.
+    """
+    prior = on_cpu(unvalidated(prior))
+    theta, low, high = theta.cpu(), low.to(theta.dtype), high.to(theta.dtype)
+    low, high = low.clone(), high.clone()
+    for d in (low.isfinite() & high.isfinite()).nonzero()[:, 0].tolist():
+        span = high[d] - low[d]
+        for bound, other in ((low, high), (high, low)):
+            spacing = torch.nextafter(bound[d], other[d]) - bound[d]
+            steps = spacing * 2.0 ** torch.arange(140)
+            steps = steps[steps.abs() < ROUNDING * span]
+            points = theta.repeat(len(steps), 1)
+            points[:, d] = bound[d] + steps
+            inside = unnormalised_log_prob(prior, points) > -inf
+            if bool(inside.any()) and not bool(inside[0]):
+                bound[d] += steps[inside.int().argmax()]
+    return low, high

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sbi.utils import BoxUniform, MultipleIndependent
+from sbi.utils import BoxUniform, MultipleIndependent, RestrictedPrior
 from torch.distributions import (
     Beta,
     Categorical,
@@ -14,9 +14,18 @@ from torch.distributions import (
     LogNormal,
     MixtureSameFamily,
     MultivariateNormal,
+    Normal,
+    TransformedDistribution,
+    Uniform,
+)
+from torch.distributions.transforms import (
+    AffineTransform,
+    ExpTransform,
+    SigmoidTransform,
 )
 
 from sbi_jeffreys.preprocessing.support import Support, support_of
+from sbi_jeffreys.preprocessing.true_support import with_true_support
 
 one = torch.ones(1)
 PRIORS = {
@@ -149,6 +158,74 @@ def test_a_mixture_of_normals_is_unbounded():
     support = support_of(mixture, mixture.sample((10,)))
     assert support.is_exact
     assert support.low.isinf().all()
+
+
+def through(base, *transforms):
+    return Independent(TransformedDistribution(base, list(transforms)), 1)
+
+
+def log_uniform(low, high):
+    return through(Uniform(low * torch.ones(2), high * torch.ones(2)), ExpTransform())
+
+
+BOUNDED = {
+    "log-uniform": (log_uniform(-6.0, 0.0), math.exp(-6), 1.0, True),
+    "twelve decades": (log_uniform(-14.0, 14.0), math.exp(-14), math.exp(14), True),
+    "reflected": (
+        through(Uniform(0 * one, one), AffineTransform(1.0, -2.0)),
+        -1.0,
+        1.0,
+        False,
+    ),
+    "logit-normal": (
+        through(Normal(0 * one, one), SigmoidTransform(), AffineTransform(3.0, 2.0)),
+        3.0,
+        5.0,
+        False,
+    ),
+    "log-normal": (through(Normal(0 * one, one), ExpTransform()), 0.0, inf, False),
+    "two boxes": (
+        MixtureSameFamily(
+            Categorical(torch.ones(2)),
+            Independent(Uniform(torch.tensor([[0.0], [2.0]]), 3.0), 1),
+        ),
+        0.0,
+        3.0,
+        False,
+    ),
+    "restricted": (
+        RestrictedPrior(log_uniform(-6.0, 0.0), lambda t: t[..., 0] < 0.1, "rejection"),
+        math.exp(-6),
+        1.0,
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_bounds_go_through_transforms_and_components(name):
+    prior, low, high, is_log = BOUNDED[name]
+    torch.manual_seed(0)
+    theta = prior.sample((1_000,))
+    support = support_of(prior, theta)
+    assert support.is_exact
+    dim = theta.shape[1]
+    assert support.is_log.tolist() == [is_log] * dim
+    assert support.low.tolist() == pytest.approx([low] * dim, rel=1e-4, abs=1e-6)
+    assert support.high.tolist() == pytest.approx([high] * dim, rel=1e-4)
+    u, log_det = support(theta)
+    back, same = support.inverse(u)
+    torch.testing.assert_close(back, theta, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(same, log_det, rtol=0, atol=1e-2)
+    points = theta.double().requires_grad_()
+    (slope,) = torch.autograd.grad(support.double()(points)[0].sum(), points)
+    torch.testing.assert_close(
+        support(points)[1].detach(), slope.log().sum(-1), rtol=0, atol=1e-6
+    )
+    far, _ = support.float().inverse(torch.tensor([[-50.0], [50.0]]).expand(2, dim))
+    if name != "restricted":
+        unchecked = with_true_support(prior)
+        assert (unchecked.log_prob(far) > -inf).all()
 
 
 def test_half_lines_are_unbent_and_never_overflow():
