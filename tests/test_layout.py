@@ -30,7 +30,7 @@ ORDER = [
         "preprocessing",
         "data",
     ),
-    *("_sbi", "_arviz"),
+    *("tables", "_sbi", "_arviz"),
 ]
 """A room may import itself and those after it; `_sbi` and `_arviz` import none."""
 

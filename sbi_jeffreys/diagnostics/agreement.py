@@ -10,9 +10,12 @@ clipped to their edge for both models (`preprocessing.training_range`). The p-va
 shows this.
 """
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
+from math import isnan
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -22,6 +25,7 @@ from sbi_jeffreys.sampling.importance_weights import (
     smoothed_weights,
 )
 from sbi_jeffreys.sampling.psis import MAX_PARETO_K
+from sbi_jeffreys.tables import as_html, as_text
 
 MIN_P_VALUE = 0.01
 """Below this p-value x is called unlike the simulations."""
@@ -127,19 +131,42 @@ class AgreementReport:
         return f"flow and energy agree (KL {kl:.2f} nats, ESS {float(self.ess[i]):.0%})"
 
     def __str__(self) -> str:
-        return "\n".join(self._lines())
+        return as_text(self._table)
 
-    def _lines(self) -> Iterator[str]:
-        yield "  KL(p|q) ± se    ESS/N  Pareto k    log Z ± se    p(x)  verdict"
-        for i, verdict in enumerate(self.verdicts):
-            p = "-" if self.x_p_value is None else f"{float(self.x_p_value[i]):.3f}"
-            yield (
-                f"{float(self.kl_flow_energy[i]):7.3f} ± "
-                f"{float(self.kl_flow_energy_se[i]):.3f}"
-                f"{float(self.ess[i]):9.2f}{float(self.pareto_k[i]):10.2f}"
-                f"{float(self.log_z[i]):9.3f} ± {float(self.log_z_se[i]):.3f}"
-                f"{p:>7}  {verdict}"
+    def _repr_html_(self) -> str:
+        return as_html(self._table)
+
+    @property
+    def _table(self) -> pd.DataFrame:
+        """A row for each observation, with cells as they are shown."""
+        num = len(self.ess)
+        kl, kl_se, ess, pareto_k, log_z, log_z_se = (
+            values.tolist()
+            for values in (
+                self.kl_flow_energy,
+                self.kl_flow_energy_se,
+                self.ess,
+                self.pareto_k,
+                self.log_z,
+                self.log_z_se,
             )
+        )
+        p = [torch.nan] * num if self.x_p_value is None else self.x_p_value.tolist()
+        return pd.DataFrame(
+            {
+                "KL(p|q) ± se": [f"{kl[i]:.3f} ± {kl_se[i]:.3f}" for i in range(num)],
+                "ESS/N": [f"{each:.2f}" for each in ess],
+                "Pareto k": [f"{each:.2f}" for each in pareto_k],
+                "log Z ± se": [f"{log_z[i]:.3f} ± {log_z_se[i]:.3f}" for i in range(num)],
+                "p(x)": ["-" if isnan(each) else f"{each:.3f}" for each in p],
+                "verdict": self.verdicts,
+            }
+        )
+
+
+def count_verdicts(verdicts: Iterable[str]) -> dict[str, int]:
+    """Count verdicts of an agreement report without their numbers, most common first."""
+    return dict(Counter(each.split(" (")[0] for each in verdicts).most_common())
 
 
 def report_agreement(log_weights: Tensor, x_p_value: Tensor | None) -> AgreementReport:

@@ -22,6 +22,7 @@ from sbi_jeffreys.diagnostics.scores import (
     varies,
 )
 from sbi_jeffreys.sampling.random_state import random_state
+from sbi_jeffreys.tables import as_html, as_text, digits
 
 AGREEMENT = ("pareto_k", "ess", "kl_flow_energy")
 COLUMNS = (
@@ -105,8 +106,10 @@ class Comparison:
     hdi_prob: float
 
     def __str__(self) -> str:
-        tables = (self.parameters, self.posteriors)
-        return "\n\n".join(t.map(_digits).to_string(index=False) for t in tables)
+        return as_text(self.parameters, self.posteriors)
+
+    def _repr_html_(self) -> str:
+        return as_html(self.parameters, self.posteriors)
 
     def to_markdown(self) -> str:
         """Return both tables in Markdown, with three significant digits.
@@ -116,19 +119,11 @@ class Comparison:
         """
         tables = (self.parameters, self.posteriors)
         try:
-            return "\n\n".join(t.map(_digits).to_markdown(index=False) for t in tables)
+            return "\n\n".join(t.map(digits).to_markdown(index=False) for t in tables)
         except ImportError as error:
             raise ImportError(
                 "`to_markdown` needs tabulate: pip install 'sbi_jeffreys[export]'."
             ) from error
-
-
-def _digits(value: Any) -> str:
-    if not isinstance(value, float):
-        return str(value)
-    if np.isnan(value):
-        return "-"
-    return f"{value:.0f}" if 1000 <= abs(value) < np.inf else f"{value:.3g}"
 
 
 def compare(

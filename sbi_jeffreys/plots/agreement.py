@@ -1,6 +1,5 @@
 """Figures of an agreement report."""
 
-from collections import Counter
 from textwrap import fill
 from typing import Any
 
@@ -9,7 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from sbi_jeffreys.diagnostics.agreement import MAX_KL_FLOW_ENERGY, AgreementReport
+from sbi_jeffreys.diagnostics.agreement import (
+    MAX_KL_FLOW_ENERGY,
+    AgreementReport,
+    count_verdicts,
+)
 from sbi_jeffreys.plots.style import GREY, RED, color_of, panels
 from sbi_jeffreys.sampling.psis import MAX_PARETO_K
 
@@ -73,8 +76,8 @@ def plot_agreement(report: AgreementReport) -> Figure:
             axis.set_xlabel("observation")
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes[1].legend()
-        kinds = Counter(verdict.split(" (")[0] for verdict in verdicts)
-        figure.suptitle("; ".join(f"{n} × {kind}" for kind, n in kinds.most_common()))
+        counts = count_verdicts(verdicts)
+        figure.suptitle("; ".join(f"{num} × {kind}" for kind, num in counts.items()))
     return figure
 
 

@@ -103,7 +103,11 @@ def test_it_is_printed_a_line_for_each_observation():
     head, first, second = str(report).splitlines()
     assert "Pareto k" in head
     assert "prefer the corrected posterior" in first
-    assert f"{float(report.kl_flow_energy[1]):.3f} ±" in second
+    kl = f"{float(report.kl_flow_energy[1]):.3f} ±"
+    assert kl in second
+    html = report._repr_html_()
+    assert f"<td>{kl}" in html
+    assert [f"<td>{verdict}</td>" in html for verdict in report.verdicts] == [True] * 2
     no_simulations = report_agreement(torch.zeros(200, 1), None)
     assert " -  flow and energy agree" in str(no_simulations)
 

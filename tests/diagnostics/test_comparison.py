@@ -306,6 +306,9 @@ def test_the_tables_can_be_read():
     assert len(parameters.splitlines()) == len(posteriors.splitlines()) == 3
     truth = posteriors.splitlines()[1].split()
     assert truth[:3] == ["truth", "2000", "-"]
+    html = result._repr_html_()
+    assert html.count("<table") == 2
+    assert all(f"<td>{cell}</td>" in html for cell in truth)
     parameters, posteriors = result.to_markdown().split("\n\n")
     assert parameters.startswith("| parameter")
     assert len(posteriors.splitlines()) == 4
