@@ -114,6 +114,16 @@ def test_a_notebook_shows_the_figure_itself():
     assert figure._repr_png_().startswith(b"\x89PNG")
 
 
+def test_a_trainer_is_drawn_like_its_summary(trained):
+    some, same = map(plots.plot_training, (trained, trained.summary))
+    for axis, other in zip(some.axes, same.axes, strict=True):
+        assert lines(axis).keys() == lines(other).keys()
+        for label, values in lines(axis).items():
+            assert values == pytest.approx(lines(other)[label])
+    with pytest.raises(TypeError, match="a JNPE or its `summary`, got list"):
+        plots.plot_training([1.0])
+
+
 def test_a_summary_of_something_else_is_refused():
     summary = make_summary()
     del summary["divergences"]

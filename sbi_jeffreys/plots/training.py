@@ -1,6 +1,6 @@
 """Figure of the history of a training."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,18 +12,25 @@ from sbi_jeffreys.plots.style import GREY, PURPLE, color_of, panels
 LABELS = ("KL(data | flow)", "KL(flow | energy)", "KL(data | energy)")
 
 
-def plot_training(summary: Mapping[str, Sequence[Any]]) -> Figure:
+def plot_training(summary: Any) -> Figure:
     """Draw losses, agreement, multipliers and effective sample size over the epochs.
 
     Dotted vertical lines mark the epochs at which the learning rates fell. High losses of
     the first epochs may be cut off at the top.
 
     Args:
-        summary: `trainer.summary` of a `JNPE`, after training.
+        summary: A `JNPE` after training, or its `summary`.
 
     Raises:
+        TypeError: If it is neither.
         ValueError: If an entry is missing, for example before training.
     """
+    summary = getattr(summary, "summary", summary)
+    if not isinstance(summary, Mapping):
+        raise TypeError(
+            "Expected `summary` to be a JNPE or its `summary`, got "
+            f"{type(summary).__name__}."
+        )
     needed = (
         "training_loss",
         "validation_loss",
