@@ -4,8 +4,10 @@ from sbi_jeffreys.density import JeffreysDensityEstimator, PairDensity
 from sbi_jeffreys.diagnostics import (
     Calibration,
     Comparison,
+    Diagnosis,
     calibrate,
     compare,
+    diagnose,
     to_inference_data,
 )
 from sbi_jeffreys.diagnostics.agreement import AgreementReport
@@ -30,6 +32,7 @@ __all__ = [
     "Conditional",
     "ConditionalEnergy",
     "ConditionalFlow",
+    "Diagnosis",
     "EnergyPosterior",
     "EnergyPosteriorParameters",
     "FittedProposal",
@@ -42,6 +45,7 @@ __all__ = [
     "calibrate",
     "compare",
     "condition_on",
+    "diagnose",
     "register",
     "run_rounds",
     "to_inference_data",

@@ -276,7 +276,7 @@ def unrestricted(prior: Any) -> Any:
 
 def device_of(posterior: NeuralPosterior) -> torch.device | str:
     """Return the device on which a posterior of any kind takes its inputs."""
-    return posterior._device
+    return getattr(posterior, "_device", "cpu")
 
 
 def x_or_default(posterior: NeuralPosterior, x: Tensor | None) -> Tensor:

@@ -1,6 +1,8 @@
 """Where modules stand, how large they are, and what they may import."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 from statistics import median
 
@@ -35,6 +37,10 @@ ORDER = [
 """A room may import itself and those after it; `_sbi` and `_arviz` import none."""
 
 
+WHEN_CALLED = {"diagnostics/diagnose.py imports plots"}
+"""`Diagnosis.plot` draws itself."""
+
+
 def imported_rooms(path):
     """Yield what a module imports of the package: the room, or a name of `__init__`."""
     for node in ast.walk(ast.parse(path.read_text())):
@@ -56,7 +62,17 @@ def test_imports_point_down_the_list():
         allowed = [] if room.startswith("_") else ORDER[ORDER.index(room) :]
         rooms = sorted(set(imported_rooms(path)).difference(allowed))
         upwards += [f"{module} imports {imported}" for imported in rooms]
-    assert not upwards
+    assert set(upwards) == WHEN_CALLED
+    assert "sbi_jeffreys.plots" not in top_level_imports()
+
+
+def top_level_imports():
+    """Modules of the package that `import sbi_jeffreys` loads."""
+    code = "import sys, sbi_jeffreys; print(*sys.modules)"
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    return shown.stdout.split()
 
 
 def test_modules_and_folders_are_small():

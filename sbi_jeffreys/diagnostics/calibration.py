@@ -105,13 +105,45 @@ def calibrate(
             no samples, or if parameters or samples are not finite.
     """
     named = posteriors if isinstance(posteriors, Mapping) else {"": posteriors}
+    warn_if_not_amortised(named.values())
+    results = calibrations_and_samples(
+        named,
+        theta,
+        x,
+        num_posterior_samples=num_posterior_samples,
+        num_bins=num_bins,
+        parameter_names=parameter_names,
+        seed=seed,
+        show_progress_bars=show_progress_bars,
+    )
+    calibrations = {name: calibration for name, (calibration, _) in results.items()}
+    return calibrations if isinstance(posteriors, Mapping) else calibrations[""]
+
+
+def calibrations_and_samples(
+    named: Mapping[str, NeuralPosterior],
+    theta: ArrayLike,
+    x: ArrayLike,
+    *,
+    num_posterior_samples: int,
+    num_bins: int | None,
+    parameter_names: Sequence[str] | None,
+    seed: int | None,
+    show_progress_bars: bool,
+) -> dict[str, tuple[Calibration, Tensor]]:
+    """Return the calibrations of `calibrate`, and the samples they were made from.
+
+    Args and errors are those of `calibrate`.
+
+    Returns:
+        By name, a calibration and samples on the CPU, shape `(S, N, D)`.
+    """
     for posterior in named.values():
         if not hasattr(posterior, "sample_batched"):
             raise TypeError(
                 "Expected `posteriors` to be a posterior or a mapping of posteriors, got "
                 f"{type(posterior).__name__}, which has no `sample_batched`."
             )
-    warn_if_not_amortised(named.values())
     takes_nan = all(map(may_have_nan, named.values()))
     truths, data = fresh_simulations(theta, x, takes_nan)
     names = _names(parameter_names, truths.shape[1])
@@ -128,10 +160,10 @@ def calibrate(
             )
             whose = f" of the posterior {name!r}" if name else ""
             check_finite(f"samples{whose}", samples.flatten(0, 1))
-            results[name] = _calibration(
-                samples.cpu(), truths.cpu(), references, num_bins, names
-            )
-    return results if isinstance(posteriors, Mapping) else results[""]
+            samples = samples.cpu()
+            calibration = _calibration(samples, truths.cpu(), references, num_bins, names)
+            results[name] = calibration, samples
+    return results
 
 
 def _calibration(
@@ -231,7 +263,7 @@ def _check_numbers(
         warnings.warn(
             f"{num_simulations} simulations reveal only large errors of calibration. Use "
             "100 or more.",
-            stacklevel=3,
+            stacklevel=4,
         )
     enough = ceil(10 * num_simulations**0.5)
     if num_posterior_samples < enough:
@@ -239,5 +271,5 @@ def _check_numbers(
             f"With `num_posterior_samples={num_posterior_samples}`, ranks are too coarse "
             f"to test {num_simulations} simulations, and the tests fail too often. Use "
             f"{enough} or more.",
-            stacklevel=3,
+            stacklevel=4,
         )

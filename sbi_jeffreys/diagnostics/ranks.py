@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 from sbi.diagnostics.sbc import check_uniformity_frequentist
+from scipy.stats import binom
 from torch import Tensor
 
 from sbi_jeffreys._arviz import inference_data
@@ -135,6 +136,31 @@ class Calibration:
         error = np.sqrt(levels * (1 - levels) / len(self.ranks))
         return Coverage(inside.mean(-2), error if levels.ndim > 1 else error[0])
 
+    def coverage_p_values(self, level: ArrayLike) -> np.ndarray:
+        """Return two-sided p-values of `coverage`, from exact binomial tests.
+
+        The probability that an interval of S samples contains the parameter is that of
+        uniform ranks 0 to S. It is close to the level, and equal to it for large S.
+
+        Args:
+            level: As in `coverage`.
+
+        Returns:
+            Shape `(D,)`, or `(L, D)` for L levels.
+
+        Raises:
+            ValueError: If a level is not in (0, 1).
+        """
+        num = len(self.ranks)
+        inside = np.rint(self.coverage(level).coverage * num)
+        possible = self._to_unit(np.arange(self.num_posterior_samples + 1))
+        levels = np.asarray(level, dtype=float)[..., None]
+        probability = (np.abs(2 * possible - 1) <= levels).mean(-1)[..., None]
+        tails = np.minimum(
+            binom.cdf(inside, num, probability), binom.sf(inside - 1, num, probability)
+        )
+        return np.minimum(2 * tails, 1)
+
     @property
     def verdicts(self) -> dict[str, str]:
         """Verdict by parameter name, and for all parameters together under `JOINT`.
@@ -201,7 +227,11 @@ class Calibration:
 
     @property
     def _pit(self) -> np.ndarray:
-        return (self.ranks.double().numpy() + 0.5) / (self.num_posterior_samples + 1)
+        return self._to_unit(self.ranks.double().numpy())
+
+    def _to_unit(self, ranks: np.ndarray) -> np.ndarray:
+        """Map ranks 0 to S into (0, 1)."""
+        return (ranks + 0.5) / (self.num_posterior_samples + 1)
 
     @property
     def _level(self) -> float:
@@ -222,6 +252,6 @@ class Calibration:
 
         One rank u in (0, 1) adds min(½, 1 − u) − 3/8, whose variance is 1/6 − 9/64.
         """
-        u = (self.tarp_ranks.double().numpy() + 0.5) / (self.num_posterior_samples + 1)
+        u = self._to_unit(self.tarp_ranks.double().numpy())
         area = np.minimum(0.5, 1 - u).mean() - 3 / 8
         return float(area / ((1 / 6 - 9 / 64) / len(u)) ** 0.5)

@@ -124,17 +124,38 @@ def held_out_scores(
         )
     coverages = calibration.coverage(LEVELS).coverage.mean(-1)
     names = (f"coverage_{round(100 * level)}" for level in LEVELS)
-    return dict(zip(names, coverages.tolist(), strict=True)) | _nll(posterior, theta, x)
+    scores = dict(zip(names, coverages.tolist(), strict=True))
+    log_prob = held_out_log_prob(posterior, theta, x)
+    if log_prob is None:
+        return scores | {"nll": torch.nan, "nll_se": torch.nan}
+    nll, standard_error = mean_and_se(-log_prob)
+    return scores | {"nll": nll, "nll_se": standard_error}
 
 
 @torch.no_grad()
-def _nll(posterior: NeuralPosterior, theta: Tensor, x: Tensor) -> dict[str, float]:
+def held_out_log_prob(
+    posterior: NeuralPosterior, theta: Tensor, x: Tensor
+) -> Tensor | None:
+    """Return the log density of each true parameter, in nats.
+
+    Args:
+        posterior: Any posterior.
+        theta: Parameters, shape `(N, D)`, on the posterior's device.
+        x: Simulations of `theta`, shape `(N, *x)`, on the posterior's device.
+
+    Returns:
+        Shape `(N,)`, or None if the posterior has no `log_prob_batched`.
+    """
     if not hasattr(posterior, "log_prob_batched"):
-        return {"nll": torch.nan, "nll_se": torch.nan}
+        return None
     options = {}
     if isinstance(posterior, DirectPosterior):
         options["leakage_correction_params"] = {
             "num_rejection_samples": NUM_LEAKAGE_SAMPLES
         }
-    nll = -posterior.log_prob_batched(theta[None], x, **options)[0]
-    return {"nll": float(nll.mean()), "nll_se": float(nll.std() / len(nll) ** 0.5)}
+    return posterior.log_prob_batched(theta[None], x, **options)[0]
+
+
+def mean_and_se(values: Tensor) -> tuple[float, float]:
+    """Return the mean of values `(N,)` and its standard error."""
+    return float(values.mean()), float(values.std() / len(values) ** 0.5)

@@ -14,7 +14,7 @@ from sbi_jeffreys.diagnostics.ranks import Calibration
 from sbi_jeffreys.plots.style import GREY, RED, color_of, legend_below, panels
 
 NUM_POINTS = 100
-_BAND: dict[str, Any] = {"color": "0.5", "alpha": 0.2, "linewidth": 0, "label": "95 %"}
+BAND: dict[str, Any] = {"color": "0.5", "alpha": 0.2, "linewidth": 0, "label": "95 %"}
 
 
 def plot_ranks(calibrations: Calibration | Mapping[str, Calibration]) -> Figure:
@@ -38,23 +38,14 @@ def plot_ranks(calibrations: Calibration | Mapping[str, Calibration]) -> Figure:
         ValueError: If the calibrations differ in parameters or number of simulations.
     """
     named, first = _same_simulations(calibrations)
-    points = _grid(first)
-    low, high = _band(len(first.ranks), points)
     any_dots = False
     with panels(len(first.parameter_names)) as (figure, axes):
+        colors = {name: color_of(name) for name in named}
         for axis, parameter in zip(axes, first.parameter_names, strict=True):
-            axis.fill_between(points, low - points, high - points, **_BAND)
-            for name, calibration in named.items():
-                pit = np.sort(calibration.pit[parameter])
-                ecdf = _ecdf(pit, points)
-                axis.plot(points, ecdf - points, color=color_of(name), label=name)
-                dots = pit[non_uniform(pit, 0.05)]
-                axis.plot(dots, _ecdf(pit, dots) - dots, ".", color=RED, markersize=3)
-                any_dots |= len(dots) > 0
-            axis.axhline(0, color=GREY, linewidth=0.7)
-            axis.set(title=parameter, xlabel="rank / S", xlim=(0, 1))
+            any_dots |= draw_ranks(axis, named, parameter, colors)
+            axis.set(title=parameter, xlabel="rank / S")
         if any_dots:
-            axes[0].plot([], [], ".", color=RED, label="pot_c: p < 0.05")
+            label_dots(axes[0])
         axes[0].set_ylabel("ECDF − uniform")
         legend_below(figure, axes[0])
     return figure
@@ -73,20 +64,10 @@ def plot_tarp(calibrations: Calibration | Mapping[str, Calibration]) -> Figure:
     Raises:
         ValueError: If the calibrations differ in parameters or number of simulations.
     """
-    named, first = _same_simulations(calibrations)
-    points = _grid(first)
+    named, _ = _same_simulations(calibrations)
     with panels(1, 3.6, 3.4) as (figure, (axis,)):
-        axis.fill_between(points, *_band(len(first.ranks), points), **_BAND)
-        for name, calibration in named.items():
-            axis.plot(
-                calibration.alpha, calibration.ecp, color=color_of(name), label=name
-            )
-        _diagonal(axis)
-        axis.set(
-            xlabel="credibility level α",
-            ylabel="expected coverage probability",
-            title="TARP, all parameters together",
-        )
+        draw_tarp(axis, named, {name: color_of(name) for name in named})
+        axis.set_title("TARP, all parameters together")
         axis.legend()
     return figure
 
@@ -105,12 +86,12 @@ def plot_coverage(calibrations: Calibration | Mapping[str, Calibration]) -> Figu
         ValueError: If the calibrations differ in parameters or number of simulations.
     """
     named, first = _same_simulations(calibrations)
-    levels = _grid(first)
+    levels = grid_of(first)
     margin = 1.96 * first.coverage(levels).standard_error[:, 0]
     curves = {name: each.coverage(levels).coverage for name, each in named.items()}
     with panels(len(first.parameter_names), 2.8, 2.7) as (figure, axes):
         for i, axis in enumerate(axes):
-            axis.fill_between(levels, levels - margin, levels + margin, **_BAND)
+            axis.fill_between(levels, levels - margin, levels + margin, **BAND)
             for name, curve in curves.items():
                 axis.plot(levels, curve[:, i], color=color_of(name), label=name)
             _diagonal(axis)
@@ -118,6 +99,48 @@ def plot_coverage(calibrations: Calibration | Mapping[str, Calibration]) -> Figu
         axes[0].set_ylabel("fraction that contain it")
         legend_below(figure, axes[0])
     return figure
+
+
+def draw_ranks(
+    axis: Axes,
+    named: Mapping[str, Calibration],
+    parameter: str,
+    colors: Mapping[str, str],
+) -> bool:
+    """Draw the band and curves of `plot_ranks`, and return whether there are red dots."""
+    first = next(iter(named.values()))
+    points = grid_of(first)
+    low, high = _band(len(first.ranks), points)
+    axis.fill_between(points, low - points, high - points, **BAND)
+    any_dots = False
+    for name, calibration in named.items():
+        pit = np.sort(calibration.pit[parameter])
+        ecdf = _ecdf(pit, points)
+        axis.plot(points, ecdf - points, color=colors[name], label=name)
+        dots = pit[non_uniform(pit, 0.05)]
+        axis.plot(dots, _ecdf(pit, dots) - dots, ".", color=RED, markersize=3)
+        any_dots |= len(dots) > 0
+    axis.axhline(0, color=GREY, linewidth=0.7)
+    axis.set_xlim(0, 1)
+    return any_dots
+
+
+def label_dots(axis: Axes) -> None:
+    """Label the red dots of `draw_ranks` for a legend."""
+    axis.plot([], [], ".", color=RED, label="pot_c: p < 0.05")
+
+
+def draw_tarp(
+    axis: Axes, named: Mapping[str, Calibration], colors: Mapping[str, str]
+) -> None:
+    """Draw the band and curves of `plot_tarp`."""
+    first = next(iter(named.values()))
+    points = grid_of(first)
+    axis.fill_between(points, *_band(len(first.ranks), points), **BAND)
+    for name, calibration in named.items():
+        axis.plot(calibration.alpha, calibration.ecp, color=colors[name], label=name)
+    _diagonal(axis)
+    axis.set(xlabel="credibility level α", ylabel="expected coverage probability")
 
 
 def _same_simulations(
@@ -139,7 +162,7 @@ def _same_simulations(
     return named, next(iter(named.values()))
 
 
-def _grid(calibration: Calibration) -> np.ndarray:
+def grid_of(calibration: Calibration) -> np.ndarray:
     """Return points in (0, 1) where the ECDF of uniform ranks equals the uniform CDF."""
     num = calibration.num_posterior_samples + 1
     return np.unique(np.linspace(1, num - 1, NUM_POINTS).round()) / num
