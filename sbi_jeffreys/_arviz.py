@@ -69,6 +69,14 @@ def kde(draws: np.ndarray, bounded: bool = True) -> tuple[np.ndarray, np.ndarray
     return grid, density
 
 
+def bandwidth(draws: np.ndarray) -> float:
+    """Return the width of a Gaussian kernel for draws `(N,)`, which may have modes.
+
+    It is by the improved method of Sheather and Jones (Botev et al., 2010).
+    """
+    return float(_statistics().kde(draws, bw="isj")[2])
+
+
 def non_uniform(pit: np.ndarray, level: float) -> np.ndarray:
     """Return which of N numbers show that they are not uniform on (0, 1).
 

@@ -7,6 +7,7 @@ display and no closing.
 
 from sbi_jeffreys.plots.agreement import plot_agreement
 from sbi_jeffreys.plots.calibration import plot_coverage, plot_ranks, plot_tarp
+from sbi_jeffreys.plots.corner import plot_corner
 from sbi_jeffreys.plots.diagnosis import plot_diagnosis
 from sbi_jeffreys.plots.rounds import plot_narrowing, plot_rounds
 from sbi_jeffreys.plots.samples import plot_densities, plot_forest, plot_predictive
@@ -14,6 +15,7 @@ from sbi_jeffreys.plots.training import plot_training
 
 __all__ = [
     "plot_agreement",
+    "plot_corner",
     "plot_coverage",
     "plot_densities",
     "plot_diagnosis",
