@@ -53,6 +53,9 @@ TOUCHED: dict[type, tuple[str, ...]] = {
 SAMPLE_WITH = ("direct", "energy", "mcmc", "rejection", "vi", "importance")
 """What posteriors can be sampled with."""
 
+DEPRECATED_DEFAULTS = {"mcmc_method": "slice_np_vectorized", "vi_method": "rKL"}
+"""Defaults, other than None, of arguments of `build_posterior` that sbi will remove."""
+
 
 class BuildsPosteriors(Protocol):
     """Builds posteriors in the place of sbi."""
@@ -196,18 +199,21 @@ class SbiTrainer(NPE_C):
                 f"Expected a `prior` for `sample_with={sample_with!r}`, got none. Pass "
                 "it here or to the trainer."
             )
+        deprecated = {
+            "mcmc_method": mcmc_method,
+            "vi_method": vi_method,
+            "direct_sampling_parameters": direct_sampling_parameters,
+            "mcmc_parameters": mcmc_parameters,
+            "vi_parameters": vi_parameters,
+            "rejection_sampling_parameters": rejection_sampling_parameters,
+            "importance_sampling_parameters": importance_sampling_parameters,
+        }
         return super().build_posterior(
-            density_estimator,
-            prior,
-            sample_with,
-            mcmc_method,
-            vi_method,
-            direct_sampling_parameters,
-            mcmc_parameters,
-            vi_parameters,
-            rejection_sampling_parameters,
-            importance_sampling_parameters,
-            posterior_parameters,
+            density_estimator=density_estimator,
+            prior=prior,
+            sample_with=sample_with,
+            posterior_parameters=posterior_parameters,
+            **{n: v for n, v in deprecated.items() if v != DEPRECATED_DEFAULTS.get(n)},
         )
 
     def _create_posterior(

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_jeffreys.data.arrays import check_finite
-from sbi_jeffreys.models.building import FlowBuilder
+from sbi_jeffreys.models.building import FlowChoice
 from sbi_jeffreys.models.flow import Shape
 from sbi_jeffreys.models.pair import ModelPair
 from sbi_jeffreys.objective.agreement import Agreement, agreement
@@ -123,7 +123,7 @@ class JeffreysDensityEstimator(PairDensity):
     def __init__(
         self,
         base: Distribution | None = None,
-        density_estimator: str | FlowBuilder = "nsf",
+        density_estimator: FlowChoice = "nsf",
         device: str = "cpu",
         **options: Any,
     ) -> None:

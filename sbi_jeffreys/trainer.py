@@ -23,7 +23,7 @@ from sbi_jeffreys.data.store import SimulationStore
 from sbi_jeffreys.fit import Fit
 from sbi_jeffreys.models.building import (
     EnergyBuilder,
-    FlowBuilder,
+    FlowChoice,
     PairBuilder,
     flow_builder,
 )
@@ -66,7 +66,7 @@ class JNPE(SbiTrainer):
     def __init__(
         self,
         prior: Distribution | None = None,
-        density_estimator: str | FlowBuilder = "nsf",
+        density_estimator: FlowChoice = "nsf",
         device: str = "cpu",
         logging_level: int | str = "WARNING",
         summary_writer: SummaryWriter | None = None,
@@ -85,13 +85,13 @@ class JNPE(SbiTrainer):
             prior: The distribution of the parameters. No sample is where its density is
                 zero. Draws are rejected unless the types of the prior and its parts say
                 that its density is positive between bounds.
-            density_estimator: "nsf", the neural spline flow of this package; the name of
-                another flow of sbi ("maf", "zuko_nsf", ...); or a builder. A builder is
-                called with standardised, unconstrained parameters `(N, D)` and
-                simulations `(N, ...)`. It returns an nflows or zuko estimator, or one of
-                a type that is registered with `condition_on`.
-            embedding_net: Embeds standardised x for both models, unless
-                `density_estimator` is a builder. By default "nsf" takes the logarithm of
+            density_estimator: "nsf" or None, the neural spline flow of this package; the
+                name of another flow of sbi ("maf", ...); or a builder, or a configuration
+                that has `build`. Builders get standardised, unconstrained parameters
+                `(N, D)` and simulations `(N, ...)`, and return an nflows or zuko
+                estimator, or one of a type that is registered with `condition_on`.
+            embedding_net: Embeds standardised x for both models, where
+                `density_estimator` is a name. By default "nsf" takes the logarithm of
                 positive, skewed entries of x and scales down entries that show no
                 dependence on the parameters (`preprocessing`). `nn.Flatten()` does not.
             energy_net: The log-ratio network, or a builder such as
@@ -106,7 +106,7 @@ class JNPE(SbiTrainer):
             options: Options of the method, by name; see `JeffreysOptions`.
 
         Raises:
-            TypeError: If there is no option of this name.
+            TypeError: If an option has no such name, or `density_estimator` is no flow.
             ValueError: If an option is out of range, `prior` is discrete, a batch, or on
                 a surface such as the simplex, or there is no model of a name in `pool`.
         """

@@ -15,8 +15,8 @@ from torch.distributions import Distribution
 
 from benchmarks.accuracy.held_out import flow_nll
 from benchmarks.methods.training import NO_VALUE, Fit, Training
+from sbi_jeffreys.models.building import FlowBuilder
 from sbi_jeffreys.preprocessing.embedding import standardizing_embedding
-from sbi_jeffreys.trainer import FlowBuilder
 
 
 class LastEpochNPE(NPE):

@@ -1,4 +1,4 @@
-"""What is asked of parameters and simulations before they are stored."""
+"""What is asked of parameters and simulations before they are stored, and of x_o."""
 
 import logging
 import warnings
@@ -70,6 +70,25 @@ def check_x(x: Tensor, num: int) -> None:
         raise ValueError(
             f"Expected `x` of shape ({num}, ...), a simulation for each of `theta`, got "
             f"{tuple(x.shape)}."
+        )
+
+
+def check_observations(x: Tensor, may_have_nan: bool) -> None:
+    """Raise a ValueError if observations are infinite, or have NaN that is not allowed.
+
+    Args:
+        x: Observations, shape `(batch, *condition_shape)`.
+        may_have_nan: Whether NaN stands for a missing entry, as in training.
+    """
+    if bool(x.isinf().any()):
+        raise ValueError("Expected a finite observation `x`, got infinite entries.")
+    if not may_have_nan and bool(x.isnan().any()):
+        bad = int(x.isnan().flatten(1).any(-1).sum())
+        raise ValueError(
+            f"Expected an observation `x` without NaN, got NaN in {bad} of {len(x)}. NaN "
+            "may stand for missing entries if training had simulations with NaN, too: "
+            "`append_simulations(..., exclude_invalid_x=False)`, with a network that "
+            "embeds them."
         )
 
 

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
+from typing import Protocol
 
 import torch
 from sbi.neural_nets import posterior_nn
@@ -27,6 +29,24 @@ from sbi_jeffreys.preprocessing.support import support_of
 
 FlowBuilder = Callable[[Tensor, Tensor], ConditionalDensityEstimator]
 """Maps parameters `(N, D)` and simulations `(N, ...)` to an estimator."""
+
+
+class FlowConfig(Protocol):
+    """A configuration of an estimator, as those of sbi's `neural_nets`."""
+
+    def build(
+        self, batch_input: Tensor, batch_condition: Tensor
+    ) -> ConditionalDensityEstimator:
+        """Return the estimator.
+
+        Args:
+            batch_input: Standardised, unconstrained parameters, shape `(N, D)`.
+            batch_condition: Simulations, shape `(N, ...)`.
+        """
+
+
+FlowChoice = str | FlowBuilder | FlowConfig | None
+"""What `density_estimator` may be."""
 
 EnergyBuilder = Callable[[int, int], nn.Module]
 """Maps the numbers of parameters and of features of x to a log-ratio network."""
@@ -140,25 +160,68 @@ def build_flow_of_sbi(
     return posterior_nn(name, embedding_net=net)(theta, x)
 
 
+def build_from_config(
+    theta: Tensor, x: Tensor, config: FlowConfig
+) -> ConditionalDensityEstimator:
+    """Return the estimator of a configuration."""
+    return config.build(batch_input=theta, batch_condition=x)
+
+
+def builder_of(given: FlowBuilder | FlowConfig) -> FlowBuilder:
+    """Return what builds a flow.
+
+    Args:
+        given: A builder, which is returned, or a configuration.
+
+    Raises:
+        TypeError: If it is neither, or can't build conditional estimators.
+    """
+    name = getattr(given, "__name__", type(given).__name__)
+    if not hasattr(given, "build"):
+        if isinstance(given, nn.Module) or not callable(given):
+            raise TypeError(
+                "Expected `density_estimator` to be a name, a configuration that has "
+                f"`build`, or a function that builds a flow, got a {name}."
+            )
+        return given
+    if isinstance(given, type):
+        raise TypeError(
+            f"Expected `density_estimator` to be an object, got the class {name}. Write "
+            f"`{name}()`."
+        )
+    try:
+        signature(given.build).bind(batch_input=None, batch_condition=None)
+    except TypeError as error:
+        raise TypeError(
+            "Expected `density_estimator.build` to take `batch_input` and "
+            f"`batch_condition`, but that of {name} does not: {error}."
+        ) from error
+    return partial(build_from_config, config=given)
+
+
 def flow_builder(
-    density_estimator: str | FlowBuilder, embedding_net: nn.Module | None
+    density_estimator: FlowChoice, embedding_net: nn.Module | None
 ) -> FlowBuilder:
     """Return what builds a flow.
 
     Args:
-        density_estimator: The name of a flow, or what builds it.
+        density_estimator: The name of a flow, a configuration of it, or what builds it;
+            None for "nsf".
         embedding_net: Embeds x, for a flow that is given by name.
 
     Raises:
+        TypeError: If `density_estimator` is none of these.
         ValueError: If the name is unknown, or `embedding_net` comes with a builder.
     """
+    if density_estimator is None:
+        density_estimator = "nsf"
     if not isinstance(density_estimator, str):
         if embedding_net is not None:
             raise ValueError(
                 "Expected `embedding_net` only with a named `density_estimator`; give "
-                "it to the builder instead."
+                "it to the builder or the configuration instead."
             )
-        return density_estimator
+        return builder_of(density_estimator)
     name = density_estimator.lower()
     if name == "nsf":
         return partial(build_spline_flow, embedding_net=embedding_net)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from sbi_jeffreys._sbi import nflows_parts
+from sbi_jeffreys.data.checks import check_observations
 from sbi_jeffreys.models.conditional import Conditional, condition_on
 from sbi_jeffreys.preprocessing.support import Support
 from sbi_jeffreys.preprocessing.true_support import is_exact
@@ -92,7 +93,11 @@ class ConditionalFlow(ConditionalDensityEstimator):
         Args:
             sample_shape: Shape of the draws for each condition.
             condition: Data, shape `(batch, *condition_shape)`.
+
+        Raises:
+            ValueError: If they are infinite, or have NaN and training had none.
         """
+        check_observations(condition, self.has_nan)
         return self.sample_and_log_prob(sample_shape, condition)[0]
 
     def sample_and_log_prob(

@@ -141,7 +141,11 @@ class PosteriorBuilder:
         device: torch.device | str,
         parameters: DirectPosteriorParameters,
     ) -> FlowPosterior:
-        """Return the posterior of a flow."""
+        """Return the posterior of a flow.
+
+        `check_finite_x`, which sbi adds to `parameters`, has no effect: whether x may
+        have NaN depends on the simulations of the training.
+        """
         return FlowPosterior(
             flow,
             prior,
@@ -151,7 +155,8 @@ class PosteriorBuilder:
             num_simulations=self.num_simulations,
             is_amortised=self.is_amortised,
             show_progress_bars=self.show_progress_bars,
-            **asdict(parameters),
+            max_sampling_batch_size=parameters.max_sampling_batch_size,
+            enable_transform=parameters.enable_transform,
         )
 
     def _energy_for(

@@ -84,7 +84,12 @@ class EnergyPosterior(TrustedPosterior):
 
     def _set_up(self, device: torch.device | str) -> None:
         super().__init__(
-            EnergyPotential(self.pair.energy, self.prior, device=device),
+            EnergyPotential(
+                self.pair.energy,
+                self.prior,
+                device=device,
+                may_have_nan=self.pair.flow.has_nan,
+            ),
             theta_transform=mcmc_transform(
                 self.prior,
                 device=device,

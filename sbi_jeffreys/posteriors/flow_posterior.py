@@ -47,7 +47,6 @@ class FlowPosterior(TrustedPosterior, DirectPosterior):
         prior: Distribution,
         max_sampling_batch_size: int = 10_000,
         device: torch.device | str | None = None,
-        x_shape: torch.Size | None = None,
         enable_transform: bool = True,
         energy: ConditionalEnergy | None = None,
         novelty: Novelty | None = None,
@@ -61,7 +60,6 @@ class FlowPosterior(TrustedPosterior, DirectPosterior):
             prior: All samples are inside its support.
             max_sampling_batch_size: Most samples drawn at a time, for all x together.
             device: Where to sample; by default where the flow is.
-            x_shape: Deprecated in `sbi`.
             enable_transform: Whether `map` ascends in unconstrained space.
             energy: The energy that was trained with the flow, for `agreement`.
             novelty: Compares observations with the simulations, for `agreement`.
@@ -79,15 +77,16 @@ class FlowPosterior(TrustedPosterior, DirectPosterior):
         self._set_up(
             posterior_estimator,
             prior,
-            max_sampling_batch_size,
-            device,
-            x_shape,
-            enable_transform,
+            max_sampling_batch_size=max_sampling_batch_size,
+            device=device,
+            enable_transform=enable_transform,
         )
 
-    def _set_up(self, *arguments: Any, **options: Any) -> None:
+    def _set_up(
+        self, estimator: ConditionalFlow, prior: Distribution, **options: Any
+    ) -> None:
         """Set up a `DirectPosterior`, with a potential of our own."""
-        DirectPosterior.__init__(self, *arguments, **options)
+        DirectPosterior.__init__(self, estimator, prior, **options)
         self.potential_fn = FlowPotential(
             self.posterior_estimator, self.prior, device=device_of(self)
         )
@@ -109,8 +108,8 @@ class FlowPosterior(TrustedPosterior, DirectPosterior):
             self._set_up(
                 self.posterior_estimator.to(device),
                 self._trust.prior,
-                self.max_sampling_batch_size,
-                device,
+                max_sampling_batch_size=self.max_sampling_batch_size,
+                device=device,
                 enable_transform=self.enable_transform,
             )
 
@@ -231,11 +230,11 @@ class FlowPosterior(TrustedPosterior, DirectPosterior):
             samples = super().sample_batched(
                 shape,
                 conditions,
-                max_sampling_batch_size,
-                self.shows(show_progress_bars),
-                reject_outside_prior,
-                max_sampling_time,
-                return_partial_on_timeout,
+                max_sampling_batch_size=max_sampling_batch_size,
+                show_progress_bars=self.shows(show_progress_bars),
+                reject_outside_prior=reject_outside_prior,
+                max_sampling_time=max_sampling_time,
+                return_partial_on_timeout=return_partial_on_timeout,
             )
         else:
             samples = self._draw(

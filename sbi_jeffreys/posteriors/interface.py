@@ -12,6 +12,7 @@ from sbi.utils.torchutils import ensure_theta_batched, process_device
 from torch import Tensor
 
 from sbi_jeffreys._sbi import device_of, x_or_default
+from sbi_jeffreys.data.checks import check_observations
 from sbi_jeffreys.diagnostics.agreement import AgreementReport
 from sbi_jeffreys.diagnostics.novelty import Novelty
 from sbi_jeffreys.posteriors.trust import TrustCheck
@@ -184,15 +185,14 @@ class TrustedPosterior(OwnPotential):
                 f"{init_method!r}."
             )
         best: Tensor = super().map(
-            None,
-            num_iter,
-            num_to_optimize,
-            learning_rate,
-            start,
-            num_init_samples,
-            save_best_every,
-            show_progress_bars,
-            force_update,
+            num_iter=num_iter,
+            num_to_optimize=num_to_optimize,
+            learning_rate=learning_rate,
+            init_method=start,
+            num_init_samples=num_init_samples,
+            save_best_every=save_best_every,
+            show_progress_bars=show_progress_bars,
+            force_update=force_update,
         )
         # sbi returns another point where no step is better than the best start.
         points = torch.cat([best.reshape(1, -1).to(start), start])
@@ -223,16 +223,7 @@ def observations(
             f"Expected `x` of shape {('batch', *condition_shape)}, got {tuple(x.shape)}."
         )
     x = reshape_to_batch_event(x, condition_shape)
-    if bool(x.isinf().any()):
-        raise ValueError("Expected a finite observation `x`, got infinite entries.")
-    if not may_have_nan and bool(x.isnan().any()):
-        bad = int(x.isnan().flatten(1).any(-1).sum())
-        raise ValueError(
-            f"Expected an observation `x` without NaN, got NaN in {bad} of {len(x)}. NaN "
-            "may stand for missing entries if training had simulations with NaN, too: "
-            "`append_simulations(..., exclude_invalid_x=False)`, with a network that "
-            "embeds them."
-        )
+    check_observations(x, may_have_nan)
     return x
 
 

@@ -40,6 +40,7 @@ class EnergyPotential(BasePotential):
         prior: Distribution,
         x_o: Tensor | None = None,
         device: torch.device | str = "cpu",
+        may_have_nan: bool = True,
     ) -> None:
         """
         Args:
@@ -49,8 +50,10 @@ class EnergyPotential(BasePotential):
                 the energy was trained with.
             x_o: Observations, shape `(n, *condition_shape)`.
             device: Where to evaluate.
+            may_have_nan: Whether NaN in observations stands for a missing entry.
         """
         self.energy = energy.eval()
+        self.may_have_nan = may_have_nan
         super().__init__(prior, x_o, device)
 
     def set_x(self, x_o: Tensor | None, x_is_iid: bool | None = True) -> None:
@@ -62,13 +65,13 @@ class EnergyPotential(BasePotential):
                 not, the i-th observation belongs to the i-th parameters.
 
         Raises:
-            ValueError: If there are several observations of the same parameters, but
-                the energy was trained without a proper prior.
+            ValueError: If they are infinite or have NaN that they may not have, or if
+                there are several observations of the same parameters, but the energy
+                was trained without a proper prior.
         """
         if x_o is not None:
-            x_o = observations(x_o, self.energy.condition_shape, may_have_nan=True).to(
-                self.device
-            )
+            shape = self.energy.condition_shape
+            x_o = observations(x_o, shape, self.may_have_nan).to(self.device)
             if x_is_iid and len(x_o) > 1 and self.energy.prior is None:
                 raise ValueError(
                     f"Expected one observation, got {len(x_o)} observations and an "
@@ -162,8 +165,8 @@ class FlowPotential(PosteriorBasedPotential):
     def set_x(self, x_o: Any, x_is_iid: bool | None = False) -> None:
         """Set the observations, `(n, *condition_shape)`; see `EnergyPotential.set_x`."""
         if x_o is not None:
-            shape = self.posterior_estimator.condition_shape
-            x_o = observations(x_o, shape, may_have_nan=True).to(self.device)
+            flow = self.posterior_estimator
+            x_o = observations(x_o, flow.condition_shape, flow.has_nan).to(self.device)
         self._x_o, self._x_is_iid = x_o, x_is_iid
 
     def __call__(self, theta: Tensor, track_gradients: bool = True) -> Tensor:

@@ -261,7 +261,9 @@ def sampled_by_sbi(
     Raises:
         TypeError: If the parameters are for another kind of posterior.
     """
-    potential = EnergyPotential(pair.energy, prior, device=device)
+    potential = EnergyPotential(
+        pair.energy, prior, device=device, may_have_nan=pair.flow.has_nan
+    )
     options = {
         "theta_transform": mcmc_transform(prior, device=device),
         "device": device,
