@@ -8,6 +8,7 @@ from sbi.neural_nets.embedding_nets import (
     CausalCNNEmbedding,
     CNNEmbedding,
     FCEmbedding,
+    LRUEmbedding,
     PermutationInvariantEmbedding,
     TransformerEmbedding,
 )
@@ -43,6 +44,10 @@ NETWORKS = {
             FCEmbedding(2, **TRIAL), 4, aggregation_fn="mean", **TRIAL
         ),
         (4, 2),
+    ),
+    "linear recurrent, of complex weights": (
+        lambda: LRUEmbedding(input_dim=3, output_dim=4, num_blocks=1),
+        (6, 3),
     ),
     "transformer, scalars": (
         lambda: TransformerEmbedding(**SMALL_TRANSFORMER),

@@ -25,6 +25,7 @@ from sbi_jeffreys.preprocessing.embedding import (
     check_features,
     standardizing_embedding,
 )
+from sbi_jeffreys.preprocessing.scaling import as_precise_as
 from sbi_jeffreys.preprocessing.support import support_of
 
 FlowBuilder = Callable[[Tensor, Tensor], ConditionalDensityEstimator]
@@ -91,7 +92,7 @@ class PairBuilder:
         support = support_of(prior, theta)
         net = self.flow(support(theta)[0], x)
         if isinstance(net, nn.Module):
-            net.to(x.dtype)
+            as_precise_as(x, net)
         with torch.no_grad():
             condition_on(net, x[:2]).rsample_and_log_prob(1)
         flow = ConditionalFlow(net, support, has_nan=bool(x.isnan().any()))
@@ -114,7 +115,9 @@ class PairBuilder:
             prior,
             log_prior_floor(prior, base, inside),
         )
-        return ModelPair(flow, energy).to(x.dtype)
+        pair = ModelPair(flow, energy)
+        as_precise_as(x, pair)
+        return pair
 
     def _log_ratio(self, embedding_net: nn.Module, theta: Tensor, x: Tensor) -> nn.Module:
         if isinstance(self.energy_net, nn.Module):
@@ -152,7 +155,7 @@ def build_flow_of_sbi(
         ValueError: If features of x have not the shape `(batch, features)`, or are not
             finite.
     """
-    net = nn.Identity() if embedding_net is None else embedding_net.to(x.dtype)
+    net = nn.Identity() if embedding_net is None else as_precise_as(x, embedding_net)
     if embedding_net is not None or x.ndim > 2:
         check_features("`embedding_net`", net, x)
     if not any(True for _ in net.parameters()):

@@ -7,7 +7,7 @@ from sbi.utils.sbiutils import Standardize
 from torch import Tensor, nn
 
 from sbi_jeffreys.preprocessing.log_scale import LogScale
-from sbi_jeffreys.preprocessing.scaling import location_and_scale
+from sbi_jeffreys.preprocessing.scaling import as_precise_as, location_and_scale
 from sbi_jeffreys.preprocessing.screening import Screening, related_to
 from sbi_jeffreys.preprocessing.training_range import TrainingRange
 
@@ -37,14 +37,15 @@ def standardizing_embedding(
     if embedding_net is not None:
         standardize = Standardize(*location_and_scale(x))
         in_range = TrainingRange(standardize(x))
-        embed = nn.Sequential(standardize, in_range, embedding_net).to(x.dtype)
+        embed = as_precise_as(x, nn.Sequential(standardize, in_range, embedding_net))
         check_features(f"`{name}`", embed, x)
         return embed
     log_scale, screening = LogScale(x), Screening(related_to(theta, x))
     logs = log_scale(x)
     standardize = Standardize(*location_and_scale(logs))
     in_range = TrainingRange(standardize(logs))
-    embed = nn.Sequential(log_scale, standardize, in_range, screening).to(x.dtype)
+    embed = nn.Sequential(log_scale, standardize, in_range, screening)
+    embed = as_precise_as(x, embed)
     check_features("the default embedding of x", embed, x)
     return embed
 

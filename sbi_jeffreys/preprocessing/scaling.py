@@ -1,7 +1,7 @@
 """Whether an entry varies over the simulations, and by how much."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 ROUNDING = 1e-6
 """Relative differences that count as rounding: eight units in the last place of single
@@ -64,3 +64,11 @@ def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
     size = torch.where(changes, differences.abs().amax(0), 1.0)
     scale = size * (differences / size).std(0)
     return values.mean(0), torch.where(changes, scale, 1.0)
+
+
+def as_precise_as(x: Tensor, module: nn.Module) -> nn.Module:
+    """Give the real parameters of a network, in place, the precision of x.
+
+    Complex parameters keep theirs. `module.to(x.dtype)` would lose their imaginary part.
+    """
+    return module.double() if x.dtype == torch.float64 else module.float()
