@@ -9,7 +9,10 @@ from torch.distributions import Distribution
 
 from sbi_jeffreys.models.pair import ModelPair
 from sbi_jeffreys.sampling.halves import anneal_in_halves
-from sbi_jeffreys.sampling.smc import MIN_PARTICLES, resample_and_move
+from sbi_jeffreys.sampling.smc import resample_and_move
+
+FEWEST_PARTICLES = 500
+"""Particles of both halves together, however few samples are wanted."""
 
 MIN_EFFECTIVE = 100.0
 """Effective sample size that the first step from flow to energy keeps."""
@@ -71,7 +74,7 @@ def annealed(
     def log_energy(theta: Tensor) -> Tensor:
         return inside(theta, torch.cat([energy(some) for some in theta.split(rows)]))
 
-    support, num_particles = pair.energy.support, max(num, MIN_PARTICLES)
+    support, num_particles = pair.energy.support, max(num, FEWEST_PARTICLES)
     halves = anneal_in_halves(
         flow_and_energy, support, theta, log_weights, num_particles, MIN_EFFECTIVE
     )
