@@ -167,7 +167,7 @@ class GaussianPosteriorFlow(ConditionalFlow):
     def given(self, condition: Tensor) -> Conditional:
         scale = self.task.posterior(condition[:1])[1] ** 0.5
         mean = condition / (1 + self.task.variance) + self.shift * scale
-        return _NormalGivenX(Normal(mean, self.width * scale))
+        return _NormalGivenX(Normal(mean, self.width * scale, validate_args=False))
 
 
 class _NormalGivenX(Conditional):

@@ -420,13 +420,14 @@ def few_particles(monkeypatch):
 
 @pytest.mark.parametrize("edges", [(0.0, 1.0), (torch.zeros(1), torch.ones(1))])
 def test_several_observations_of_a_single_parameter(edges, few_particles):
-    """Whatever shape the prior's log density has."""
+    """Whatever shape the prior's samples and log densities have, and with the pool."""
     torch.manual_seed(0)
     theta = torch.rand(200, 1)
     x = theta + 0.1 * torch.randn(200, 1)
     trainer = JNPE(Uniform(*edges), show_progress_bars=False)
-    with pytest.warns(UserWarning, match="max_num_epochs"):
+    with pytest.warns(UserWarning, match="max_num_epochs") as record:
         trainer.append_simulations(theta, x).train(max_num_epochs=1)
+    assert not any("could not be pooled" in str(warning.message) for warning in record)
     posterior = trainer.build_posterior(sample_with="energy")
     assert posterior.sample((50,), x=x[:3], show_progress_bars=False).shape == (50, 1)
     assert posterior.log_prob(theta[:7], x=x[:3]).shape == (7,)
