@@ -30,7 +30,7 @@ from sbi_jeffreys.models.building import (
 from sbi_jeffreys.models.energy import ConditionalEnergy
 from sbi_jeffreys.models.log_ratio import LogRatioNet
 from sbi_jeffreys.models.pair import ModelPair
-from sbi_jeffreys.models.prior_checks import check_can_serve
+from sbi_jeffreys.models.prior_checks import check_can_serve, with_one_axis
 from sbi_jeffreys.options import JeffreysOptions
 from sbi_jeffreys.pool.registry import pool_models
 from sbi_jeffreys.posteriors.builder import PosteriorBuilder
@@ -115,7 +115,7 @@ class JNPE(SbiTrainer):
         method = JeffreysOptions(**options)
         build_flow = flow_builder(density_estimator, embedding_net)
         super().__init__(
-            prior=prior,
+            prior=with_one_axis(prior),
             density_estimator=build_flow,
             device=device,
             logging_level=logging_level,
@@ -123,6 +123,7 @@ class JNPE(SbiTrainer):
             tracker=tracker,
             show_progress_bars=show_progress_bars,
         )
+        self._given_prior = prior
         self._simulations = SimulationStore(self.device)
         build_pair = PairBuilder(
             build_flow, energy_net, energy_embedding_net, method.num_energies, self.device
@@ -185,6 +186,8 @@ class JNPE(SbiTrainer):
                 shapes or `data_device` are not as before, or the density of `proposal`
                 is zero at some `theta`, or not normalised.
         """
+        if proposal is self._given_prior:
+            proposal = self.proper_prior
         self._simulations.append(
             theta,
             x,

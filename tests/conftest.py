@@ -6,6 +6,7 @@ that run side by side lose a lot.
 
 import pytest
 import torch
+from torch.distributions import Distribution
 
 from sbi_jeffreys import _arviz
 from sbi_jeffreys.pool import exponential_family
@@ -49,3 +50,12 @@ def trained():
         trainer = make_trainer()
         quick(trainer, max_num_epochs=3)
     return trainer
+
+
+@pytest.fixture(scope="module")
+def validation():
+    """Distributions check their arguments, as where sbi was imported without pyro."""
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(True)
+    yield
+    Distribution.set_default_validate_args(before)

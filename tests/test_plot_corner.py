@@ -118,7 +118,12 @@ def test_the_truth_of_one_parameter_is_in_the_legend(tmp_path):
 def test_parameters_that_are_whole_numbers_are_drawn(tmp_path):
     """All draws have the same density, so both contours have one level."""
     draws = np.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]).repeat(100, 0)
-    rendered(plots.plot_corner(draws, reference=draws), tmp_path)
+    figure = rendered(plots.plot_corner(draws, reference=draws), tmp_path)
+    assert legend_of(figure) == ["reference", "posterior"]
+    *_, pair = [axis for axis in figure.axes if axis.collections and not axis.lines]
+    levels = [set(contours.levels) for contours in pair.collections]
+    assert len(levels) == 2
+    assert all(len(each) >= 1 for each in levels)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def trained_on_double(**options):
     return trainer
 
 
-def check(trainer):
+def assert_single_and_finite(trainer):
     for model in (trainer.flow, trainer.energy):
         tensors = [*model.parameters(), *model.buffers()]
         assert not any(t.dtype == torch.float64 for t in tensors)
@@ -51,11 +51,11 @@ def check(trainer):
 def test_trains_and_samples_where_torch_is_in_double(
     double_by_default, density_estimator
 ):
-    check(trained_on_double(density_estimator=density_estimator))
+    assert_single_and_finite(trained_on_double(density_estimator=density_estimator))
 
 
 def test_trains_and_samples_with_a_prior_and_data_in_double():
-    check(trained_on_double())
+    assert_single_and_finite(trained_on_double())
 
 
 def test_an_embedding_in_double_is_made_single(double_by_default):

@@ -13,7 +13,6 @@ from torch.distributions import (
     Beta,
     Categorical,
     Dirichlet,
-    Distribution,
     Gamma,
     Independent,
     LogNormal,
@@ -37,6 +36,8 @@ from sbi_jeffreys.posteriors.flow_posterior import FlowPosterior
 from sbi_jeffreys.posteriors.potential import NEXT_TO_BOUNDS
 from sbi_jeffreys.preprocessing.true_support import TruePrior, with_true_support
 from tests.small_trainings import ENERGY, SMALL, new_trainer
+
+pytestmark = pytest.mark.usefixtures("validation")
 
 one = torch.ones(1)
 X_O = torch.tensor([[0.3]])
@@ -159,15 +160,6 @@ def make_posteriors(prior):
                 torch.nn.init.normal_(parameter, std=0.2)
     prior = with_true_support(prior)
     return FlowPosterior(pair.eval().flow, prior), EnergyPosterior(pair, prior)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def validation():
-    """As torch has it, and as it is not where sbi was imported without pyro."""
-    before = Distribution._validate_args
-    Distribution.set_default_validate_args(True)
-    yield
-    Distribution.set_default_validate_args(before)
 
 
 def away_from_margins(flow, theta):

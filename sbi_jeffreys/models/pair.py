@@ -5,7 +5,6 @@ from copy import deepcopy
 from functools import partial
 
 import torch
-from sbi.utils.sbiutils import within_support
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
@@ -13,6 +12,7 @@ from sbi_jeffreys.models.conditional import Conditional
 from sbi_jeffreys.models.energy import ConditionalEnergy
 from sbi_jeffreys.models.flow import ConditionalFlow
 from sbi_jeffreys.sampling.blocks import blocks
+from sbi_jeffreys.sampling.rejection import is_inside
 
 
 class ModelPair(nn.Module):
@@ -109,8 +109,8 @@ class ModelPair(nn.Module):
             flow, energy = self.given(x[columns])
             block = log_weights[rows, columns]
             draws, log_p = flow.rsample_and_log_prob(len(block))
-            inside = within_support(prior, draws.flatten(0, 1)).reshape(block.shape)
             theta[rows, columns] = draws
+            inside = is_inside(prior, draws)
             block.copy_(torch.where(inside, energy(draws) - log_p, -torch.inf))
         bad = ~(log_weights < torch.inf)
         if bool(bad.any()):

@@ -4,6 +4,7 @@ import warnings
 from typing import Any
 
 import torch
+from sbi.utils import RestrictedPrior
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
@@ -55,6 +56,18 @@ def check_can_serve(prior: Distribution | None) -> None:
         )
     if isinstance(prior, Distribution) and not is_exact(prior):
         _check_neighbourhoods(prior)
+
+
+def with_one_axis(prior: Distribution | None) -> Distribution | None:
+    """Return a distribution over numbers as one over `(1,)`, and others as they are."""
+    if not isinstance(prior, Distribution) or isinstance(prior, RestrictedPrior):
+        return prior
+    if prior.batch_shape + prior.event_shape:
+        return prior
+    try:
+        return prior.expand(torch.Size((1,)))
+    except NotImplementedError:  # a class that does not declare its shape
+        return prior
 
 
 def _check_is_one(prior: Any) -> None:

@@ -93,7 +93,7 @@ class EmulatedBatches(FreshBatches):
     def draw(self) -> Batch:
         """Return a new batch."""
         theta = self.prior.sample(torch.Size((self.batch_size,)))
-        theta = theta.to(self.energy.loc).reshape(self.batch_size, -1)
+        theta = theta.to(self.energy.loc)
         z = self.energy.standardize(self.energy.support.inside(theta))
         features = self.model.simulate(z, self.features)
         log_weights = z.new_zeros(len(z))

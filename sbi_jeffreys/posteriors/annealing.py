@@ -3,12 +3,12 @@
 from typing import NamedTuple
 
 import torch
-from sbi.utils.sbiutils import within_support
 from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_jeffreys.models.pair import ModelPair
 from sbi_jeffreys.sampling.halves import anneal_in_halves
+from sbi_jeffreys.sampling.rejection import is_inside
 from sbi_jeffreys.sampling.smc import resample_and_move
 
 FEWEST_PARTICLES = 500
@@ -63,8 +63,7 @@ def annealed(
     rows = max(1, block_size // len(both))
 
     def inside(theta: Tensor, f: Tensor) -> Tensor:
-        is_inside = within_support(prior, theta.flatten(0, 1)).reshape(f.shape)
-        return torch.where(is_inside, f, -torch.inf)
+        return torch.where(is_inside(prior, theta), f, -torch.inf)
 
     def flow_and_energy(theta: Tensor) -> tuple[Tensor, Tensor]:
         log_flow = torch.cat([flow.log_prob(some) for some in theta.split(rows)])

@@ -39,7 +39,7 @@ MIN_DRAWS, FEWEST_MAX_DRAWS = 150, 2_000
 """However few samples are wanted: draws for each observation, and the largest number of
 them."""
 
-MIN_EFFECTIVE = 100.0
+MIN_EFFECTIVE = 100
 """However few samples are wanted: effective sample size at which no draws are added."""
 
 MIN_DRAWS_TO_JUDGE = 1_000
@@ -133,8 +133,8 @@ class CorrectedSampler:
             Factors, at most 1 where the draws are enough, and booleans, each `(batch,)`.
         """
         ess = effective_sample_size(log_weights).cpu()
-        fewest = max(self.num, round(MIN_EFFECTIVE))
-        crowded = displaced_share(log_weights, fewest).cpu() > MAX_DISPLACED
+        num = max(self.num, MIN_EFFECTIVE)
+        crowded = displaced_share(log_weights, num).cpu() > MAX_DISPLACED
         growth = max(ESS_PER_SAMPLE * self.num, MIN_EFFECTIVE) / ess
         return torch.where(crowded, growth.clamp(min=1.5), growth), crowded
 

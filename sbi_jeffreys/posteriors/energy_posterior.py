@@ -32,7 +32,6 @@ from sbi_jeffreys.posteriors.several_observations import (
 )
 from sbi_jeffreys.posteriors.trust import TrustCheck
 from sbi_jeffreys.sampling.importance_weights import ImportanceWeights, smoothed_weights
-from sbi_jeffreys.sampling.psis import MAX_PARETO_K
 
 
 class EnergyPosterior(TrustedPosterior):
@@ -156,11 +155,12 @@ class EnergyPosterior(TrustedPosterior):
                 conditions, self.shows(show_progress_bars)
             )
             samples = samples[:, 0]
-            self._trust.warn_of_steps(is_reliable)
         else:
             joint = self._joint(conditions)
-            samples, pareto_k = joint_samples(*joint, num, self.shows(show_progress_bars))
-            self._trust.warn_of_steps(pareto_k <= MAX_PARETO_K)
+            samples, is_reliable = joint_samples(
+                *joint, num, self.shows(show_progress_bars)
+            )
+        self._trust.warn_of_steps(is_reliable)
         return samples.reshape(*shape, *samples.shape[1:])
 
     def sample_batched(

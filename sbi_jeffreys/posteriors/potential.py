@@ -5,7 +5,6 @@ from typing import Any, Self
 import torch
 from sbi.inference.potentials.base_potential import BasePotential
 from sbi.inference.potentials.posterior_based_potential import PosteriorBasedPotential
-from sbi.utils.sbiutils import within_support
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -111,7 +110,7 @@ class EnergyPotential(BasePotential):
             else:
                 rows = theta.split(max(1, ROWS_AT_ONCE // len(x)))
                 f = torch.cat([self._joint(some, x) for some in rows])
-            return torch.where(within_support(self.prior, theta), f, -torch.inf)
+            return torch.where(is_inside(self.prior, theta), f, -torch.inf)
 
     def _joint(self, theta: Tensor, x: Tensor) -> Tensor:
         f = self.energy(theta.unsqueeze(1), x, self._embedded).sum(-1)
@@ -155,8 +154,7 @@ def batched_potential(
     f = theta.new_empty(theta.shape[:2])
     for rows, columns in blocks(len(f), len(x), size):
         f[rows, columns] = energy(theta[rows, columns], x[columns])
-    inside = within_support(prior, theta.flatten(0, 1)).reshape(f.shape)
-    return torch.where(inside, f, -torch.inf)
+    return torch.where(is_inside(prior, theta), f, -torch.inf)
 
 
 class FlowPotential(PosteriorBasedPotential):

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from sbi_jeffreys.posteriors.potential import EnergyPotential
 from sbi_jeffreys.posteriors.sbi_samplers import FlowProposal
+from sbi_jeffreys.sampling.halves import MIN_MOVED
 from sbi_jeffreys.sampling.importance_weights import ImportanceWeights, smoothed_weights
+from sbi_jeffreys.sampling.psis import MAX_PARETO_K
 from sbi_jeffreys.sampling.smc import (
     MIN_ESS,
     MIN_PARTICLES,
@@ -111,9 +113,10 @@ def joint_samples(
     num: int,
     show_progress: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Return samples without weights, `(num, D)`, and k̂ of `temper`, `(1,)`.
+    """Return samples without weights, `(num, D)`, and whether they are reliable, `(1,)`.
 
-    The arguments are those of `temper`, but `num` may be any number of samples.
+    They are where k̂ is at most 0.7 in all steps and the particles moved. The arguments
+    are those of `temper`, but `num` may be any number of samples.
     """
     num_particles = max(num, MIN_PARTICLES)
     particles = temper(potential, proposal, num_particles, show_progress)
@@ -122,8 +125,9 @@ def joint_samples(
         return potential(theta[:, 0], track_gradients=False).unsqueeze(1)
 
     support = potential.energy.support
-    theta, _ = resample_and_move(log_density, support, particles, num_particles)
-    return theta[:num, 0], particles.pareto_k
+    theta, moved = resample_and_move(log_density, support, particles, num_particles)
+    is_reliable = torch.minimum(moved, particles.moved) >= MIN_MOVED
+    return theta[:num, 0], is_reliable & (particles.pareto_k <= MAX_PARETO_K)
 
 
 def _log_prior_and_ratios(

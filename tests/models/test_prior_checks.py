@@ -9,6 +9,7 @@ from torch.distributions import (
     Dirichlet,
     Independent,
     LogisticNormal,
+    Normal,
     Poisson,
     TransformedDistribution,
     Uniform,
@@ -18,7 +19,7 @@ from torch.distributions import (
 )
 
 from sbi_jeffreys import JNPE
-from tests.small_trainings import new_trainer, quick
+from tests.small_trainings import new_trainer, quick, simulate
 
 one = torch.ones(1)
 
@@ -80,3 +81,21 @@ def test_the_simplex_after_the_transform_that_the_message_names():
         samples = posterior.sample((50,), x=theta[:1], show_progress_bars=False)
         shares = biject_to(constraints.simplex)(samples)
         torch.testing.assert_close(shares.sum(-1), torch.ones(50))
+
+
+@pytest.mark.parametrize("prior", [Uniform(0.0, 1.0), Normal(0.0, 1.0)])
+def test_a_prior_over_one_number_serves_in_rounds_as_well(prior):
+    """The prior itself, as `proposal`, is no other distribution."""
+    torch.manual_seed(0)
+    trainer = new_trainer(prior)
+    for proposal in (None, prior):
+        theta = prior.sample((60, 1))
+        trainer.append_simulations(theta, simulate(theta), proposal)
+    assert not trainer._simulations.is_sequential
+    quick(trainer)
+    posterior = trainer.build_posterior(sample_with="energy").set_default_x([0.4])
+    theta = posterior.sample((60,))
+    assert theta.shape == (60, 1)
+    trainer.append_simulations(theta, simulate(theta), posterior)
+    quick(trainer)
+    assert trainer.build_posterior().sample((5,), x=[0.4]).shape == (5, 1)

@@ -16,7 +16,6 @@ from sbi.utils import BoxUniform, RestrictedPrior
 from sbi.utils.user_input_checks import process_prior
 from torch.distributions import (
     Categorical,
-    Distribution,
     Independent,
     MixtureSameFamily,
     TransformedDistribution,
@@ -26,6 +25,8 @@ from torch.distributions.transforms import ExpTransform
 
 from sbi_jeffreys.posteriors.flow_posterior import FlowPosterior
 from tests.small_trainings import make_trainer
+
+pytestmark = pytest.mark.usefixtures("validation")
 
 MCMC = MCMCPosteriorParameters(
     warmup_steps=2, num_chains=20, thin=1, init_strategy="proposal"
@@ -78,15 +79,6 @@ INSIDE = {
     restricted: lambda t: (t > 0).all(-1) & (t.sum(-1) < 1),
     two_boxes: lambda t: ((t >= 0) & (t <= 1)).all(-1) | ((t >= 2) & (t <= 3)).all(-1),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def validation():
-    """As torch has it, and as it is not where sbi was imported without pyro."""
-    before = Distribution._validate_args
-    Distribution.set_default_validate_args(True)
-    yield
-    Distribution.set_default_validate_args(before)
 
 
 @pytest.fixture(scope="module", params=list(INSIDE), ids=lambda make: make.__name__)
