@@ -6,7 +6,11 @@ from typing import Literal
 import numpy as np
 import torch
 
-from sbi_jeffreys.objective.multipliers import FixedMultipliers, ResilientMultipliers
+from sbi_jeffreys.objective.multipliers import (
+    FixedMultipliers,
+    Multipliers,
+    ResilientMultipliers,
+)
 from sbi_jeffreys.objective.normalizers import NORMALIZERS, Normalizer
 from sbi_jeffreys.training.step import TrainingOptions
 
@@ -101,9 +105,7 @@ class JeffreysOptions:
             num_particles=self.num_particles, normalizer=self.normalizer
         )
 
-    def multipliers(
-        self, device: torch.device | str
-    ) -> ResilientMultipliers | FixedMultipliers:
+    def multipliers(self, device: torch.device | str) -> Multipliers:
         """Return new weights of the three divergences, on a device."""
         if self.weighting == "fixed":
             return FixedMultipliers(self.weights, device=device)

@@ -22,10 +22,27 @@ L over all models. It is at most the minimum of P (weak duality). Both are equal
 models are rich enough (Theorem 1 of arXiv:2511.11159).
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+
+class Multipliers(Protocol):
+    """Weights of the three divergences.
+
+    Attributes:
+        values: Shape `(3,)`, at an address that does not change.
+    """
+
+    values: Tensor
+
+    def update(self, divergences: Tensor) -> None:
+        """Adapt the weights, in place, after a step of the models.
+
+        Args:
+            divergences: D1, D2 and D3 in nats, shape `(3,)`.
+        """
 
 
 class Duality(NamedTuple):

@@ -8,6 +8,7 @@ from torch.distributions import Distribution
 
 from sbi_jeffreys.models.pair import ModelPair
 from sbi_jeffreys.sampling.halves import anneal_in_halves
+from sbi_jeffreys.sampling.importance_weights import effective_sample_size
 from sbi_jeffreys.sampling.rejection import is_inside
 from sbi_jeffreys.sampling.smc import resample_and_move
 
@@ -44,6 +45,8 @@ def annealed(
     """Return samples that go by sequential Monte Carlo from the flow to the energy.
 
     They are reliable where both halves of the population agree and its particles moved.
+    Observations go in groups that fill a block, sorted by their effective sample size: a
+    group takes as many steps as the hardest of its observations needs.
 
     Args:
         pair: Flow and energy.
@@ -57,6 +60,36 @@ def annealed(
     Raises:
         FloatingPointError: If the energy is NaN or plus infinity.
     """
+    num_particles = max(num, FEWEST_PARTICLES)
+    order = effective_sample_size(log_weights).argsort().cpu()
+    result = Corrected(
+        theta.new_empty(num, *theta.shape[1:]), torch.ones(len(x), dtype=torch.bool)
+    )
+    for group in order.split(max(1, block_size // (2 * num_particles))):
+        some = _annealed_group(
+            pair,
+            prior,
+            x[group],
+            theta[:, group],
+            log_weights[:, group],
+            num_particles,
+            block_size,
+        )
+        result.theta[:, group] = some.theta[:num]
+        result.is_reliable[group] = some.is_reliable
+    return result
+
+
+def _annealed_group(
+    pair: ModelPair,
+    prior: Distribution,
+    x: Tensor,
+    theta: Tensor,
+    log_weights: Tensor,
+    num_particles: int,
+    block_size: int,
+) -> Corrected:
+    """Return all particles, given observations that take their steps together."""
     both = torch.cat([x, x])
     flow, energy_of_halves = pair.given(both)
     _, energy = pair.given(x)
@@ -73,11 +106,11 @@ def annealed(
     def log_energy(theta: Tensor) -> Tensor:
         return inside(theta, torch.cat([energy(some) for some in theta.split(rows)]))
 
-    support, num_particles = pair.energy.support, max(num, FEWEST_PARTICLES)
+    support = pair.energy.support
     halves = anneal_in_halves(
         flow_and_energy, support, theta, log_weights, num_particles, MIN_EFFECTIVE
     )
     samples, moved = resample_and_move(
         log_energy, support, halves.particles, num_particles
     )
-    return Corrected(samples[:num], halves.are_reliable(moved).cpu())
+    return Corrected(samples, halves.are_reliable(moved).cpu())

@@ -10,7 +10,7 @@ from sbi_jeffreys.data.batches import Batches
 from sbi_jeffreys.data.processes import share_tensors
 from sbi_jeffreys.models.energy import ConditionalEnergy
 from sbi_jeffreys.models.flow import ConditionalFlow
-from sbi_jeffreys.objective.multipliers import FixedMultipliers, ResilientMultipliers
+from sbi_jeffreys.objective.multipliers import Multipliers
 from sbi_jeffreys.training.checkpoint import (
     Checkpoint,
     FollowedFlow,
@@ -42,7 +42,7 @@ class JeffreysTraining(EpochLoop):
         self,
         flow: ConditionalFlow,
         energy: ConditionalEnergy,
-        multipliers: ResilientMultipliers | FixedMultipliers,
+        multipliers: Multipliers,
         options: TrainingOptions,
         learning_rate: float,
         energy_learning_rate: float,

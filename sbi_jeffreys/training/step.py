@@ -20,11 +20,7 @@ from sbi_jeffreys.models.energy import ConditionalEnergy
 from sbi_jeffreys.models.flow import ConditionalFlow
 from sbi_jeffreys.models.pair import ModelPair
 from sbi_jeffreys.objective.divergences import jeffreys_divergences
-from sbi_jeffreys.objective.multipliers import (
-    EntropyReference,
-    FixedMultipliers,
-    ResilientMultipliers,
-)
+from sbi_jeffreys.objective.multipliers import EntropyReference, Multipliers
 from sbi_jeffreys.objective.normalizers import Normalizer
 from sbi_jeffreys.training.averaging import MovingAverage
 
@@ -101,7 +97,7 @@ class PrimalDualStep:
     def __init__(
         self,
         pair: TrainedPair,
-        multipliers: ResilientMultipliers | FixedMultipliers,
+        multipliers: Multipliers,
         learning_rate: float,
         energy_learning_rate: float | None,
     ) -> None:
