@@ -12,6 +12,8 @@ import torch
 from benchmarks import rows
 from benchmarks.accuracy import cells, held_out, standings
 from benchmarks.cost import page, trainings
+from benchmarks.formulations import page as formulations_page
+from benchmarks.formulations import trainings as formulations
 from benchmarks.methods.registry import METHODS
 from benchmarks.paper.pages import EXPERIMENTS, faces
 from benchmarks.report import measured_with, write, write_with_figure
@@ -128,6 +130,18 @@ def main(arguments: list[str] | None = None) -> None:
     sequential.add_argument("--jobs", type=int, default=1, help="processes of one thread")
     sequential.add_argument("--output", type=Path, default=Path("results/rounds"))
     sequential.set_defaults(command=measure_rounds)
+
+    problems = commands.add_parser(
+        "formulations", help="which problem flow and energy are trained to solve"
+    )
+    problems.add_argument(
+        "--tasks", nargs="+", choices=formulations.TASKS, default=formulations.TASKS
+    )
+    problems.add_argument("--budgets", nargs="+", type=int, default=[250, 1000])
+    problems.add_argument("--seeds", nargs="+", type=int, default=list(range(210, 215)))
+    problems.add_argument("--jobs", type=int, default=1, help="processes of one thread")
+    problems.add_argument("--output", type=Path, default=Path("results/formulations"))
+    problems.set_defaults(command=compare_formulations)
 
     many = commands.add_parser(
         "stress", help="short trainings on data of many kinds: none may fail silently"
@@ -301,6 +315,20 @@ def measure_rounds(arguments: argparse.Namespace) -> None:
     finished = rows.read(path)
     text, figure = rounds_page.report(finished), rounds_page.figure(finished)
     print(write_with_figure(arguments.output, "rounds", text, figure))
+
+
+def compare_formulations(arguments: argparse.Namespace) -> None:
+    """Train on the problems that are missing, and write the page."""
+    finished = rows.finish(
+        formulations.measure,
+        formulations.keys(arguments.tasks, arguments.budgets, arguments.seeds),
+        arguments.output / "formulations.csv",
+        arguments.jobs,
+        formulations.Row._fields,
+    )
+    text = formulations_page.report(finished)
+    write(arguments.output / "formulations.md", text)
+    print(text)
 
 
 def train_many(arguments: argparse.Namespace) -> None:

@@ -1,0 +1,1 @@
+"""The command `formulations`: which problem flow and energy are trained to solve."""
