@@ -146,10 +146,10 @@ def test_summary_has_the_keys_of_sbi_and_ours_one_entry_an_epoch(trained):
         "learning_rate",
         "constraint_violations",
         "primal_value",
-        "duality_gap",
+        "multiplier_gap",
     ):
         assert len(summary[name]) == 3, name
-    assert min(summary["duality_gap"]) >= 0
+    assert min(summary["multiplier_gap"]) >= 0
 
 
 @pytest.mark.parametrize(

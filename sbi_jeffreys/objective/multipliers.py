@@ -45,26 +45,28 @@ class Multipliers(Protocol):
         """
 
 
-class Duality(NamedTuple):
-    r"""How far models and multipliers are from a saddle point, where P = L.
-
-    P − L is only a part of the duality gap. The other part, from L down to its minimum
-    over all models, is not known for networks.
+class Lagrangian(NamedTuple):
+    r"""Values of the resilient problem, for models and multipliers as they are.
 
     Attributes:
         violations: $D - \epsilon$ in nats, shape `(3,)`.
         primal_value: P, shape `()`.
-        lagrangian: L, shape `()`.
+        value: L, shape `()`.
     """
 
     violations: Tensor
     primal_value: Tensor
-    lagrangian: Tensor
+    value: Tensor
 
     @property
-    def gap(self) -> Tensor:
-        """P − L, never negative, shape `()`."""
-        return (self.primal_value - self.lagrangian).clamp(min=0)  # rounding aside
+    def multiplier_gap(self) -> Tensor:
+        """P − L, never negative, shape `()`: what other multipliers would add to L.
+
+        This is not the duality gap. It says that the multipliers have settled, and it
+        vanishes for any models that no longer move. The duality gap is P less the
+        minimum of L over all models, which is not known for networks.
+        """
+        return (self.primal_value - self.value).clamp(min=0)  # rounding aside
 
 
 class ResilientMultipliers:
@@ -115,19 +117,19 @@ class ResilientMultipliers:
         violation = torch.where(violation.isfinite().all(), violation, 0.0)
         self.values.add_(violation, alpha=self.step_size).clamp_(*self.bounds)
 
-    def duality(self, divergences: Tensor) -> Duality:
-        """Return how far the models and the multipliers are from a saddle point.
+    def lagrangian(self, divergences: Tensor) -> Lagrangian:
+        """Return the primal value and the Lagrangian of models with these divergences.
 
         Args:
             divergences: D1, D2 and D3 in nats, shape `(3,)`.
         """
         best = (self.relaxation_cost * (divergences + self.slack)).clamp(*self.bounds)
-        primal_value, lagrangian = (
+        primal_value, value = (
             (values * (divergences + self.slack)).sum()
             - values.square().sum() / (2 * self.relaxation_cost)
             for values in (best, self.values)
         )
-        return Duality(divergences - self.relaxation, primal_value, lagrangian)
+        return Lagrangian(divergences - self.relaxation, primal_value, value)
 
 
 class FixedMultipliers:

@@ -215,11 +215,11 @@ class EpochLoop:
             self.stopping.end_cycle()
         if isinstance(self.step.multipliers, ResilientMultipliers):
             reference = self.step.reference
-            duality = self.step.multipliers.duality(reference.subtract(divergences))
+            values = self.step.multipliers.lagrangian(reference.subtract(divergences))
             self.history.record(
-                constraint_violations=duality.violations.tolist(),
-                primal_value=float(duality.primal_value),
-                duality_gap=float(duality.gap),
+                constraint_violations=values.violations.tolist(),
+                primal_value=float(values.primal_value),
+                multiplier_gap=float(values.multiplier_gap),
             )
         self.history.record(
             training_loss=means[0],
