@@ -38,7 +38,7 @@ STEP_SIZE = 0.02
 STEP_SIZE_OF_PAIRS = 0.1
 """η of the multipliers of single pairs, which take one step in each epoch."""
 
-NUM_COVERING_DRAWS = 16
+NUM_COVERING_DRAWS = 8
 """Draws of the flow that KL(q ‖ p) is estimated from, for each x."""
 
 LEVELS = (0.1, 0.3, 1.0, 3.0, 10.0)

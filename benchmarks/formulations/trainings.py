@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from benchmarks.accuracy.held_out import NUM_TEST_PAIRS, TEST_SEED, energy_nll, flow_nll
+from benchmarks.accuracy.held_out import TEST_SEED, energy_nll, flow_nll
 from benchmarks.cost.trainings import ALL_TASKS, commit
 from benchmarks.formulations.problems import (
     FORMULATIONS,
@@ -52,7 +52,7 @@ NUM_CYCLES = 2
 """Cycles of the learning rates in a training: the last epoch is past overfitting."""
 
 MIXTURE_POINTS, MIXTURE_EPOCHS = 500, 500
-NUM_MIXTURE_TEST = 10_000
+NUM_TEST, NUM_MIXTURE_TEST = 1000, 2000
 
 NUM_FOLDS = 4
 """Parts of the training pairs. A flow that is trained on the others judges each part."""
@@ -287,6 +287,6 @@ def _simulated(task: str, num: int, seed: int) -> tuple[Tensor, Tensor, Any]:
 
 
 def _test_pairs(task: str) -> tuple[Tensor, Tensor]:
-    num = NUM_MIXTURE_TEST if task == MIXTURE else NUM_TEST_PAIRS
+    num = NUM_MIXTURE_TEST if task == MIXTURE else NUM_TEST
     theta, x, _ = _simulated(task, num, TEST_SEED)
     return theta, x

@@ -141,7 +141,7 @@ def test_levels_are_those_of_flows_that_have_not_seen_the_pair(data, monkeypatch
 @pytest.mark.parametrize("name", FORMULATIONS)
 def test_a_row_of_each_problem(name, monkeypatch):
     monkeypatch.setattr(trainings, "NUM_CYCLES", 0)
-    monkeypatch.setattr(trainings, "NUM_TEST_PAIRS", 100)
+    monkeypatch.setattr(trainings, "NUM_TEST", 100)
     monkeypatch.setattr(trainings.Cycles, "ends", lambda self, num: 2)
     row = trainings.measure("two_moons", name, 60, 0)
     assert row[:4] == ("two_moons", name, 60, 0)
