@@ -18,7 +18,7 @@ from torch.distributions import Distribution
 
 from sbi_jeffreys.models.pair import ModelPair
 from sbi_jeffreys.posteriors.annealing import Corrected, annealed
-from sbi_jeffreys.sampling.blocks import blocks, progress_bar
+from sbi_jeffreys.sampling.blocks import blocks, check_block_size, progress_bar
 from sbi_jeffreys.sampling.importance_weights import (
     effective_sample_size,
     smoothed_weights,
@@ -63,6 +63,10 @@ class CorrectedSampler:
     num: int
     block_size: int
 
+    def __post_init__(self) -> None:
+        """Raise a ValueError if `block_size` is less than 1."""
+        check_block_size(self.block_size)
+
     @property
     def max_draws(self) -> int:
         """Largest number of draws for each observation."""
@@ -82,7 +86,6 @@ class CorrectedSampler:
             show_progress: Whether to show a progress bar.
 
         Raises:
-            ValueError: If `block_size` is less than 1.
             RuntimeError: If no draw for some observation is inside the prior.
             FloatingPointError: If a weight is NaN or plus infinity.
         """

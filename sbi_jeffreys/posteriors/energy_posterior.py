@@ -142,16 +142,18 @@ class EnergyPosterior(TrustedPosterior):
             reject_outside_prior: Has no effect, because no sample is outside the prior.
 
         Raises:
-            ValueError: If there is no observation, or if there are several and the energy
-                was trained without a proper prior.
+            ValueError: If `max_sampling_batch_size` is less than 1, if there is no
+                observation, or if there are several and the energy was trained without a
+                proper prior.
             RuntimeError: If no draw of the flow is inside the prior.
         """
         shape = shape_of(sample_shape)
         num = shape.numel()
+        sampler = self._sampler(num, max_sampling_batch_size)
         conditions = self._conditions(x_or_default(self, x))
         self._trust.warn_of_unusual(conditions)
         if len(conditions) == 1:
-            samples, is_reliable = self._sampler(num, max_sampling_batch_size).sample(
+            samples, is_reliable = sampler.sample(
                 conditions, self.shows(show_progress_bars)
             )
             samples = samples[:, 0]

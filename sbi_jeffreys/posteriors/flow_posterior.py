@@ -22,7 +22,7 @@ from sbi_jeffreys.posteriors.interface import (
 )
 from sbi_jeffreys.posteriors.potential import FlowPotential, away_from_bounds
 from sbi_jeffreys.posteriors.trust import TrustCheck
-from sbi_jeffreys.sampling.blocks import blocks, progress_bar
+from sbi_jeffreys.sampling.blocks import blocks, check_block_size, progress_bar
 from sbi_jeffreys.sampling.rejection import Rejection
 
 
@@ -226,6 +226,9 @@ class FlowPosterior(TrustedPosterior, DirectPosterior):
             RuntimeError: If too few draws of the flow are inside the prior.
         """
         shape, conditions = shape_of(sample_shape), self._conditions(x)
+        if max_sampling_batch_size is None:
+            max_sampling_batch_size = self.max_sampling_batch_size
+        check_block_size(max_sampling_batch_size)
         if max_sampling_time is not None:
             samples = super().sample_batched(
                 shape,
@@ -304,22 +307,19 @@ class FlowPosterior(TrustedPosterior, DirectPosterior):
         self,
         num: int,
         conditions: Tensor,
-        batch_size: int | None,
+        batch_size: int,
         show_progress: bool,
         rejects: bool,
     ) -> Tensor:
         """Return samples `(num_samples, batch, D)`, drawn `batch_size` at a time."""
         flow = self.posterior_estimator
-        size = batch_size
-        if size is None:
-            size = self.max_sampling_batch_size
         samples = flow.support.low.new_empty(num, len(conditions), *flow.input_shape)
         with progress_bar(num, len(conditions), show_progress) as bar:
-            for rows, columns in blocks(num, len(conditions), size):
+            for rows, columns in blocks(num, len(conditions), batch_size):
                 block = samples[rows, columns]
                 some = conditions[columns].to(device_of(self))
                 block.copy_(
-                    self._rejection.sample(len(block), some, size)
+                    self._rejection.sample(len(block), some, batch_size)
                     if rejects
                     else flow.sample(torch.Size(block.shape[:1]), condition=some)
                 )

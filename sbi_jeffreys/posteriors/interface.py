@@ -12,6 +12,7 @@ from sbi.utils.torchutils import ensure_theta_batched, process_device
 from torch import Tensor
 
 from sbi_jeffreys._sbi import device_of, x_or_default
+from sbi_jeffreys.data.arrays import check_finite
 from sbi_jeffreys.data.checks import check_observations
 from sbi_jeffreys.diagnostics.agreement import AgreementReport
 from sbi_jeffreys.diagnostics.novelty import Novelty
@@ -162,12 +163,14 @@ class TrustedPosterior(OwnPotential):
             force_update: Whether to ascend again.
 
         Raises:
-            ValueError: If there is no default x, or `x` is given.
+            ValueError: If there is no default x, if `x` is given, or if `init_method` is
+                neither "posterior" nor finite parameters.
         """
         if x is not None:
             raise ValueError(
                 "Expected no `x`: set it by `.set_default_x(x)`, then call `.map()`."
             )
+        check_start(init_method)
         self._x_else_default_x(None)
         if self._map is not None and not force_update:
             return self._map
@@ -179,11 +182,7 @@ class TrustedPosterior(OwnPotential):
                 start = self.sample(shape, show_progress_bars=show_progress_bars)
             for warning in found:  # which shall point at the caller of this method
                 warnings.warn(warning.message, stacklevel=2)
-        if not isinstance(start, Tensor):
-            raise ValueError(
-                "Expected `init_method` to be 'posterior' or parameters (N, D), got "
-                f"{init_method!r}."
-            )
+        assert isinstance(start, Tensor)
         best: Tensor = super().map(
             num_iter=num_iter,
             num_to_optimize=num_to_optimize,
@@ -290,6 +289,18 @@ def check_batch(theta: Tensor, batch: int) -> None:
         raise ValueError(
             f"Expected `theta` of shape (*sample_shape, {batch}, D), for as many "
             f"observations, got {tuple(theta.shape)}."
+        )
+
+
+def check_start(init_method: Any) -> None:
+    """Raise a ValueError unless it is "posterior" or a tensor of parameters, `(N, D)`."""
+    if isinstance(init_method, Tensor) and init_method.ndim == 2:
+        check_finite("`init_method`", init_method)
+    elif not (isinstance(init_method, str) and init_method == "posterior"):
+        is_tensor = isinstance(init_method, Tensor)
+        raise ValueError(
+            "Expected `init_method` to be 'posterior' or a tensor of parameters (N, D), "
+            f"got {tuple(init_method.shape) if is_tensor else repr(init_method)}."
         )
 
 

@@ -5,6 +5,14 @@ from collections.abc import Iterator
 from tqdm.auto import tqdm
 
 
+def check_block_size(size: int) -> None:
+    """Raise a ValueError if `size`, the most draws at a time, is less than 1."""
+    if size < 1:
+        raise ValueError(
+            f"Expected `max_sampling_batch_size` to be at least 1, got {size}."
+        )
+
+
 def blocks(num: int, batch: int, size: int) -> Iterator[tuple[slice, slice]]:
     """Split `num` draws for each of `batch` observations into blocks of at most `size`.
 
@@ -15,10 +23,7 @@ def blocks(num: int, batch: int, size: int) -> Iterator[tuple[slice, slice]]:
     Raises:
         ValueError: If `size` is less than 1.
     """
-    if size < 1:
-        raise ValueError(
-            f"Expected `max_sampling_batch_size` to be at least 1, got {size}."
-        )
+    check_block_size(size)
     height = max(1, min(num, size))
     width = size // height
     for column in range(0, batch, width):

@@ -95,11 +95,53 @@ def test_bad_arguments_are_refused_by_name(posterior, method, arguments, error, 
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_a_default_x_it_is_asked_for(trained, kind):
     posterior = trained.build_posterior(sample_with=kind)
-    for call in (posterior.map, posterior.sample, posterior.agreement):
+    theta = torch.zeros(4, 2)
+    for call in (
+        posterior.map,
+        posterior.sample,
+        posterior.agreement,
+        lambda: posterior.log_prob(theta),
+        lambda: posterior.potential(theta),
+    ):
         with pytest.raises(ValueError, match="`x`, as the default has not been set"):
             call()
-    with pytest.raises(ValueError, match=r"`init_method` .* got 'proposal'"):
-        posterior.set_default_x(X[0]).map(init_method="proposal")
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        ("proposal", "got 'proposal'"),
+        (None, "got None"),
+        (torch.zeros(2), r"\(N, D\), got \(2,\)"),
+        (torch.full((3, 2), torch.nan), "but 3 of 3 have NaN"),
+    ],
+)
+def test_what_a_mode_is_not_searched_from(posterior, start, message):
+    posterior.set_default_x(X[0])
+    mode = posterior.map(num_iter=1, num_init_samples=20)
+    with pytest.raises(ValueError, match=f"`init_method`.*{message}"):
+        posterior.map(init_method=start)
+    with pytest.raises(ValueError, match=r"`theta` of shape \(N, 2\), got \(5, 3\)"):
+        posterior.map(init_method=torch.zeros(5, 3), force_update=True)
+    assert posterior.map() is mode
+
+
+@pytest.mark.parametrize("size", [0, -1])
+@pytest.mark.parametrize("kind", KINDS)
+def test_at_least_one_draw_at_a_time(trained, kind, size):
+    posterior = trained.build_posterior(sample_with=kind)
+    calls = [("sample", ((4,), X[:1])), ("sample_batched", ((4,), X))]
+    if kind == "energy":
+        calls.append(("sample", ((4,), X)))
+    options = [{}, {"max_sampling_time": 60.0}] if kind == "direct" else [{}]
+    for method, arguments in calls:
+        for others in options:
+            with pytest.raises(
+                ValueError, match=rf"`max_sampling_batch_size` .* at least 1, got {size}"
+            ):
+                getattr(posterior, method)(
+                    *arguments, max_sampling_batch_size=size, **others
+                )
 
 
 def test_no_progress_bar_is_shown_where_the_trainer_shows_none(posterior, capfd):
