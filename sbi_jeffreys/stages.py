@@ -277,7 +277,8 @@ class Stages:
             return None
         theta = torch.cat(self.simulations.theta)
         latest = self.mixture.latest
-        weights = (latest.log_prob(theta) - self.mixture.log_prob(theta)).exp()
+        log_prob = latest.log_prob(theta).reshape(-1)
+        weights = (log_prob - self.mixture.log_prob(theta)).exp()
         own = self.simulations.row_weights
         return Focus(latest, weights if own is None else own * weights)
 

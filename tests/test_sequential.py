@@ -11,7 +11,14 @@ from torch.distributions import MultivariateNormal
 from sbi_jeffreys import FittedProposal, calibrate
 from sbi_jeffreys.proposals.mixture import ProposalMixture
 from tests.conftest import fit_in_few_steps
-from tests.small_trainings import BOX, make_trainer, new_trainer, quick, simulate
+from tests.small_trainings import (
+    BOX,
+    make_trainer,
+    new_trainer,
+    quick,
+    same_weights,
+    simulate,
+)
 
 X_O = torch.tensor([[0.4, -0.4]])
 NEAR = BoxUniform(torch.tensor([0.0, -0.9]), torch.tensor([0.9, 0.0]))
@@ -126,6 +133,22 @@ def test_without_the_pool_rounds_work_too():
     append_from(trainer, NEAR)
     quick(trainer)
     assert trainer.energy.prior is BOX
+
+
+class Column(MultivariateNormal):
+    """Its log densities have the shape `(N, 1)`."""
+
+    def log_prob(self, value):
+        return super().log_prob(value).unsqueeze(-1)
+
+
+def test_log_densities_of_a_proposal_may_be_a_column():
+    weights = []
+    for kind in (MultivariateNormal, Column):
+        trainer = make_trainer(num=100)
+        append_from(trainer, kind(torch.zeros(2), 0.04 * torch.eye(2)))
+        weights.append(quick(trainer, 1))
+    assert same_weights(*weights)
 
 
 def test_a_proposal_that_is_refused_leaves_nothing_behind():
