@@ -279,8 +279,9 @@ class Fit:
         """Choose the rows of the next training. Those of earlier rounds stay held out.
 
         Args:
-            validation_fraction: Fraction of simulations that is held out.
+            validation_fraction: Fraction that is held out; see `check` for its errors.
         """
+        self.simulations.check_enough(validation_fraction)
         self.chosen = self._split(validation_fraction)
 
     def _split(self, validation_fraction: float) -> tuple[Tensor, Tensor]:

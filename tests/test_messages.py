@@ -109,8 +109,11 @@ def test_kept_simulations_are_not_said_to_spoil_training(caplog):
         ("learning_rate", 0.0),
         ("learning_rate", -1e-3),
         ("clip_max_norm", -1.0),
+        ("clip_max_norm", 0.0),
         ("validation_fraction", 0.0),
+        ("validation_fraction", 1.0),
         ("validation_fraction", 1.5),
+        ("validation_fraction", 0.995),  # nothing left to train on
         ("stop_after_epochs", 0),
         ("max_num_epochs", 0),
     ],
@@ -120,3 +123,30 @@ def test_arguments_of_train_that_are_out_of_range(argument, value):
     with pytest.raises(ValueError, match=argument):
         trainer.train(**{argument: value})
     quick(trainer, max_num_epochs=1)
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 0.0, 0.995, 1.5])
+def test_fractions_that_leave_nothing_are_not_chosen(fraction):
+    trainer = make_trainer(pool=False)
+    with pytest.raises(ValueError, match=f"`validation_fraction={fraction}` of 120"):
+        trainer.hold_out(fraction)
+    quick(trainer, max_num_epochs=1)
+    assert len(trainer.val_indices) == 12
+
+
+def test_what_was_trained_before_names_the_choices_there_are(trained):
+    with pytest.raises(ValueError, match="already been trained") as error:
+        trained.train()
+    for choice in ("resume_training", "force_first_round_loss", "retrain_from_scratch"):
+        assert f"`{choice}=True`" in str(error.value)
+
+
+def test_arguments_of_npe_that_have_no_effect():
+    weights = []
+    for arguments in (
+        {},
+        {"num_atoms": 2, "discard_prior_samples": True, "use_combined_loss": True},
+    ):
+        trainer = make_trainer(pool=False)
+        weights.append(quick(trainer, max_num_epochs=1, **arguments))
+    assert same_weights(*weights)

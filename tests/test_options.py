@@ -78,6 +78,25 @@ def test_options_out_of_range_are_named(option, value):
         JNPE(BOX, **{option: value})
 
 
+def test_an_option_that_does_not_exist_is_named():
+    with pytest.raises(TypeError, match="'num_energys'"):
+        JNPE(BOX, num_energys=2)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "message"),
+    [
+        ("energy_net", 3, "a module or a function that builds one, got 3"),
+        ("embedding_net", torch.relu, "a torch module, got <built-in"),
+        ("embedding_net", nn.Flatten, "a torch module, got <class"),
+        ("energy_embedding_net", torch.relu, "a torch module, got <built-in"),
+    ],
+)
+def test_what_is_no_network_is_refused_by_name(argument, value, message):
+    with pytest.raises(TypeError, match=f"Expected `{argument}` to be {message}"):
+        JNPE(BOX, **{argument: value})
+
+
 def test_an_embedding_with_a_builder_is_refused():
     with pytest.raises(ValueError, match="embedding_net"):
         JNPE(BOX, SMALL, embedding_net=nn.Identity())
@@ -86,6 +105,14 @@ def test_an_embedding_with_a_builder_is_refused():
 def test_an_estimator_that_cannot_be_trained_is_refused_before_training():
     trainer = make_trainer(density_estimator=posterior_nn("mdn"))
     with pytest.raises(TypeError, match="differentiably"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("built", [None, nn.Linear(2, 2)])
+def test_a_builder_of_something_else_is_refused_before_training(built):
+    trainer = make_trainer(density_estimator=lambda theta, x: built)
+    name = type(built).__name__
+    with pytest.raises(TypeError, match=f"`density_estimator` builds a {name}"):
         trainer.train()
 
 

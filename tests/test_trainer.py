@@ -22,6 +22,7 @@ from torch.distributions import (
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from sbi_jeffreys import JNPE, register
+from sbi_jeffreys.training.loop import JeffreysTraining
 from tests.small_trainings import (
     BOX,
     FROZEN,
@@ -46,6 +47,13 @@ def test_arguments_are_those_of_npe_in_its_order():
     assert positional(JNPE.build_posterior) == positional(NPE.build_posterior)
 
 
+class Column(MultivariateNormal):
+    """Its log densities have the shape `(N, 1)`."""
+
+    def log_prob(self, value):
+        return super().log_prob(value).unsqueeze(-1)
+
+
 PRIORS = {
     "box": BOX,
     "normal": MultivariateNormal(torch.zeros(2), torch.eye(2)),
@@ -58,6 +66,7 @@ PRIORS = {
         ],
         validate_args=False,
     ),
+    "log densities in a column": Column(torch.zeros(2), torch.eye(2)),
     "one parameter": BoxUniform(torch.zeros(1), torch.ones(1)),
     "none": None,
 }
@@ -384,9 +393,66 @@ def test_the_size_of_a_calibration_kernel_does_not_matter():
     assert losses[0] == pytest.approx(losses[2], abs=1e-4)
 
 
-def test_a_calibration_kernel_of_zeros_is_refused():
-    with pytest.raises(ValueError, match=r"`calibration_kernel` .* got a mean of 0\.0"):
-        make_trainer().train(calibration_kernel=lambda x: torch.zeros(len(x)))
+@pytest.mark.parametrize(
+    ("kernel", "message"),
+    [
+        (lambda x: torch.zeros(len(x)), r"got a mean of 0\.0"),
+        (lambda x: -torch.ones(len(x)), r"got a mean of -1\.0"),
+        (lambda x: x[:, 0] * torch.nan, "got a mean of nan"),
+        (lambda x: x[:, 0].square() / 0, "got a mean of inf"),
+        (lambda x: torch.ones(3), r"shape \(108,\), got \(3,\)"),
+        (lambda x: torch.ones(len(x), 1), r"shape \(108,\), got \(108, 1\)"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_before_training(kernel, message):
+    trainer = make_trainer(pool=False)
+    with pytest.raises(ValueError, match=f"`calibration_kernel` .*{message}"):
+        trainer.train(calibration_kernel=kernel)
+    assert trainer.flow is None
+    quick(trainer, max_num_epochs=1)
+
+
+class Apply(nn.Module):
+    """A network without parameters."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize("argument", ["embedding_net", "energy_embedding_net"])
+@pytest.mark.parametrize("density_estimator", ["nsf", "maf"])
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x: x.sum(1), r"features of shape \(batch, features\) .* got \(2,\)"),
+        (lambda x: x.double(), "features of dtype torch.float32, got torch.float64"),
+        (lambda x: x / 0, "finite features, got NaN or infinite ones"),
+    ],
+)
+def test_features_that_do_not_fit_are_refused_before_the_first_epoch(
+    argument, density_estimator, function, message, monkeypatch
+):
+    trainer = make_trainer(
+        density_estimator=density_estimator, **{argument: Apply(function)}
+    )
+    monkeypatch.setattr(JeffreysTraining, "run", lambda *_: pytest.fail("trained"))
+    with pytest.raises(ValueError, match=f"Expected `{argument}` to return {message}"):
+        trainer.train()
+
+
+def test_log_ratios_of_another_shape_are_refused():
+    class Wrong(nn.Module):
+        def forward(self, input, condition):
+            return input.sum(-1)[..., :3]
+
+    trainer = make_trainer(energy_net=Wrong(), pool=False)
+    with pytest.raises(ValueError, match=r"return shape \(\d, 108\), .* got \(\d, 3\)"):
+        trainer.train()
+    assert trainer.flow is None
 
 
 @pytest.mark.gpu

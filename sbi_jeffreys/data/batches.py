@@ -200,10 +200,16 @@ def scale_weights(batches: SlicedBatches | LoadedBatches) -> None:
     """Scale the weights of all pairs so that their mean is one.
 
     Raises:
-        ValueError: If the mean is not positive and finite.
+        ValueError: If there is not one weight for each pair, or their mean is not
+            positive and finite.
     """
     sums = torch.zeros(2, device=batches.device)
     for batch in batches.ordered():
+        if batch.weights.shape != batch.x.shape[:1]:
+            raise ValueError(
+                "Expected `calibration_kernel` to return a weight for each simulation, "
+                f"shape ({len(batch.x)},), got {tuple(batch.weights.shape)}."
+            )
         sums += torch.stack([batch.weights.sum(), torch.ones_like(batch.weights).sum()])
     total, num = mean_over_processes(sums).tolist()
     if not 0 < total < inf:

@@ -76,6 +76,15 @@ class PairBuilder:
     num_energies: int = 4
     device: str = "cpu"
 
+    def __post_init__(self) -> None:
+        """Raise a TypeError if a network is none."""
+        _check_network("energy_embedding_net", self.energy_embedding_net)
+        if not callable(self.energy_net):
+            raise TypeError(
+                "Expected `energy_net` to be a module or a function that builds one, got "
+                f"{self.energy_net!r}."
+            )
+
     def __call__(self, theta: Tensor, x: Tensor, prior: Distribution | None) -> ModelPair:
         """Return the pair, on the CPU. Prior and base stay on the training device.
 
@@ -127,6 +136,12 @@ class PairBuilder:
         return LogRatioEnsemble(
             self.energy_net(theta.shape[-1], features) for _ in range(self.num_energies)
         )
+
+
+def _check_network(name: str, net: object) -> None:
+    """Raise a TypeError unless `net`, the argument `name`, is a module or None."""
+    if net is not None and not isinstance(net, nn.Module):
+        raise TypeError(f"Expected `{name}` to be a torch module, got {net!r}.")
 
 
 class _AskedForNoDevice(nn.Identity):
@@ -213,9 +228,10 @@ def flow_builder(
         embedding_net: Embeds x, for a flow that is given by name.
 
     Raises:
-        TypeError: If `density_estimator` is none of these.
+        TypeError: If `density_estimator` is none of these, or `embedding_net` no module.
         ValueError: If the name is unknown, or `embedding_net` comes with a builder.
     """
+    _check_network("embedding_net", embedding_net)
     if density_estimator is None:
         density_estimator = "nsf"
     if not isinstance(density_estimator, str):
