@@ -15,6 +15,7 @@ from sbi_jeffreys._arviz import inference_data, non_uniform, release
 from sbi_jeffreys.plots.agreement import _pareto_tail
 from sbi_jeffreys.plots.style import RED, color_of
 from tests.diagnostics.test_calibration import of_ranks
+from tests.small_trainings import make_trainer
 
 
 @pytest.fixture(autouse=True)
@@ -130,6 +131,11 @@ def test_a_summary_of_something_else_is_refused():
     summary["multipliers"] = []
     with pytest.raises(ValueError, match="has no multipliers, divergences"):
         plots.plot_training(summary)
+
+
+def test_a_trainer_that_was_not_trained_is_refused():
+    with pytest.raises(ValueError, match="after training, but it has no training_loss"):
+        plots.plot_training(make_trainer())
 
 
 def make_report(num=1, spread=0.5, pareto_k=0.2):

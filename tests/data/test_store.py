@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sbi.utils import BoxUniform, RestrictedPrior, get_density_thresholder
@@ -159,6 +160,14 @@ def test_simulations_of_another_shape_than_before_are_refused():
     trainer = make_trainer()
     with pytest.raises(ValueError, match=r"`x` of shape \('N', 2\), .* got \(10, 3\)"):
         trainer.append_simulations(BOX.sample((10,)), torch.randn(10, 3))
+    assert len(trainer.get_simulations()[0]) == 120
+
+
+def test_parameters_of_another_number_than_before_are_refused():
+    trainer = new_trainer(None).append_simulations(torch.randn(20, 2), torch.randn(20, 2))
+    with pytest.raises(ValueError, match=r"`theta` of shape \('N', 2\), .* \(10, 3\)"):
+        trainer.append_simulations(torch.randn(10, 3), torch.randn(10, 2))
+    assert len(trainer.get_simulations()[0]) == 20
 
 
 def test_truncated_proposals_train():
@@ -211,6 +220,43 @@ def test_data_on_disk_train_as_data_in_memory_do(tmp_path, monkeypatch, num_appe
     with pytest.warns(UserWarning, match="pickled"):
         mapped = pickle.loads(pickle.dumps(mapped))
     assert same_weights(quick(mapped, max_num_epochs=5, resume_training=True), want)
+
+
+def mapped_doubles(values, folder):
+    np.save(folder / "values.npy", values.double().numpy())
+    return np.load(folder / "values.npy", mmap_mode="r")
+
+
+@pytest.mark.parametrize("name", ["theta", "x"])
+@pytest.mark.parametrize(
+    ("convert", "message"),
+    [
+        (lambda values, _: values > 0, "of real numbers, got torch.bool"),
+        (lambda values, _: values + 1j, "of real numbers, got torch.complex64"),
+        (lambda values, _: values.numpy().astype(object), "of real numbers, got object"),
+        (lambda values, _: values.tolist(), "got builtins.list. `numpy.asarray` makes"),
+        (lambda values, _: pd.DataFrame(values), "got pandas.*. `numpy.asarray` makes"),
+        (mapped_doubles, "of dtype float32, got float64"),
+    ],
+)
+def test_values_of_other_types_are_named_and_not_stored(name, convert, message, tmp_path):
+    given = {"theta": BOX.sample((20,)), "x": torch.randn(20, 2)}
+    values = given[name]
+    trainer = new_trainer()
+    with pytest.raises(TypeError, match=rf"Expected .*`{name}` .*{message}"):
+        trainer.append_simulations(**given | {name: convert(values, tmp_path)})
+    assert not trainer.has_simulations
+    trainer.append_simulations(**given)
+
+
+@pytest.mark.parametrize("convert", [torch.Tensor.tolist, pd.DataFrame])
+def test_numpy_makes_arrays_of_lists_and_data_frames(convert):
+    theta, x = BOX.sample((20,)), torch.randn(20, 2)
+    trainer = new_trainer().append_simulations(
+        np.asarray(convert(theta)), np.asarray(convert(x))
+    )
+    for kept, values in zip(trainer.get_simulations(), (theta, x), strict=False):
+        assert torch.equal(kept, values)
 
 
 def test_tensors_arrays_and_files_are_kept_without_a_copy(tmp_path):

@@ -286,11 +286,16 @@ def test_few_simulations_or_samples_are_warned_of():
         ({"parameter_names": ["a", "b"]}, "3 different `parameter_names`"),
         ({"parameter_names": ["a", "b", "b"]}, "3 different `parameter_names`"),
         ({"parameter_names": "abc"}, "3 different `parameter_names`, got 'abc'"),
+        ({"parameter_names": ["a", "chain", "b"]}, r"names` than \['chain'\]"),
         ({"num_posterior_samples": 0}, "at least 1 .* got 0"),
         ({"num_bins": 1}, "`num_bins` of at least 2, got .* and 1"),
         (
             {"theta": torch.randn(9, 3), "x": torch.randn(9, 3)},
             "at least 10 simulations .* got 9",
+        ),
+        (
+            {"x": torch.randn(20, 3).index_fill(0, torch.arange(11), torch.inf)},
+            "at least 10 simulations with finite `x`, got 9",
         ),
     ],
 )

@@ -266,6 +266,13 @@ def test_what_was_exported_can_be_compared(trained, container):
         run({"saved": data, "new": trained["JNPE"]})
 
 
+def test_exported_samples_that_are_not_finite_are_refused():
+    data = to_inference_data(torch.randn(30, 2), show_progress_bars=False)
+    data["posterior"]["theta"].values[0, 3, 1] = np.nan
+    with pytest.raises(ValueError, match="draws of 'a', got 30 draws with 1 values"):
+        run({"a": data}, None)
+
+
 def test_a_seed_gives_the_same_and_disturbs_nothing(trained, fresh):
     options = {name: each[:20] for name, each in fresh.items()}
     named = {"truth": Exact(), "JNPE": trained["JNPE"]}
@@ -331,6 +338,10 @@ def test_without_tabulate_the_error_names_the_extra(monkeypatch):
         ({"classifiers": ("svm",)}, r"`classifiers` among .* got \('svm',\)"),
         ({"classifiers": "rf"}, "`classifiers`"),
         ({"hdi_prob": 94}, "`hdi_prob` .* got 94"),
+        ({"hdi_prob": 0}, "`hdi_prob` .* got 0"),
+        ({"parameter_names": ["one"]}, "2 different `parameter_names`"),
+        ({"parameter_names": ["one", "one"]}, "2 different `parameter_names`"),
+        ({"parameter_names": ["one", "draw"]}, r"names` than \['draw'\]"),
         ({"num_samples": 19}, "`num_samples` .* at least 20, got 19"),
         ({"theta": torch.zeros(5, 2)}, "both `theta` and `x`, got no `x`"),
         ({"x": torch.zeros(5, 2)}, "both `theta` and `x`, got no `theta`"),
@@ -342,6 +353,19 @@ def test_options_that_do_not_fit_are_refused(options, message):
     samples = torch.randn(30, 2)
     with pytest.raises(ValueError, match=message):
         run({"a": samples, "b": samples}, None, **options)
+
+
+@pytest.mark.parametrize(
+    ("x_o", "message"),
+    [
+        (None, "Expected `x_o`: FlowPosterior has no default x"),
+        (torch.zeros(3), r"`x_o` of shape \(2,\).* got \(3,\)"),
+        (torch.tensor([0.0, torch.inf]), "`x_o` to be finite"),
+    ],
+)
+def test_observations_that_do_not_fit_are_refused(trained, x_o, message):
+    with pytest.raises(ValueError, match=message):
+        run({"JNPE": trained["JNPE"]}, x_o)
 
 
 def test_constant_parameters_of_the_reference_have_shifts_in_their_units():
@@ -381,6 +405,10 @@ def test_posteriors_that_do_not_fit_are_refused():
         run({"a": torch.zeros(19, 2)}, None)
     with pytest.raises(ValueError, match="same parameters"):
         run({"a": torch.zeros(30, 2), "b": torch.zeros(30, 1)}, None)
+    samples = torch.zeros(30, 2)
+    samples[4, 1] = torch.inf
+    with pytest.raises(ValueError, match="finite samples, but 1 of 30"):
+        run({"a": samples}, None)
     bad = {"theta": torch.zeros(5, 2), "x": torch.full((5, 2), np.nan)}
     with pytest.raises(ValueError, match="at least 10 simulations"):
         run({"a": torch.zeros(30, 2)}, None, **bad)

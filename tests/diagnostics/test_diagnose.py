@@ -210,6 +210,14 @@ def test_our_posterior_is_diagnosed(trained):
     assert len(result.parameters) == 2
 
 
+@pytest.mark.filterwarnings("ignore:95 simulations reveal only large errors")
+def test_invalid_simulations_are_left_out():
+    x = X[:100].index_fill(0, torch.arange(5), torch.nan)
+    with pytest.warns(UserWarning, match="5 NaNs"):
+        result = diagnosed(OfFlow(), THETA[:100], x)
+    assert np.array_equal(result.theta, THETA[5:100].double().numpy())
+
+
 def test_a_seed_makes_all_of_it_reproducible(trained):
     posterior = trained.build_posterior()
     theta = BOX.sample((100,))
@@ -240,7 +248,15 @@ def test_print_and_notebook_show_the_same_cells():
         ({"num_posterior_samples": 1}, "`num_posterior_samples` to be at least 2, got 1"),
         ({"theta": THETA * torch.tensor([1.0, 0.0, 1.0])}, r"constant columns \[1\]"),
         ({"theta": THETA[:5]}, r"`theta` of shape \(N, D\) and `x`"),
+        ({"theta": THETA[:, 0]}, r"`theta` of shape \(N, D\) and `x`"),
+        ({"theta": THETA / 0}, "finite `theta`, but 400 of 400"),
+        (
+            {"x": X.index_fill(0, torch.arange(391), torch.nan)},
+            "at least 10 simulations with finite `x`, got 9",
+        ),
         ({"parameter_names": ["a"]}, "3 different `parameter_names`"),
+        ({"parameter_names": ["a", "a", "b"]}, "3 different `parameter_names`"),
+        ({"parameter_names": ["a", "b", "draw"]}, r"names` than \['draw'\]"),
     ],
 )
 def test_bad_arguments_are_refused_before_sampling(changes, message):

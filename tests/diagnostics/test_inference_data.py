@@ -260,6 +260,7 @@ def test_parameters_can_be_named(flow):
         ({"a": 0, "b": [0, 1]}, "columns 0 to 1 once"),
         ({"a": [0, 2]}, "columns 0 to 1 once"),
         (["chain", "b"], r"other `parameter_names` than \['chain'\]"),
+        (["a", "draw"], r"other `parameter_names` than \['draw'\]"),
     ],
 )
 def test_names_that_do_not_fit_show_before_any_work(monkeypatch, flow, names, message):
@@ -568,12 +569,21 @@ def test_what_is_no_posterior_is_refused(flow):
         export({})
     with pytest.raises(ValueError, match=r"same parameters, got \[2, 3\]"):
         export({"flow": flow, "others": torch.zeros(5, 3)})
+    wider = MultivariateNormal(torch.zeros(3), torch.eye(3))
+    with pytest.raises(ValueError, match=r"`prior` of the same parameters, got \[2, 3\]"):
+        export(flow, prior=wider)
     for samples in (torch.zeros(5), torch.zeros(0, 2), torch.zeros(1, 2, 3, 4)):
         with pytest.raises(ValueError, match="Expected samples of shape"):
             export(samples)
     with pytest.raises(ValueError, match="finite samples, but 2 of 3 have"):
         export({"bad": torch.tensor([[0.0, np.nan], [np.inf, 0.0], [0.0, 0.0]])})
-    for name in ("num_samples", "num_chains", "num_predictive", "num_workers"):
+    for name in (
+        "num_samples",
+        "num_chains",
+        "num_predictive",
+        "num_workers",
+        "simulation_batch_size",
+    ):
         for number in (0, 1.5):
             with pytest.raises(ValueError, match=f"`{name}` .* got {number}"):
                 export(flow, **{name: number})
@@ -585,6 +595,7 @@ def test_what_is_no_posterior_is_refused(flow):
         (torch.zeros(2), r"`x_o` of shape \(3,\).* got \(2,\)"),
         (torch.zeros(2, 2, 3), r"got \(2, 2, 3\)"),
         (torch.tensor([0.0, np.nan, 0.0]), "`x_o` to be finite"),
+        (torch.tensor([0.0, np.inf, 0.0]), "`x_o` to be finite"),
     ],
 )
 def test_observations_that_do_not_fit_are_refused(flow, x_o, message):

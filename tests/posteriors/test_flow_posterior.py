@@ -143,6 +143,8 @@ def test_bad_arguments_are_refused():
     posterior, _ = make_posteriors()
     with pytest.raises(ValueError, match="sample_batched"):
         posterior.sample((2,), x=X)
+    with pytest.raises(ValueError, match="log_prob_batched"):
+        posterior.log_prob(torch.zeros(3, 2), x=X)
     with pytest.raises(ValueError, match="default has not been set"):
         posterior.sample((2,))
     with pytest.raises(ValueError, match=r"`max_sampling_batch_size` .* got 0"):

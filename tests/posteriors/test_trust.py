@@ -55,6 +55,15 @@ def test_of_many_observations_no_single_one_is_called_unusual():
         check.warn_of_unusual(FAR)
 
 
+@pytest.mark.parametrize("num", [118, 120])
+def test_an_unusual_x_is_known_among_enough_simulations(num):
+    check = TrustCheck(None, TASK.prior, Novelty(X[:num]))
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        check.warn_of_unusual(FAR)
+    assert len(found) == (num == 120)
+
+
 def test_without_an_energy_there_is_nothing_to_compare():
     with pytest.raises(RuntimeError, match="no energy to compare with"):
         TrustCheck(None, TASK.prior, None).report(X, 1000, 1000)

@@ -1,9 +1,11 @@
 """What parameters were drawn from: each kind of proposal, and what is refused."""
 
+import math
 import warnings
 
 import pytest
 import torch
+from sbi.inference.posteriors import DirectPosterior
 from sbi.utils import BoxUniform, RestrictedPrior
 from torch.distributions import MultivariateNormal
 
@@ -11,6 +13,7 @@ from sbi_jeffreys import FittedProposal
 from sbi_jeffreys.proposals.forgotten import FALSE_ALARMS, prior_p_value
 from sbi_jeffreys.proposals.mixture import ProposalMixture
 from sbi_jeffreys.proposals.source import Source, describe, mixture_of
+from tests.small_trainings import BOX
 
 PRIOR = MultivariateNormal(torch.zeros(2), 4 * torch.eye(2))
 NEAR = MultivariateNormal(torch.ones(2), 0.25 * torch.eye(2))
@@ -86,6 +89,25 @@ def test_a_density_that_is_zero_at_parameters_is_refused(theta):
     box = BoxUniform(torch.ones(2), 2 * torch.ones(2))
     with pytest.raises(ValueError, match=r"zero or not finite at \d+ of 400"):
         describe(box, PRIOR, theta)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_log_densities_that_are_not_finite_are_refused(value, theta):
+    log_prob = NEAR.log_prob(theta)
+    log_prob[:3] = value
+    with pytest.raises(ValueError, match="zero or not finite at 3 of 400"):
+        describe(log_prob, PRIOR, theta)
+
+
+@pytest.mark.parametrize("kind", ["direct", "energy", "sbi"])
+def test_a_posterior_without_a_default_x_is_refused(kind, trained):
+    proposal = (
+        DirectPosterior(trained.flow, BOX)
+        if kind == "sbi"
+        else trained.build_posterior(sample_with=kind)
+    )
+    with pytest.raises(ValueError, match=r"`proposal` .* default .*`\.set_default_x\("):
+        describe(proposal, BOX, BOX.sample((40,)))
 
 
 def test_log_densities_of_another_number_are_refused(theta):

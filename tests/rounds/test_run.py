@@ -169,6 +169,24 @@ def test_a_round_without_a_valid_simulation_is_an_error(tmp_path):
     assert len(list(tmp_path.glob("run/round_00/batch_*.npz"))) == 3
 
 
+def test_fewer_than_ten_valid_simulations_are_an_error_and_stay_on_disk(tmp_path):
+    calls = iter(range(1000))
+
+    def nearly_broken(theta):
+        if next(calls) >= 9:
+            raise OSError("no licence")
+        return simulate(theta)
+
+    with pytest.raises(
+        RuntimeError, match=r"round 1 are valid, 9 of 30.*first error: .*no licence"
+    ):
+        rounds(simulator=nearly_broken, batch_size=1, path=tmp_path / "run")
+    files = sorted(tmp_path.glob("run/round_00/batch_*.npz"))
+    stored = [np.load(file)["x"] for file in files]
+    assert len(stored) == 30
+    assert sum(bool(x.size) and np.isfinite(x).all() for x in stored) == 9
+
+
 def test_rounds_end_where_nothing_changes_any_more(monkeypatch):
     monkeypatch.setattr(run_module, "MIN_KL", 1e9)
     monkeypatch.setattr(run_module, "MIN_RELATIVE_ESS", 0.0)
