@@ -156,3 +156,9 @@ def test_models_of_the_pool_are_those_that_are_named(pool, names, monkeypatch):
 def test_an_unknown_model_of_the_pool_is_named():
     with pytest.raises(ValueError, match=r"`pool` .* linear_model, .* got nonsense\."):
         JNPE(BOX, pool=("nonsense", "linear_model"))
+
+
+@pytest.mark.parametrize("pool", [None, 3])
+def test_a_pool_that_is_neither_a_bool_nor_names_is_refused(pool):
+    with pytest.raises(TypeError, match=f"`pool` to be a bool or names of .* got {pool}"):
+        JNPE(BOX, pool=pool)

@@ -60,10 +60,16 @@ def pool_models(wanted: bool | Collection[str]) -> tuple[str, ...]:
         wanted: All, none, or their names.
 
     Raises:
+        TypeError: If `wanted` is neither a bool nor a collection.
         ValueError: If there is no model of a name.
     """
     if isinstance(wanted, bool):
         return tuple(POOL_MODELS) if wanted else ()
+    if not isinstance(wanted, Collection):
+        raise TypeError(
+            f"Expected `pool` to be a bool or names of {', '.join(POOL_MODELS)}, got "
+            f"{wanted!r}."
+        )
     names = {wanted} if isinstance(wanted, str) else set(wanted)
     if unknown := names - set(POOL_MODELS):
         raise ValueError(

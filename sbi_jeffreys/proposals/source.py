@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from sbi.inference.posteriors.base_posterior import NeuralPosterior
 from scipy.stats import ks_2samp
@@ -22,6 +23,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_jeffreys._sbi import restricts
+from sbi_jeffreys.data.arrays import as_tensor
 from sbi_jeffreys.models.prior_base import base_density
 from sbi_jeffreys.preprocessing.support import support_of
 from sbi_jeffreys.proposals.fitted import FittedProposal
@@ -94,7 +96,8 @@ def describe(proposal: Any, prior: Distribution | None, theta: Tensor) -> Source
     Args:
         proposal: None or the prior; a `RestrictedPrior` made from the prior; a posterior,
             of sbi or of this package, with a default x; a distribution with `sample` and
-            `log_prob`; or the log densities of `theta` in nats, shape `(N,)`.
+            `log_prob`; or the log densities of `theta` in nats, `(N,)`,
+            as a tensor or an array.
         prior: The prior, or None.
         theta: The parameters, shape `(N, D)`, inside the prior's support.
 
@@ -103,6 +106,8 @@ def describe(proposal: Any, prior: Distribution | None, theta: Tensor) -> Source
         ValueError: If there is no prior, or if the density of the proposal is not finite,
             not normalised, or not that of the parameters.
     """
+    if isinstance(proposal, np.ndarray):
+        proposal = as_tensor("proposal", proposal)
     if proposal is None or proposal is prior:
         if proposal is None and prior is not None:
             warn_if_not_from_prior(theta, prior)

@@ -51,11 +51,16 @@ def test_a_distribution_is_used_as_it_is(theta):
     assert source.weights is None
 
 
-@pytest.mark.parametrize("kind", ["object", "log densities"])
+@pytest.mark.parametrize("kind", ["object", "log densities", "an array of them"])
 def test_another_density_is_replaced_and_its_simulations_are_weighted(kind, theta):
     """Weighted by w, the simulations are a sample of the fitted density: their mean is
     that of the density, within five standard errors."""
-    proposal = ByHand() if kind == "object" else NEAR.log_prob(theta)
+    log_prob = NEAR.log_prob(theta)
+    proposal = {
+        "object": ByHand(),
+        "log densities": log_prob,
+        "an array of them": log_prob.double().numpy(),
+    }[kind]
     source = describe(proposal, PRIOR, theta)
     assert isinstance(source.density, FittedProposal)
     ratios = (source.density.log_prob(theta) - NEAR.log_prob(theta)).exp()
