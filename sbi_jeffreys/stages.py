@@ -11,29 +11,33 @@ Without the pool the networks train until their held-out loss stalls, which is t
 method. They do so before the second stage if x is embedded by a network that learns.
 """
 
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from math import inf, nan, sqrt
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
-from tqdm.auto import tqdm
 
 from sbi_jeffreys._sbi import TrainConfig
 from sbi_jeffreys.data.arrays import ConcatenatedRows
 from sbi_jeffreys.data.batches import Batches
-from sbi_jeffreys.data.processes import process_rank
 from sbi_jeffreys.data.store import SimulationStore
 from sbi_jeffreys.models.energy import ConditionalEnergy
 from sbi_jeffreys.models.pair import ModelPair
 from sbi_jeffreys.models.prior_base import base_density, log_prior_floor
 from sbi_jeffreys.pool.candidates import Focus
-from sbi_jeffreys.pool.emulation import EmulatedBatches, Emulator, NearbyBatches
+from sbi_jeffreys.pool.emulation import (
+    NUM_BATCHES,
+    Emulated,
+    EmulatedBatches,
+    Emulator,
+    NearbyBatches,
+)
 from sbi_jeffreys.pool.opinion_pool import PoolFit
 from sbi_jeffreys.preprocessing.true_support import evaluated_anywhere
+from sbi_jeffreys.progress import FOLLOWING_WORK, POOL_WORK, shown
 from sbi_jeffreys.proposals.mixture import ProposalMixture
 from sbi_jeffreys.training.following import Guide
 from sbi_jeffreys.training.loop import JeffreysTraining
@@ -61,17 +65,8 @@ square root of the number of simulations."""
 MAX_BATCH_SIZE = 200
 """Largest number of emulated pairs in a batch."""
 
-
-class Emulated(NamedTuple):
-    """What x near an observation are emulated with.
-
-    Attributes:
-        model: The emulator.
-        features: Features of x of simulations, shape `(num, features)`.
-    """
-
-    model: Emulator
-    features: Tensor
+LEARNING = "JNPE's flow learns from its pool (2/3)"
+"""Label of the progress bar while the flow learns from emulated pairs."""
 
 
 class Pooled(NamedTuple):
@@ -126,12 +121,14 @@ class Stages:
         """Whether the energy's embedding of x is trained."""
         return any(True for _ in self.training.pair.energy.embedding_net.parameters())
 
-    def train(self, until: int | None = None) -> bool:
+    def train(self, until: int | None = None, is_pooled: bool = True) -> bool:
         """Train the networks; return whether this ended by itself.
 
         Args:
             until: Most epochs; None for all there may be.
+            is_pooled: Whether pool and following come after, for the progress bar.
         """
+        later = self._work(EPOCHS_TO_LEARN + EPOCHS_TO_FOLLOW) if is_pooled else 0.0
         most = self.config.max_num_epochs
         if until is not None:
             most = min(most, until)
@@ -142,6 +139,7 @@ class Stages:
             self.patience,
             self.config.clip_max_norm,
             self.show_progress,
+            later=later / len(self.batches),
         )
 
     def pool(self, names: Collection[str], has_converged: bool) -> Pooled:
@@ -160,20 +158,16 @@ class Stages:
         pair = ModelPair(networks.flow, networks.energy_with_own_embedding())
         theta = ConcatenatedRows(self.simulations.theta)
         x = ConcatenatedRows(self.simulations.x)
-        with self._shown("JNPE fits its pool (2/3)"):
+        with shown("JNPE fits its pool (2/3)", self.show_progress):
             pool = PoolFit(pair, theta, x, *self.rows, names, self._effort, self._focus)
         emulator = pool.emulator if self._emulates else None
         if emulator is not None:
             pairs = self._emulated(emulator, pool, pair.energy, is_weighted=False)
-            self._follow(
-                pair.energy,
-                pairs,
-                forward=True,
-                are_embedded=True,
-                num_epochs=EPOCHS_TO_LEARN,
-            )
+            later = self._work(EPOCHS_TO_FOLLOW) / (FOLLOWING_WORK * NUM_BATCHES)
+            guide = Guide(pair.energy, pairs, True, True, EPOCHS_TO_LEARN, later=later)
+            self._follow(replace(guide, description=LEARNING))
         flow_loss = self.training.recall_followed()
-        with self._shown("JNPE weighs its pool (2/3)"):
+        with shown("JNPE weighs its pool (2/3)", self.show_progress):
             pool.fit(pair)
         if state.loss == inf:
             state = state._replace(loss=pool.loss, goes_on=pool.lag < MAX_LAG)
@@ -197,7 +191,7 @@ class Stages:
         has_converged, goes_on = state.has_converged, state.goes_on
         ends_cycle = self.training.cycles.end(self.training.epoch - 1)
         has_converged |= not goes_on and self.training.epoch == ends_cycle
-        with self._shown("JNPE fits its pool to all simulations (2/3)"):
+        with shown("JNPE fits its pool to all simulations (2/3)", self.show_progress):
             energy = pool.pooled(pair)
         emulated = None
         if emulator is not None:
@@ -207,13 +201,8 @@ class Stages:
             guides: Batches = self.batches
             if emulator is not None:
                 guides = self._emulated(emulator, pool, energy, is_weighted=forward)
-            self._follow(
-                energy,
-                guides,
-                forward=forward,
-                are_embedded=emulator is not None,
-                num_epochs=EPOCHS_TO_FOLLOW,
-            )
+            embedded = emulator is not None
+            self._follow(Guide(energy, guides, forward, embedded, EPOCHS_TO_FOLLOW))
         loss = flow_loss - pool.gain if self.mixture is None else nan
         return Pooled(energy, pool.weights, loss, has_converged, emulated)
 
@@ -261,14 +250,9 @@ class Stages:
             return energy(theta, x, None if emulated is None else x)
 
         nearby = NearbyBatches(draw_x, observed, latest, f, batch_size)
-        self._follow(
-            energy,
-            nearby,
-            forward=observed is None or len(observed) == 1,
-            are_embedded=emulated is not None,
-            num_epochs=EPOCHS_TO_FOLLOW,
-            keeps_last=True,
-        )
+        forward, embedded = observed is None or len(observed) == 1, emulated is not None
+        guide = Guide(energy, nearby, forward, embedded, EPOCHS_TO_FOLLOW)
+        self._follow(replace(guide, keeps_last=True))
 
     @property
     def _focus(self) -> Focus | None:
@@ -286,6 +270,16 @@ class Stages:
     def _effort(self) -> float:
         """Factor of the steps of the pool and of the following."""
         return min(1.0, self.config.max_num_epochs / FULL_EFFORT)
+
+    @property
+    def _growth(self) -> float:
+        """Factor of that work, which grows with the number of simulations."""
+        return self._effort * sqrt(sum(map(len, self.rows)) / 1000)
+
+    def _work(self, num_epochs: int) -> float:
+        """Return the work of the pool and of epochs of emulated batches, in steps."""
+        steps = FOLLOWING_WORK * NUM_BATCHES * num_epochs
+        return self._growth * (POOL_WORK + steps)
 
     @property
     def _emulates(self) -> bool:
@@ -320,27 +314,8 @@ class Stages:
         features = pool.known.features
         return EmulatedBatches(emulator, self._base, energy, features, is_weighted, size)
 
-    def _follow(
-        self,
-        energy: ConditionalEnergy,
-        batches: Batches,
-        *,
-        forward: bool,
-        are_embedded: bool,
-        num_epochs: int,
-        keeps_last: bool = False,
-    ) -> None:
-        """Let the flow follow an energy; `num_epochs` is that with 1,000 simulations."""
-        growth = self._effort * sqrt(sum(map(len, self.rows)) / 1000)
-        num = max(1, round(growth * num_epochs))
-        guide = Guide(energy, batches, forward, are_embedded, num, keeps_last)
-        norm = self.config.clip_max_norm
+    def _follow(self, guide: Guide) -> None:
+        """Let the flow follow an energy; its epochs are those with 1,000 simulations."""
+        num = max(1, round(self._growth * guide.num_epochs))
+        guide, norm = replace(guide, num_epochs=num), self.config.clip_max_norm
         self.training.follow(guide, self.held_out, norm, self.show_progress)
-
-    @contextmanager
-    def _shown(self, description: str) -> Iterator[None]:
-        """Show a part of the work that has no steps to count."""
-        hidden = not self.show_progress or process_rank() > 0
-        with tqdm(desc=description, total=1, unit=" parts", disable=hidden) as bar:
-            yield
-            bar.update()

@@ -30,6 +30,7 @@ ORDER = [
         "models",
         "sampling",
         "preprocessing",
+        "progress",
         "data",
     ),
     *("tables", "_sbi", "_arviz"),

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -45,6 +45,18 @@ class Emulator(Protocol):
             candidates: The simulations, and draws of the flow for each.
         """
         ...
+
+
+class Emulated(NamedTuple):
+    """What x near an observation are emulated with.
+
+    Attributes:
+        model: The emulator.
+        features: Features of x of simulations, shape `(num, features)`.
+    """
+
+    model: Emulator
+    features: Tensor
 
 
 class FreshBatches(ABC):

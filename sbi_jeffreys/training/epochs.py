@@ -15,6 +15,7 @@ from sbi_jeffreys.data.batches import Batches
 from sbi_jeffreys.data.processes import num_processes, process_rank, share_tensors
 from sbi_jeffreys.models.pair import ModelPair
 from sbi_jeffreys.objective.multipliers import ResilientMultipliers
+from sbi_jeffreys.progress import time_left
 from sbi_jeffreys.sampling.random_state import seeded
 from sbi_jeffreys.training.checkpoint import Checkpoint, RandomState, copy_nested
 from sbi_jeffreys.training.cuda_graph import CapturedStep
@@ -85,6 +86,7 @@ class EpochLoop:
         clip_max_norm: float | None,
         show_progress: bool,
         description: str = "JNPE trains its networks (1/3)",
+        later: float = 0.0,
     ) -> bool:
         """Train until the held-out loss stalls, then load the best averaged weights.
 
@@ -104,6 +106,7 @@ class EpochLoop:
             clip_max_norm: Bound on the norm of each model's gradient; None for no bound.
             show_progress: Whether to show a progress bar.
             description: Label of the progress bar.
+            later: Work that comes after, in epochs, for the progress bar.
 
         Returns:
             Whether training stopped before `max_num_epochs`, or because the loss stalled.
@@ -136,7 +139,8 @@ class EpochLoop:
                     self._save()
                     bar.total = self._next_end(max_num_epochs)
                     bar.update()
-                    bar.set_postfix(self.history.progress(self.best_loss))
+                    left = time_left(bar, later)
+                    bar.set_postfix(left | self.history.progress(self.best_loss))
             except KeyboardInterrupt:
                 self._restore()
                 self.was_interrupted = True

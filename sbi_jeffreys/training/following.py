@@ -33,9 +33,6 @@ from sbi_jeffreys.training.epochs import EpochLoop
 from sbi_jeffreys.training.schedule import Cycles
 from sbi_jeffreys.training.step import PrimalDualStep, TrainedPair, TrainingOptions
 
-DESCRIPTION = "JNPE's flow follows the energy (3/3)"
-"""Label of the progress bar."""
-
 AVERAGING = 0.99
 """Weight of the past in the moving average of the flow's weights, per step."""
 
@@ -53,6 +50,8 @@ class Guide:
         num_epochs: Number of epochs.
         keeps_last: Whether the flow of the last epoch is kept, whatever its held-out
             loss, because held-out pairs are not of the energy's posterior.
+        later: Work that comes after, in epochs, for the progress bar.
+        description: Label of the progress bar.
     """
 
     energy: ConditionalEnergy
@@ -61,6 +60,8 @@ class Guide:
     are_embedded: bool
     num_epochs: int
     keeps_last: bool = False
+    later: float = 0.0
+    description: str = "JNPE's flow follows the energy (3/3)"
 
 
 class FollowingPair(TrainedPair):
@@ -158,14 +159,15 @@ def follow(
                 guide.num_epochs,
                 clip_max_norm,
                 show_progress,
-                DESCRIPTION,
+                guide.description,
+                guide.later,
             )
         except FloatingPointError as error:
             warnings.warn(f"{error} The flow stays as it was.", stacklevel=3)
         except KeyboardInterrupt:
             warnings.warn(
-                f"{DESCRIPTION}: interrupted after 0 epochs. The flow stays as it was. "
-                "`train(resume_training=True)` does this again.",
+                f"{guide.description}: interrupted after 0 epochs. The flow stays as it "
+                "was. `train(resume_training=True)` does this again.",
                 stacklevel=3,
             )
     weights = copy_nested(flow.state_dict())

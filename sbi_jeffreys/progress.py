@@ -1,0 +1,49 @@
+"""Progress bars of a training, and when all of it will be done.
+
+Work is counted in steps of the networks. With 1,000 simulations of eleven tasks, fitting
+the pool took as long as 120 to 310 of them, and a step of the following as long as 0.35
+to 0.50 of one (benchmarks/results/ablations.md). So the whole is known to about a fourth,
+unless the networks go on beside the pool.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tqdm.auto import tqdm
+
+from sbi_jeffreys.data.processes import process_rank
+
+POOL_WORK = 220.0
+"""Steps of the networks that take as long as fitting the pool to 1,000 simulations."""
+
+FOLLOWING_WORK = 0.4
+"""Steps of the networks that take as long as a step of the following."""
+
+
+@contextmanager
+def shown(description: str, show_progress: bool) -> Iterator[None]:
+    """Show a part of the work that has no steps to count.
+
+    Args:
+        description: Label of the progress bar.
+        show_progress: Whether to show it. Of several processes, the first one does.
+    """
+    hidden = not show_progress or process_rank() > 0
+    with tqdm(desc=description, total=1, unit=" parts", disable=hidden) as bar:
+        yield
+        bar.update()
+
+
+def time_left(bar: tqdm, later: float) -> dict[str, str]:
+    """Return the time until all of a training is done, for the postfix of its bar.
+
+    Args:
+        bar: The bar of a part of the training. The pace is its own.
+        later: What comes after this part, in units of the bar. If nothing does, the bar's
+            own estimate serves, and the result is empty.
+    """
+    done = 0 if bar.disable else bar.n - bar.initial
+    if not (later and done):
+        return {}
+    pace = bar.format_dict["elapsed"] / done
+    return {"all done in": tqdm.format_interval(pace * (bar.total - bar.n + later))}
