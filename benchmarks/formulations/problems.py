@@ -3,10 +3,11 @@ r"""Problems that flow p and energy q can solve, beside the resilient one.
     D1 = KL(π ‖ p),   D2 = KL(p ‖ q),   D3 = KL(π ‖ q)
 
 - fixed weights: min λ1 D1 + λ2 D2 + λ3 D3.
-- inequality: min D2 subject to NLL(p) ≤ b and NLL(q) ≤ b. Its multipliers of the two
-  constraints go by plain dual ascent, λ ← [λ + η (NLL − b)]₊, without a leak, and with no
-  bound but zero. The level b is the lowest held-out NLL of the flow so far, or the NLL of
-  the training pairs under flows that have not seen them ("out of fold").
+- inequality: min ω (D1 + D3) + D2 subject to NLL(p) ≤ b and NLL(q) ≤ b, with ω = 0 or 0.1.
+  The multipliers μ of the two constraints go by plain dual ascent, μ ← [μ + η (NLL − b)]₊,
+  without a leak, and with no bound but zero. The weights of D1 and D3 are ω + μ. The level
+  b is the lowest held-out NLL of the flow so far, or the NLL of the training pairs under
+  flows that have not seen them ("out of fold").
 - inequality, each pair: the same with a constraint and a multiplier for each pair. Its
   level is that pair's own NLL out of fold, in which the entropy cancels pair by pair.
 - covering: KL(q ‖ p), on draws of p with self-normalised weights, is added to D2.
@@ -15,6 +16,7 @@ r"""Problems that flow p and energy q can solve, beside the resilient one.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from typing import Literal
 
@@ -46,14 +48,18 @@ LEVELS = (0.1, 0.3, 1.0, 3.0, 10.0)
 
 
 class PlainAscent:
-    """Dual ascent for min D2 subject to D1 ≤ 0 and D3 ≤ 0, without leak or relaxation."""
+    """Dual ascent for min ω (D1 + D3) + D2 subject to D1 ≤ 0 and D3 ≤ 0.
 
-    def __init__(self, step_size: float = STEP_SIZE) -> None:
+    There is neither a leak nor a relaxation.
+    """
+
+    def __init__(self, least: float = 0.0, step_size: float = STEP_SIZE) -> None:
         """
         Args:
+            least: ω, the weight of D1 and D3 where their constraints are slack.
             step_size: η, in 1/nats.
         """
-        self.step_size = step_size
+        self.least, self.step_size = least, step_size
         self.values = torch.ones(3)
         self._is_constrained = torch.tensor([1.0, 0.0, 1.0])
 
@@ -65,7 +71,7 @@ class PlainAscent:
         """
         violation = torch.where(divergences.isfinite().all(), divergences, 0.0)
         self.values.add_(violation * self._is_constrained, alpha=self.step_size)
-        self.values.clamp_(min=0)
+        self.values.clamp_(min=self.least)
 
 
 class FixedReference(EntropyReference):
@@ -187,6 +193,7 @@ FORMULATIONS = {
     "0.1 / 1 / 0.1": LITTLE,
     "resilient": Formulation(ResilientMultipliers),
     "inequality": Formulation(PlainAscent),
+    "inequality, 0.1": Formulation(partial(PlainAscent, 0.1)),
     "inequality, out of fold": Formulation(PlainAscent, level="out of fold"),
     "inequality, each pair": Formulation(
         _fixed(1.0, 1.0, 1.0), EachPair, "out of fold, each pair"
