@@ -3,11 +3,11 @@ r"""Problems that flow p and energy q can solve, beside the resilient one.
     D1 = KL(π ‖ p),   D2 = KL(p ‖ q),   D3 = KL(π ‖ q)
 
 - fixed weights: min λ1 D1 + λ2 D2 + λ3 D3.
-- inequality: min ω (D1 + D3) + D2 subject to NLL(p) ≤ b and NLL(q) ≤ b, with ω = 0 or 0.1.
-  The multipliers μ of the two constraints go by plain dual ascent, μ ← [μ + η (NLL − b)]₊,
-  without a leak, and with no bound but zero. The weights of D1 and D3 are ω + μ. The level
-  b is the lowest held-out NLL of the flow so far, or the NLL of the training pairs under
-  flows that have not seen them ("out of fold").
+- inequality: min ω (D1 + D3) + D2 subject to NLL(p) ≤ b and NLL(q) ≤ b, with ω = 0 or
+  0.1. The multipliers μ of the two constraints go by plain dual ascent,
+  μ ← [μ + η (NLL − b)]₊, without a leak, and with no bound but zero. D1 and D3 have the
+  weights ω + μ. The level b is the lowest held-out NLL of the flow so far, or the NLL of
+  the training pairs under flows that have not seen them ("out of fold").
 - inequality, each pair: the same with a constraint and a multiplier for each pair. Its
   level is that pair's own NLL out of fold, in which the entropy cancels pair by pair.
 - covering: KL(q ‖ p), on draws of p with self-normalised weights, is added to D2.
