@@ -2,6 +2,7 @@
 
 import os
 import platform
+import subprocess
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -41,6 +42,26 @@ def measured_with(device: str) -> str:
         f"Python {platform.python_version()}, {_machine()}, "
         f"{torch.get_num_threads()} threads, device {_device(device)}"
     )
+
+
+def commit() -> str:
+    """Return the commit of the code, with a star if files differ from it."""
+    arguments = ["git", "describe", "--always", "--dirty=*", "--exclude=*"]
+    folder = Path(__file__).parent
+    result = subprocess.run(arguments, cwd=folder, capture_output=True, text=True)
+    return result.stdout.strip()
+
+
+def made_by(rows: pd.DataFrame) -> str:
+    """Return the commit of all rows and what measured them, as a sentence.
+
+    Raises:
+        ValueError: If the rows are of several commits.
+    """
+    commits = set(rows.commit)
+    if len(commits) > 1:
+        raise ValueError(f"Expected rows of one commit, got {words(commits)}.")
+    return f"Commit {words(commits)}; {rows.measured_with.iloc[-1]}."
 
 
 def write(path: Path, text: str) -> None:

@@ -11,7 +11,7 @@ from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
 from benchmarks import lines
-from benchmarks.report import measured_with
+from benchmarks.report import commit, measured_with, words
 
 
 def finish(
@@ -34,7 +34,8 @@ def finish(
         columns: Names of a row's entries.
 
     Raises:
-        ValueError: If the file has other columns, before any work is done.
+        ValueError: If the file has other columns, or rows of another commit are to be
+            added to, before any work is done.
     """
     keys = [tuple(key) for key in keys]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,6 +47,11 @@ def finish(
         )
     done = set(_keys(rows, len(keys[0])))
     todo = [key for key in keys if key not in done]
+    if todo and "commit" in rows and (others := set(rows.commit) - {commit()}):
+        raise ValueError(
+            f"Expected rows of commit {commit()}, which this code is, got those of "
+            f"{words(others)} in {path}. Give another `--output`, or check that one out."
+        )
     work = Parallel(jobs, return_as="generator_unordered")(
         delayed(_compute)(compute, key) for key in todo
     )

@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from benchmarks.cost.trainings import NPE
-from benchmarks.report import table
+from benchmarks.report import made_by, table
 from sbi_jeffreys.plots.style import GREY, color_of, panels
 
 REFERENCE = "npe_nsf"
@@ -23,7 +23,7 @@ def report(rows: pd.DataFrame) -> str:
         f"the CPU seconds of `{REFERENCE}` on the same simulations. Gains are test NLL "
         f"of `{REFERENCE}` less that of the method, in nats, means over tasks and seeds. "
         "`jnpe_5` is JNPE with `max_num_epochs=5`.",
-        f"Commits {', '.join(sorted(set(rows.commit)))}; {rows.measured_with.iloc[-1]}.",
+        made_by(rows),
         "![Gain in test NLL against CPU seconds](cost.png)",
     ]
     for num, some in rows.groupby("num_simulations"):

@@ -1,11 +1,9 @@
 """One training a row: its CPU seconds by phase, its accuracy, and its samples' cost."""
 
-import subprocess
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -22,6 +20,7 @@ from benchmarks.accuracy.held_out import (
 )
 from benchmarks.methods.registry import TRAININGS
 from benchmarks.methods.training import NO_VALUE
+from benchmarks.report import commit
 from benchmarks.tasks.references import NUM_SAMPLES, reference
 from benchmarks.tasks.sbibm import TASKS
 from benchmarks.tasks.task import Task, on_device
@@ -224,11 +223,3 @@ def _c2st(task: Task, posterior: Any) -> float:
         drawn = posterior.sample((NUM_SAMPLES,), x=x_o, show_progress_bars=False)
         values.append(c2st_random_forest_fold(samples, drawn))
     return sum(values) / len(values)
-
-
-def commit() -> str:
-    """Return the commit of the code, with a star if files differ from it."""
-    words = ["git", "describe", "--always", "--dirty=*", "--exclude=*"]
-    folder = Path(__file__).parent
-    result = subprocess.run(words, cwd=folder, capture_output=True, text=True)
-    return result.stdout.strip()

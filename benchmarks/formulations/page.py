@@ -9,7 +9,7 @@ from benchmarks.formulations.problems import GRID, REFERENCE
 from benchmarks.formulations.trainings import MIXTURE, NUM_MIXTURE_TEST
 from benchmarks.paper.planar import mixture
 from benchmarks.paper.weights import Z_RANGE
-from benchmarks.report import table, words
+from benchmarks.report import made_by, table, words
 from benchmarks.rows import numbers
 
 JUDGED = {
@@ -32,9 +32,6 @@ def report(rows: pd.DataFrame) -> str:
     Raises:
         ValueError: If the rows are of several commits.
     """
-    commits = set(rows.commit)
-    if len(commits) > 1:
-        raise ValueError(f"Expected rows of one commit, got {words(commits)}.")
     tasks, planar = rows[rows.task != MIXTURE], rows[rows.task == MIXTURE]
     sections = [
         "# Which problem flow and energy are trained to solve",
@@ -42,7 +39,7 @@ def report(rows: pd.DataFrame) -> str:
         "and the flow follows nothing. Numbers are fixed weights of KL(data ‖ flow), "
         "KL(flow ‖ energy) and KL(data ‖ energy). All trainings of a task have the same "
         "number of epochs. The kept epoch has the lowest held-out loss of the flow.",
-        f"Commit {words(commits)}; {rows.measured_with.iloc[-1]}.",
+        made_by(rows),
     ]
     if len(tasks):
         sections += ["## Posteriors", *_posteriors(tasks)]

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from benchmarks.accuracy.held_out import TEST_SEED, energy_nll, flow_nll
-from benchmarks.cost.trainings import ALL_TASKS, commit
+from benchmarks.cost.trainings import ALL_TASKS
 from benchmarks.formulations.problems import (
     FORMULATIONS,
     GRID,
@@ -23,6 +23,7 @@ from benchmarks.formulations.problems import (
 )
 from benchmarks.methods.training import NO_VALUE
 from benchmarks.paper.planar import draw_mixture
+from benchmarks.report import commit
 from benchmarks.rows import curve
 from sbi_jeffreys.data.batches import Batches, SlicedBatches
 from sbi_jeffreys.data.store import unit_weights

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from benchmarks.report import table
+from benchmarks.report import made_by, table
 from sbi_jeffreys.plots.style import GREY, color_of, panels
 
 PUBLISHED = Path(__file__).with_name("published_sequential.csv")
@@ -19,14 +19,13 @@ def report(rows: pd.DataFrame) -> str:
     Args:
         rows: Posteriors, as `runs.Row` has them.
     """
-    commits = ", ".join(sorted(set(rows.commit)))
     sections = [
         "# One observation and a fixed number of simulations",
         "C2ST by a random forest against the reference posterior, 0.5 is perfect: mean "
         "over observations and seeds. `jnpe_rounds` is `run_rounds` at default options, "
         "`jnpe` the corrected posterior of as many simulations of the prior. Published "
         "values are means over ten observations, by the classifier that is given.",
-        f"Commits {commits}; {rows.measured_with.iloc[-1]}.",
+        made_by(rows),
         "![C2ST against simulations](rounds.png)",
     ]
     published = pd.read_csv(PUBLISHED)

@@ -12,7 +12,7 @@ from sbi.utils import RestrictedPrior, get_density_thresholder
 from torch import Tensor
 
 from benchmarks.accuracy.c2st import c2st_random_forest_fold
-from benchmarks.cost.trainings import commit
+from benchmarks.report import commit
 from benchmarks.tasks.references import NUM_SAMPLES, reference
 from benchmarks.tasks.sbibm import TASKS
 from benchmarks.tasks.task import Task

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from benchmarks.report import table
+from benchmarks.report import made_by, table
 
 KINDS = ("prior", "simulator")
 
@@ -19,7 +19,7 @@ def report(rows: pd.DataFrame) -> str:
         f"{len(rows)} trainings of ten epochs, each with 20 to 2,000 simulations and a "
         "learning rate of 0.0001 to 0.05. Both posteriors are sampled given five fresh "
         "x. A training that diverged and said when and where counts as said.",
-        f"Commits {', '.join(sorted(set(rows.commit)))}; {rows.measured_with.iloc[-1]}.",
+        made_by(rows),
         *(_counts(rows, kind) for kind in KINDS),
     ]
     if len(wrong):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from sbi.utils.sbiutils import within_support
 
-from benchmarks.cost.trainings import commit
+from benchmarks.report import commit
 from benchmarks.stress.problems import draw
 from sbi_jeffreys.trainer import JNPE
 
