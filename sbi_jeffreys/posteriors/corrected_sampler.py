@@ -2,11 +2,14 @@
 
 Samples are chosen without replacement from more draws of the flow, in proportion to
 Pareto-smoothed importance weights. Draws are added until their effective sample size is
-large enough and choosing without replacement displaces little of the weight. Where too
-much is displaced even from the largest number of draws, or the tail of the weights is too
-heavy (k̂ > 0.7), the draws go by sequential Monte Carlo from the flow to the energy.
-These rules hold also where one sample is wanted: its distribution must not depend on how
-many others come with it.
+large enough, the weights bias the samples little, and choosing without replacement
+displaces little of the weight. Where the largest number of draws does not reach this, or
+the tail of the weights is too heavy (k̂ > 0.7), the draws go by sequential Monte Carlo
+from the flow to the energy.
+
+N draws bias the mean of the chosen ones by about χ² / N standard deviations, where χ² is
+the variance of the weights divided by their mean. This holds also where one sample is
+wanted: its distribution must not depend on how many others come with it.
 """
 
 from dataclasses import dataclass
@@ -35,12 +38,12 @@ MAX_DISPLACED = 0.01
 MAX_DRAWS_PER_SAMPLE = 16.0
 """Largest number of draws per sample."""
 
-MIN_DRAWS, FEWEST_MAX_DRAWS = 150, 2_000
+MIN_DRAWS, FEWEST_MAX_DRAWS = 60, 2_000
 """However few samples are wanted: draws for each observation, and the largest number of
 them."""
 
-MIN_EFFECTIVE = 100
-"""However few samples are wanted: effective sample size at which no draws are added."""
+MAX_BIAS = 0.005
+"""Largest bias of samples' means, in standard deviations, at which no draws are added."""
 
 MIN_DRAWS_TO_JUDGE = 1_000
 """Number of draws from which k̂ counts and samples may be moved."""
@@ -109,12 +112,12 @@ class CorrectedSampler:
         samples = theta.new_empty(self.num, len(x), theta.shape[-1])
         is_reliable = torch.ones(len(x), dtype=torch.bool)
         while True:
-            growth, crowded = self._missing(log_weights)
+            growth, failed = self._missing(log_weights)
             ready = (growth <= 1) | (len(theta) >= self.max_draws)
             if bool(ready.any()):
                 done = columns[ready]
                 samples[:, done], is_reliable[done] = self._choose(
-                    theta[:, ready], log_weights[:, ready], x[done], crowded[ready]
+                    theta[:, ready], log_weights[:, ready], x[done], failed[ready]
                 )
             if bool(ready.all()):
                 return Corrected(samples, is_reliable)
@@ -130,27 +133,30 @@ class CorrectedSampler:
         return self.pair.weighted_draws(x, num, self.prior, self.block_size)
 
     def _missing(self, log_weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Return by which factor the draws should grow, and where too much is displaced.
+        """Return by which factor the draws should grow, and where they do not serve.
+
+        They do not where too much weight is displaced, or the samples are biased.
 
         Returns:
             Factors, at most 1 where the draws are enough, and booleans, each `(batch,)`.
         """
         ess = effective_sample_size(log_weights).cpu()
-        num = max(self.num, MIN_EFFECTIVE)
-        crowded = displaced_share(log_weights, num).cpu() > MAX_DISPLACED
-        growth = max(ESS_PER_SAMPLE * self.num, MIN_EFFECTIVE) / ess
-        return torch.where(crowded, growth.clamp(min=1.5), growth), crowded
+        bias = 1 / ess - 1 / len(log_weights)  # χ² / N
+        displaced = displaced_share(log_weights, self.num).cpu()
+        growth = torch.maximum(ESS_PER_SAMPLE * self.num / ess, bias / MAX_BIAS)
+        growth = torch.where(displaced > MAX_DISPLACED, growth.clamp(min=1.5), growth)
+        return growth, (displaced > MAX_DISPLACED) | (bias > MAX_BIAS)
 
     def _choose(
-        self, theta: Tensor, log_weights: Tensor, x: Tensor, crowded: Tensor
+        self, theta: Tensor, log_weights: Tensor, x: Tensor, failed: Tensor
     ) -> Corrected:
-        """Choose samples. Anneal where too much is displaced or the tail is heavy."""
+        """Choose samples. Anneal where the draws failed or their tail is heavy."""
         weights = smoothed_weights(theta, log_weights)
         chosen = resample(weights.log_weights, self.num)
         samples = theta.take_along_dim(chosen.unsqueeze(-1), 0)
-        is_reliable = torch.ones_like(crowded)
+        is_reliable = torch.ones_like(failed)
         if len(theta) >= MIN_DRAWS_TO_JUDGE:
-            hard = crowded | (weights.pareto_k.cpu() > MAX_PARETO_K)
+            hard = failed | (weights.pareto_k.cpu() > MAX_PARETO_K)
             if bool(hard.any()):
                 samples[:, hard], is_reliable[hard] = annealed(
                     self.pair,

@@ -105,7 +105,7 @@ def test_where_too_much_is_displaced_draws_are_annealed(monkeypatch, num):
 
 def test_few_samples_of_a_good_flow_take_few_draws():
     sampler = CorrectedSampler(TASK.pair(), TASK.prior, 1, 10_000)
-    assert sampler.first_draws == 150
+    assert sampler.first_draws == 60
     samples, is_reliable = sampler.sample(torch.zeros(3, 2))
     assert samples.shape == (1, 3, 2)
     assert is_reliable.all()
