@@ -3,7 +3,7 @@
 #
 # This tutorial shows what you can bring to JNPE: a NumPy simulator, a prior with mixed
 # bounds, time series and images as data, and your own networks and flow. It also shows
-# how to save and resume a training and how to watch it in TensorBoard.
+# how to save and resume a training and how to see it in TensorBoard.
 #
 #     python tutorials/bring_your_own.py
 #
@@ -219,15 +219,15 @@ print(f"resumed at epoch {before}, now at {loaded.epoch}")
 (OUTPUT / "posterior.pkl").write_bytes(pickle.dumps(loaded.build_posterior()))
 
 # %% [markdown]
-# ## Watch it in TensorBoard
+# ## See it in TensorBoard
 #
 # With `JNPE(prior, tracker=TensorBoardTracker(SummaryWriter("logs")))`, each training
 # writes its losses, multipliers, divergences, effective sample sizes and learning rates
-# to `logs`. Watch them while a training runs with
+# to `logs` when it ends. Look at them with
 #
 #     tensorboard --logdir logs
 #
-# The tracker is in `sbi.utils.tracking`. After a training, draw them as a figure:
+# The tracker is in `sbi.utils.tracking`. Or draw them as a figure:
 
 # %%
 figure = plots.plot_training(loaded.summary)

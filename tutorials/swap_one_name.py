@@ -136,8 +136,8 @@ figure.savefig(OUTPUT / "budgets.png", dpi=110)
 # model, an exponential family and a synthetic likelihood. All three are exact for this
 # simulator. The summary holds the weight of each model in the pool. A weight of 0 means
 # that the model has no part, and a weight of 1 means that it replaces the energy
-# networks. On tasks where all three weights are 0, only the networks help. The README's
-# table has such tasks.
+# networks. Where all three weights are 0, only the networks help. The page
+# `benchmarks/results/accuracy.md` says how far they come alone.
 
 # %%
 for model in ("linear_model", "exponential_family", "synthetic_likelihood"):

@@ -81,9 +81,8 @@ posteriors = {
 # - Pareto k̂: the flow misses a part of the energy if it is above 0.7.
 # - p(x): how unusual the observation is among the simulations.
 #
-# Both models replace entries of x that lie far outside the simulations by the most
-# extreme simulated values, so they may agree on such an x. The p-value is then the only
-# warning.
+# Both models move entries of x that lie far outside the simulations to a tenth of their
+# range beyond them, so they may agree on such an x. The p-value is then the only warning.
 
 # %%
 for name, (_, x_o) in cases.items():
@@ -93,21 +92,22 @@ for name, (_, x_o) in cases.items():
 
 # %% [markdown]
 # The report detects both bad cases. After four epochs the flow is still close to the
-# prior. The energy is pooled with simpler models that need no epochs, and it is many nats
-# ahead. The two cannot both be right, but the report does not say which one is wrong.
+# prior. The energy is pooled with simpler models, which learn faster, and it is many nats
+# ahead. The two cannot both be right. The report prefers the energy, and the next section
+# tests that.
 #
-# Only the report detects the faulty observation. A posterior can be right on average over
-# the simulations and still be wrong for an x that resembles none of them. Agreement is no
-# proof either, because two models can be wrong in the same way.
+# That section cannot detect the faulty observation. A posterior can be right on average
+# over the simulations and still be wrong for an x that resembles none of them. Agreement
+# is no proof either, because two models can be wrong in the same way.
 #
 # ## On fresh simulations: is the posterior calibrated?
 #
 # If the posterior is right on average, the rank of the true parameter among its samples
 # is uniform (SBC), and credible regions contain the truth as often as they claim (TARP).
 # These tests need fresh simulations but no second model, and they say which model is
-# wrong. Here the under-trained flow is too wide. Its correction by the energy is
-# calibrated, because one of the simpler models, a curve with independent errors, is exact
-# for this simulator.
+# wrong. Here the under-trained flow is too wide. Its correction by the energy is much
+# better. One of the simpler models, a curve with independent errors, has the form of this
+# simulator. But with four epochs it is fitted in a tenth of its steps.
 #
 # Do not rely on calibration alone. The prior is calibrated, and so are other posteriors
 # that are too vague in the right way. The test loss and the width of the posterior
