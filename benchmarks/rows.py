@@ -34,8 +34,8 @@ def finish(
         columns: Names of a row's entries.
 
     Raises:
-        ValueError: If the file has other columns, or rows of another commit are to be
-            added to, before any work is done.
+        ValueError: If the file has other columns, or if it has rows of another commit and
+            some are missing. This is found before any work is done.
     """
     keys = [tuple(key) for key in keys]
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -136,8 +136,8 @@ class SbiTrainer(NPE_C):
         sbi also leaves out what builds its networks, and warns that it can't retrain.
         """
         warnings.warn(
-            "The copy of a trainer that is pickled or copied has a tracker of its own: "
-            "the default one, in a new folder.",
+            "The copy of a trainer that is pickled or copied has a tracker of its own, "
+            "the default one, which writes nothing.",
             stacklevel=2,
         )
         return {**vars(self), "_tracker": None}

@@ -106,7 +106,7 @@ class JNPE(SbiTrainer):
             options: Options of the method, by name; see `JeffreysOptions`.
 
         Raises:
-            TypeError: If an option has no such name, or a flow or network is none.
+            TypeError: If an option is unknown, or an argument is no flow or network.
             ValueError: If an option is out of range, `prior` is discrete, a batch, or on
                 a surface such as the simplex, or there is no model of a name in `pool`.
         """
@@ -219,7 +219,7 @@ class JNPE(SbiTrainer):
         """Choose now, and not later, what the next `train` holds out.
 
         Args:
-            validation_fraction: As in `train`, with its errors; in a round, of new ones.
+            validation_fraction: As in `train`, with its errors. In rounds, of new pairs.
         """
         self._fit.hold_out(validation_fraction)
 

@@ -18,10 +18,10 @@ MIN_RANKED = 100
 class Novelty(nn.Module):
     r"""Compares observations with simulations by distances to nearest neighbours.
 
-    One half of the simulations are landmarks. Distances are measured in units of their
-    standard deviation, for each entry of x by itself. The distance of an observation is
-    that to its k-th nearest landmark. It is ranked among the distances of the n
-    simulations of the other half:
+    One half of the simulations are landmarks. With fewer than 200 simulations, at least
+    20 are. Distances are measured in units of their standard deviation, for each entry of
+    x by itself. The distance of an observation is that to its k-th nearest landmark. It
+    is ranked among the distances of the n other simulations:
 
     .. math:: p = (1 + \#\{i : d_i \ge d_o\}) / (n + 1).
 

@@ -35,8 +35,8 @@ class Coverage(NamedTuple):
 class Calibration:
     r"""Ranks of N true parameters among S posterior samples each, and the verdicts.
 
-    The verdicts test whether ranks are uniform. There are 3 D + 2 tests, each at the
-    level `FALSE_ALARM_RATE` (1 %) divided by the number of tests (Bonferroni):
+    The verdicts test whether ranks are uniform. There are 3 D + 2 tests, each at a level
+    of 1 % divided by the number of tests (Bonferroni):
 
     - Each parameter: `sbi`'s Kolmogorov-Smirnov test, and two-sided z-tests of `bias`
       and of `coverage_error`.

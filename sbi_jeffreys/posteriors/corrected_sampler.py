@@ -3,9 +3,9 @@
 Samples are chosen without replacement from more draws of the flow, in proportion to
 Pareto-smoothed importance weights. Draws are added until their effective sample size is
 large enough, the weights bias the samples little, and choosing without replacement
-displaces little of the weight. Where the largest number of draws does not reach this, or
-the tail of the weights is too heavy (k̂ > 0.7), the draws go by sequential Monte Carlo
-from the flow to the energy.
+displaces little of the weight. Where even the largest number of draws biases or displaces
+too much, or the tail of the weights is too heavy (k̂ > 0.7), the draws go by sequential
+Monte Carlo from the flow to the energy.
 
 N draws bias the mean of the chosen ones by about χ² / N standard deviations, where χ² is
 the variance of the weights divided by their mean. This holds also where one sample is

@@ -69,7 +69,7 @@ class EnergyPosterior(TrustedPosterior):
             num_simulations: Number of simulations of the training, for the record.
             parameters: How to sample, or None for the default.
             device: Where to sample; by default the CPU.
-            is_amortised: Whether it is meant for all x, not just near one of rounds.
+            is_amortised: Whether it is meant for all x, and not just near that of rounds.
             show_progress_bars: Whether to show progress where a call does not say it.
         """
         self.show_progress_bars = show_progress_bars
