@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterable, Sequence
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,12 @@ def measured_with(device: str) -> str:
     )
 
 
+@cache
 def commit() -> str:
-    """Return the commit of the code, with a star if files differ from it."""
+    """Return the commit of the code as this process first saw it.
+
+    It ends with a star if files differ from it.
+    """
     arguments = ["git", "describe", "--always", "--dirty=*", "--exclude=*"]
     folder = Path(__file__).parent
     result = subprocess.run(arguments, cwd=folder, capture_output=True, text=True)

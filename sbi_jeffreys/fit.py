@@ -241,7 +241,7 @@ class Fit:
         with training.call(file):
             one_cycle = pools and not stages.embedding_learns
             end = training.end_of_cycle() if one_cycle else None
-            has_converged = stages.train(end, pools)
+            has_converged = stages.train(end, pools * stages.work_after_networks)
             energy = training.pair.energy
             if pools:
                 try:

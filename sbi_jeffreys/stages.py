@@ -65,8 +65,9 @@ square root of the number of simulations."""
 MAX_BATCH_SIZE = 200
 """Largest number of emulated pairs in a batch."""
 
+NETWORKS = "JNPE trains its networks"
 LEARNING = "JNPE's flow learns from its pool (2/3)"
-"""Label of the progress bar while the flow learns from emulated pairs."""
+"""Labels of progress bars."""
 
 
 class Pooled(NamedTuple):
@@ -121,14 +122,18 @@ class Stages:
         """Whether the energy's embedding of x is trained."""
         return any(True for _ in self.training.pair.energy.embedding_net.parameters())
 
-    def train(self, until: int | None = None, is_pooled: bool = True) -> bool:
+    @property
+    def work_after_networks(self) -> float:
+        """The work of the pool and of the flow that learns and follows, in steps."""
+        return self._growth * POOL_WORK + self._work(EPOCHS_TO_LEARN + EPOCHS_TO_FOLLOW)
+
+    def train(self, until: int | None = None, work: float = 0.0) -> bool:
         """Train the networks; return whether this ended by itself.
 
         Args:
             until: Most epochs; None for all there may be.
-            is_pooled: Whether pool and following come after, for the progress bar.
+            work: Work that comes after, in steps, for the progress bar.
         """
-        later = self._work(EPOCHS_TO_LEARN + EPOCHS_TO_FOLLOW) if is_pooled else 0.0
         most = self.config.max_num_epochs
         if until is not None:
             most = min(most, until)
@@ -139,7 +144,8 @@ class Stages:
             self.patience,
             self.config.clip_max_norm,
             self.show_progress,
-            later=later / len(self.batches),
+            NETWORKS + " (1/3)" * (work > 0),
+            work / len(self.batches),
         )
 
     def pool(self, names: Collection[str], has_converged: bool) -> Pooled:
@@ -163,7 +169,8 @@ class Stages:
         emulator = pool.emulator if self._emulates else None
         if emulator is not None:
             pairs = self._emulated(emulator, pool, pair.energy, is_weighted=False)
-            later = self._work(EPOCHS_TO_FOLLOW) / (FOLLOWING_WORK * NUM_BATCHES)
+            work = self._growth * POOL_WORK + self._work(EPOCHS_TO_FOLLOW)
+            later = work / (FOLLOWING_WORK * NUM_BATCHES)
             guide = Guide(pair.energy, pairs, True, True, EPOCHS_TO_LEARN, later=later)
             self._follow(replace(guide, description=LEARNING))
         flow_loss = self.training.recall_followed()
@@ -176,7 +183,11 @@ class Stages:
             pool.choose(pair.energy.net)
         most = self.config.max_num_epochs
         while state.goes_on and not state.has_converged and state.epoch < most:
-            has_converged = self.train(self.training.cycles.end(state.epoch))
+            end, work = (
+                self.training.cycles.end(state.epoch),
+                self._work(EPOCHS_TO_FOLLOW),
+            )
+            has_converged = self.train(end, work)
             pool.choose(pair.energy.net)
             goes_on = pool.share_of_networks >= MIN_SHARE
             goes_on &= pool.loss < state.loss - MIN_GAIN
@@ -277,9 +288,8 @@ class Stages:
         return self._effort * sqrt(sum(map(len, self.rows)) / 1000)
 
     def _work(self, num_epochs: int) -> float:
-        """Return the work of the pool and of epochs of emulated batches, in steps."""
-        steps = FOLLOWING_WORK * NUM_BATCHES * num_epochs
-        return self._growth * (POOL_WORK + steps)
+        """Return the work of epochs of emulated batches, in steps of the networks."""
+        return self._growth * FOLLOWING_WORK * NUM_BATCHES * num_epochs
 
     @property
     def _emulates(self) -> bool:

@@ -14,6 +14,7 @@ from sbi_jeffreys import plots
 from sbi_jeffreys._arviz import inference_data, non_uniform, release
 from sbi_jeffreys.plots.agreement import _pareto_tail
 from sbi_jeffreys.plots.style import RED, color_of
+from sbi_jeffreys.training.schedule import Cycles
 from tests.diagnostics.test_calibration import of_ranks
 from tests.small_trainings import make_trainer
 
@@ -65,11 +66,11 @@ def make_summary(num=12):
     }
     summary["multipliers"] = generator.random((num, 3)).tolist()
     summary["divergences"] = generator.random((num, 3)).tolist()
-    summary["learning_rate"] = [2e-3] * 5 + [1e-3] * 4 + [5e-4] * (num - 9)
+    summary["learning_rate"] = [4e-3 * Cycles(3).factor(epoch) for epoch in range(num)]
     return summary
 
 
-def test_training_shows_each_quantity_and_where_learning_rates_fell(tmp_path):
+def test_training_shows_each_quantity_and_where_cycles_start(tmp_path):
     summary = make_summary()
     figure = rendered(plots.plot_training(summary), tmp_path)
     losses, kl, multipliers, ess = figure.axes
@@ -85,8 +86,8 @@ def test_training_shows_each_quantity_and_where_learning_rates_fell(tmp_path):
     ]
     assert ess.lines[0].get_ydata() == pytest.approx(summary["validation_ess"])
     for axis in figure.axes:
-        drops = [x[0] for x in (li.get_xdata() for li in axis.lines) if len(x) == 2]
-        assert drops == [6, 10]
+        starts = [x[0] for x in (li.get_xdata() for li in axis.lines) if len(x) == 2]
+        assert starts == [4, 10]
         assert axis.get_ylabel()
     assert "nats" in losses.get_ylabel()
 

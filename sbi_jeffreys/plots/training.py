@@ -15,7 +15,7 @@ LABELS = ("KL(data | flow)", "KL(flow | energy)", "KL(data | energy)")
 def plot_training(summary: Any) -> Figure:
     """Draw losses, agreement, multipliers and effective sample size over the epochs.
 
-    Dotted vertical lines mark the epochs at which the learning rates fell. High losses of
+    Dotted vertical lines mark the starts of cycles of the learning rates. High losses of
     the first epochs may be cut off at the top.
 
     Args:
@@ -84,14 +84,15 @@ def plot_training(summary: Any) -> Figure:
             title="Effective sample size, held out",
             ylim=(0, 1),
         )
-        drops = epochs[1:][np.diff(rates) < 0]
+        fell, rises = np.diff(rates[:-1]) < 0, np.diff(rates[1:]) > 0
+        starts = epochs[2:][fell & rises]
         for axis in axes:
-            for epoch in drops:
+            for epoch in starts:
                 line = axis.axvline(epoch, color=GREY, linewidth=0.8, linestyle=":")
             axis.set_xlim(1, max(2, len(epochs)))
-        if len(drops):
-            line.set_label("learning rates fall")
-        for axis in axes if len(drops) else axes[:3]:
+        if len(starts):
+            line.set_label("a new cycle")
+        for axis in axes if len(starts) else axes[:3]:
             axis.legend()
         for axis in (multipliers, ess):
             axis.set_xlabel("epoch")

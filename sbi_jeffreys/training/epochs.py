@@ -85,7 +85,7 @@ class EpochLoop:
         stop_after_epochs: int | None,
         clip_max_norm: float | None,
         show_progress: bool,
-        description: str = "JNPE trains its networks (1/3)",
+        description: str = "JNPE trains",
         later: float = 0.0,
     ) -> bool:
         """Train until the held-out loss stalls, then load the best averaged weights.
