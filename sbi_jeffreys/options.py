@@ -1,18 +1,22 @@
 """The options of the constrained Jeffreys method."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 
 from sbi_jeffreys.objective.multipliers import (
+    ConstrainedMultipliers,
     FixedMultipliers,
     Multipliers,
     ResilientMultipliers,
 )
 from sbi_jeffreys.objective.normalizers import NORMALIZERS, Normalizer
 from sbi_jeffreys.training.step import TrainingOptions
+
+Weighting = Literal["resilient", "constrained", "fixed"]
+WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
 
 
 @dataclass(frozen=True)
@@ -26,10 +30,11 @@ class JeffreysOptions:
         num_particles: Draws from the flow for each x of a batch.
         normalizer: Estimate of the energy's log Z: "generalized", "importance" or
             "ranking". See `objective.normalizers`.
-        weighting: "resilient" adapts the weights of the divergences by dual ascent;
-            "fixed" keeps `weights`.
-        weights: The weights for "fixed": of KL(data ‖ flow), KL(flow ‖ energy) and
-            KL(data ‖ energy).
+        weighting: "resilient" and "constrained" adapt the weights of the divergences by
+            dual ascent, see `objective.multipliers`; "fixed" keeps `weights`.
+        weights: Of KL(data ‖ flow), KL(flow ‖ energy) and KL(data ‖ energy), for "fixed",
+            by default (1, 1, 1), or in the objective of "constrained", by default (0.1,
+            1, 0.1).
         slack: :math:`\kappa` in nats, for "resilient": one number, or one for each
             divergence. A divergence of zero has the weight `slack * relaxation_cost`. A
             divergence of `-slack`, which is memorisation, has the smallest weight. With
@@ -47,8 +52,8 @@ class JeffreysOptions:
     num_energies: int = 4
     num_particles: int = 2
     normalizer: Normalizer = "generalized"
-    weighting: Literal["resilient", "fixed"] = "resilient"
-    weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    weighting: Weighting = "resilient"
+    weights: tuple[float, float, float] | None = None
     slack: float | tuple[float, float, float] = 1.0
     relaxation_cost: float = 1.0
     multiplier_step_size: float = 0.02
@@ -71,12 +76,13 @@ class JeffreysOptions:
             ("normalizer", self.normalizer in NORMALIZERS, f"one of {NORMALIZERS}"),
             (
                 "weighting",
-                self.weighting in ("resilient", "fixed"),
-                "'resilient' or 'fixed'",
+                self.weighting in WEIGHTINGS,
+                f"one of {WEIGHTINGS}",
             ),
             (
                 "weights",
-                np.shape(weights) == (3,) and min(weights) >= 0 and max(weights) > 0,
+                weights is None
+                or (np.shape(weights) == (3,) and min(weights) >= 0 and max(weights) > 0),
                 "three non-negative numbers, not all of them zero",
             ),
             (
@@ -108,7 +114,10 @@ class JeffreysOptions:
     def multipliers(self, device: torch.device | str) -> Multipliers:
         """Return new weights of the three divergences, on a device."""
         if self.weighting == "fixed":
-            return FixedMultipliers(self.weights, device=device)
+            return FixedMultipliers(self.weights or (1.0, 1.0, 1.0), device)
+        if self.weighting == "constrained":
+            weights = self.weights or (0.1, 1.0, 0.1)
+            return ConstrainedMultipliers(weights, self.multiplier_step_size, device)
         return ResilientMultipliers(
             slack=self.slack,
             relaxation_cost=self.relaxation_cost,

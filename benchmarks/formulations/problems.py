@@ -27,15 +27,13 @@ from sbi_jeffreys.models.energy import ConditionalEnergy
 from sbi_jeffreys.models.flow import ConditionalFlow
 from sbi_jeffreys.objective.divergences import jeffreys_divergences
 from sbi_jeffreys.objective.multipliers import (
+    ConstrainedMultipliers,
     EntropyReference,
     FixedMultipliers,
     Multipliers,
     ResilientMultipliers,
 )
 from sbi_jeffreys.training.step import TrainedPair, TrainingOptions
-
-STEP_SIZE = 0.02
-"""η of the plain dual ascent: the default of the resilient one."""
 
 STEP_SIZE_OF_PAIRS = 0.1
 """η of the multipliers of single pairs, which take one step in each epoch."""
@@ -45,33 +43,6 @@ NUM_COVERING_DRAWS = 8
 
 LEVELS = (0.1, 0.3, 1.0, 3.0, 10.0)
 """Weights of D1 and of D3 in the grid of fixed weightings. D2 has 1."""
-
-
-class PlainAscent:
-    """Dual ascent for min ω (D1 + D3) + D2 subject to D1 ≤ 0 and D3 ≤ 0.
-
-    There is neither a leak nor a relaxation.
-    """
-
-    def __init__(self, least: float = 0.0, step_size: float = STEP_SIZE) -> None:
-        """
-        Args:
-            least: ω, the weight of D1 and D3 where their constraints are slack.
-            step_size: η, in 1/nats.
-        """
-        self.least, self.step_size = least, step_size
-        self.values = torch.ones(3)
-        self._is_constrained = torch.tensor([1.0, 0.0, 1.0])
-
-    def update(self, divergences: Tensor) -> None:
-        """Take one step of ascent, in place, if all divergences are finite.
-
-        Args:
-            divergences: D1, D2 and D3 in nats, shape `(3,)`.
-        """
-        violation = torch.where(divergences.isfinite().all(), divergences, 0.0)
-        self.values.add_(violation * self._is_constrained, alpha=self.step_size)
-        self.values.clamp_(min=self.least)
 
 
 class FixedReference(EntropyReference):
@@ -184,6 +155,7 @@ class Formulation:
     trains_energy: bool = True
 
 
+UNWEIGHTED = partial(ConstrainedMultipliers, (0.0, 1.0, 0.0))
 LITTLE = Formulation(_fixed(0.1, 1.0, 0.1))
 REFERENCE = "1 / 1 / 1"
 FORMULATIONS = {
@@ -192,9 +164,9 @@ FORMULATIONS = {
     "1 / 0 / 1": Formulation(_fixed(1.0, 0.0, 1.0)),
     "0.1 / 1 / 0.1": LITTLE,
     "resilient": Formulation(ResilientMultipliers),
-    "inequality": Formulation(PlainAscent),
-    "inequality, 0.1": Formulation(partial(PlainAscent, 0.1)),
-    "inequality, out of fold": Formulation(PlainAscent, level="out of fold"),
+    "inequality": Formulation(UNWEIGHTED),
+    "inequality, 0.1": Formulation(ConstrainedMultipliers),
+    "inequality, out of fold": Formulation(UNWEIGHTED, level="out of fold"),
     "inequality, each pair": Formulation(
         _fixed(1.0, 1.0, 1.0), EachPair, "out of fold, each pair"
     ),

@@ -1,4 +1,13 @@
-r"""Weights of the three divergences: fixed, or the multipliers of a resilient problem.
+r"""Weights of the three divergences: fixed, or the multipliers of a problem.
+
+The constrained problem is
+
+    min over φ, ψ of Σ_i ω_i D_i   subject to   D_1(φ) ≤ 0   and   D_3(φ, ψ) ≤ 0 .
+
+Both models have to fit the data as well as the reference does that stands in for H. The
+multipliers of the constraints, μ ≥ 0, go by plain dual ascent, and D_1 and D_3 have the
+weights λ = ω + μ. A divergence that is above zero gains weight for as long as it is, and
+one that the models memorise loses all but ω.
 
 The resilient problem is
 
@@ -22,7 +31,7 @@ L over all models. It is at most the minimum of P (weak duality). Both are equal
 models are rich enough (Theorem 1 of arXiv:2511.11159).
 """
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -43,6 +52,14 @@ class Multipliers(Protocol):
         Args:
             divergences: D1, D2 and D3 in nats, shape `(3,)`.
         """
+
+    def report(self, divergences: Tensor) -> dict[str, Any]:
+        """Return what the history of a training records, by name.
+
+        Args:
+            divergences: Means over an epoch, in nats, shape `(3,)`.
+        """
+        ...
 
 
 class Lagrangian(NamedTuple):
@@ -131,6 +148,59 @@ class ResilientMultipliers:
         )
         return Lagrangian(divergences - self.relaxation, primal_value, value)
 
+    def report(self, divergences: Tensor) -> dict[str, Any]:
+        """Return violations, primal value and gap of the multipliers, by name."""
+        values = self.lagrangian(divergences)
+        return {
+            "constraint_violations": values.violations.tolist(),
+            "primal_value": float(values.primal_value),
+            "multiplier_gap": float(values.multiplier_gap),
+        }
+
+
+class ConstrainedMultipliers:
+    r"""Plain dual ascent, $\lambda \leftarrow \max(\omega, \lambda + \eta D)$.
+
+    It has no leak, and no bound but $\omega$. $D_2$ has no constraint and keeps its
+    weight.
+    """
+
+    def __init__(
+        self,
+        weights: tuple[float, float, float] = (0.1, 1.0, 0.1),
+        step_size: float = 0.02,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        r"""
+        Args:
+            weights: $\omega$, the weights of D1, D2 and D3 in the objective.
+            step_size: $\eta$, in 1/nats.
+            device: Where the multipliers are kept.
+        """
+        self.weights = torch.tensor(weights, device=device)
+        self.step_size = step_size
+        self.values = torch.maximum(self.weights, torch.ones(3, device=device))
+        self.values[1] = self.weights[1]
+        self._is_constrained = torch.tensor([1.0, 0.0, 1.0], device=device)
+
+    def update(self, divergences: Tensor) -> None:
+        """Take one step of dual ascent, in place, if all divergences are finite.
+
+        D1 and D3 are not before the entropy reference has its first value.
+
+        Args:
+            divergences: D1, D2 and D3 in nats, shape `(3,)`.
+        """
+        divergences = divergences.detach()
+        violation = torch.where(divergences.isfinite().all(), divergences, 0.0)
+        self.values.add_(violation * self._is_constrained, alpha=self.step_size)
+        torch.maximum(self.values, self.weights, out=self.values)
+
+    def report(self, divergences: Tensor) -> dict[str, Any]:
+        """Return the violations, of which that of D2 is zero, by name."""
+        violations = torch.where(self._is_constrained > 0, divergences, 0.0)
+        return {"constraint_violations": violations.tolist()}
+
 
 class FixedMultipliers:
     """Three constant weights, for the penalty problem."""
@@ -147,6 +217,10 @@ class FixedMultipliers:
 
     def update(self, divergences: Tensor) -> None:
         """Do nothing: the weights are constant."""
+
+    def report(self, divergences: Tensor) -> dict[str, Any]:
+        """Return nothing: there are no constraints."""
+        return {}
 
 
 class EntropyReference:

@@ -14,7 +14,6 @@ from tqdm.auto import tqdm
 from sbi_jeffreys.data.batches import Batches
 from sbi_jeffreys.data.processes import num_processes, process_rank, share_tensors
 from sbi_jeffreys.models.pair import ModelPair
-from sbi_jeffreys.objective.multipliers import ResilientMultipliers
 from sbi_jeffreys.progress import time_left
 from sbi_jeffreys.sampling.random_state import seeded
 from sbi_jeffreys.training.checkpoint import Checkpoint, RandomState, copy_nested
@@ -217,19 +216,13 @@ class EpochLoop:
             self.best_weights = copy_nested(self.latest.state_dict())
         if self.epoch == self.cycles.end(self.epoch - 1):
             self.stopping.end_cycle()
-        if isinstance(self.step.multipliers, ResilientMultipliers):
-            reference = self.step.reference
-            values = self.step.multipliers.lagrangian(reference.subtract(divergences))
-            self.history.record(
-                constraint_violations=values.violations.tolist(),
-                primal_value=float(values.primal_value),
-                multiplier_gap=float(values.multiplier_gap),
-            )
+        multipliers = self.step.multipliers
         self.history.record(
+            **multipliers.report(self.step.reference.subtract(divergences)),
             training_loss=means[0],
             epoch_durations_sec=time.perf_counter() - start,
             learning_rate=factor * self.step.rates[0],
-            multipliers=self.step.multipliers.values.tolist(),
+            multipliers=multipliers.values.tolist(),
             divergences=means,
             **held_out,
         )

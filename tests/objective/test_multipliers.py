@@ -6,6 +6,7 @@ from scipy.optimize import brentq
 
 from benchmarks.paper import duality
 from sbi_jeffreys.objective.multipliers import (
+    ConstrainedMultipliers,
     EntropyReference,
     FixedMultipliers,
     ResilientMultipliers,
@@ -133,10 +134,42 @@ def test_the_gap_is_never_negative_and_a_square_inside_the_bounds(d, values, sla
         torch.testing.assert_close(found.multiplier_gap, square, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("least", [0.0, 0.1])
+def test_plain_ascent_adds_up_violations_and_has_no_bound_but_the_least(least):
+    multipliers = ConstrainedMultipliers((least, 0.5, least), step_size=0.02)
+    assert multipliers.values.tolist() == [1, 0.5, 1]
+    multipliers.update(torch.tensor([torch.inf, 1.0, 1.0]))
+    assert multipliers.values.tolist() == [1, 0.5, 1]
+    for _ in range(200):
+        multipliers.update(torch.tensor([1.0, 7.0, -1.0]))
+    torch.testing.assert_close(multipliers.values, torch.tensor([5.0, 0.5, least]))
+    report = multipliers.report(torch.tensor([1.0, 7.0, -1.0]))
+    assert report == {"constraint_violations": [1, 0, -1]}
+
+
+def test_plain_ascent_solves_a_constrained_problem():
+    """min ω φ² / 2 subject to D1 = (φ − 3)² / 2 − 2 ≤ 0 and D3 = −1: φ = 1, where
+    ω φ = λ (3 − φ), so λ = ω / 2; and D3, which is slack, keeps its least weight."""
+    weight = 0.4
+    multipliers = ConstrainedMultipliers((0.0, weight, 0.1), step_size=0.05)
+    multipliers.values = multipliers.values.double()
+    multipliers.weights = multipliers.weights.double()
+    phi = torch.tensor(2.0, dtype=torch.float64)
+    for _ in range(5000):
+        first, second, _ = multipliers.values
+        phi = phi - 0.05 * (first * (phi - 3) + second * phi)
+        one = (phi - 3).square() / 2 - 2
+        multipliers.update(torch.stack([one, phi.square() / 2, one.new_tensor(-1.0)]))
+    assert phi.item() == pytest.approx(1.0, abs=1e-6)
+    wanted = torch.tensor([weight / 2, weight, 0.1], dtype=torch.float64)
+    torch.testing.assert_close(multipliers.values, wanted, atol=1e-6, rtol=0)
+
+
 def test_fixed_weights_stay():
     multipliers = FixedMultipliers((1.0, 0.5, 2.0))
     multipliers.update(torch.tensor([10.0, 10.0, 10.0]))
     assert multipliers.values.tolist() == [1.0, 0.5, 2.0]
+    assert multipliers.report(torch.ones(3)) == {}
 
 
 def test_entropy_reference_is_the_lowest_held_out_loss():

@@ -9,13 +9,11 @@ from benchmarks.formulations.problems import (
     FORMULATIONS,
     GRID,
     REFERENCE,
-    STEP_SIZE,
     STEP_SIZE_OF_PAIRS,
     Covering,
     EachPair,
     FixedReference,
     OneSided,
-    PlainAscent,
 )
 from benchmarks.tasks.sbibm import TASKS
 from sbi_jeffreys.training.step import TrainedPair, TrainingOptions
@@ -53,17 +51,6 @@ def gradients(pair, weights, batch):
 
 def batch_of(data):
     return data.theta[:40], data.x[:40], torch.ones(40)
-
-
-@pytest.mark.parametrize("least", [0.0, 0.1])
-def test_plain_ascent_adds_up_violations_and_has_no_bound_but_the_least(least):
-    multipliers = PlainAscent(least)
-    multipliers.update(torch.tensor([torch.inf, 1.0, 1.0]))
-    assert multipliers.values.tolist() == [1, 1, 1]
-    for _ in range(200):
-        multipliers.update(torch.tensor([1.0, 7.0, -1.0]))
-    expected = torch.tensor([1 + 200 * STEP_SIZE, 1.0, least])
-    torch.testing.assert_close(multipliers.values, expected)
 
 
 def test_a_fixed_reference_stays():
