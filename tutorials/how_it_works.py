@@ -166,6 +166,7 @@ figure
 # %%
 SWITCHES = {
     "default": {},
+    "constraints not relaxed": {"weighting": "constrained"},
     "data only": {"weighting": "fixed", "weights": (1.0, 0.0, 0.0)},
     "fixed weights 1, 1, 1": {"weighting": "fixed"},
     "one energy, not four": {"num_energies": 1},

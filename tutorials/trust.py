@@ -105,7 +105,7 @@ for name, (_, x_o) in cases.items():
 # If the posterior is right on average, the rank of the true parameter among its samples
 # is uniform (SBC), and credible regions contain the truth as often as they claim (TARP).
 # These tests need fresh simulations but no second model, and they say which model is
-# wrong. Here the under-trained flow is too wide. Its correction by the energy is much
+# wrong. Here the under-trained flow is too wide. Its correction by the energy is
 # better. One of the simpler models, a curve with independent errors, has the form of this
 # simulator. But with four epochs it is fitted in a tenth of its steps.
 #
@@ -126,7 +126,7 @@ calibrations = {
         posterior,
         theta_test,
         x_test,
-        num_posterior_samples=100,
+        num_posterior_samples=200,
         parameter_names=NAMES,
         seed=0,
         show_progress_bars=False,
