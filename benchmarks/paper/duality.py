@@ -262,7 +262,7 @@ def figure(rows: pd.DataFrame) -> Figure:
             others = {"P − L": row.lagrangian_curve, "P − G": row.dual_curve}
             for color, (label, words) in zip(PALETTE, others.items(), strict=False):
                 if values := numbers(words):
-                    gap = np.clip(primal - np.array(values), 1e-12, None)
+                    gap = np.clip(primal - np.array(values), 1e-6, None)
                     axis.plot(
                         per_value * np.arange(len(gap)), gap, color=color, label=label
                     )
