@@ -38,7 +38,9 @@ def report(rows: pd.DataFrame) -> str:
         "A line is a problem of `benchmarks/formulations/problems.py`. There is no pool, "
         "and the flow follows nothing. Numbers are fixed weights of KL(data ‖ flow), "
         "KL(flow ‖ energy) and KL(data ‖ energy). All trainings of a task have the same "
-        "number of epochs. The kept epoch has the lowest held-out loss of the flow.",
+        "number of epochs. The kept epoch has the lowest held-out loss of the flow. "
+        "JNPE's default is \"resilient\"; `weighting=\"constrained\"` is "
+        "\"inequality, 0.1\".",
         made_by(rows),
     ]
     if len(tasks):
