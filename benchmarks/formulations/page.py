@@ -1,6 +1,6 @@
 """The page of the command `formulations`."""
 
-from math import sqrt
+from math import isnan, sqrt
 
 import pandas as pd
 import torch
@@ -39,8 +39,8 @@ def report(rows: pd.DataFrame) -> str:
         "and the flow follows nothing. Numbers are fixed weights of KL(data ‖ flow), "
         "KL(flow ‖ energy) and KL(data ‖ energy). All trainings of a task have the same "
         "number of epochs. The kept epoch has the lowest held-out loss of the flow. "
-        "JNPE's default is \"resilient\"; `weighting=\"constrained\"` is "
-        "\"inequality, 0.1\".",
+        'JNPE\'s default is "resilient"; `weighting="constrained"` is '
+        '"inequality, 0.1".',
         made_by(rows),
     ]
     if len(tasks):
@@ -55,10 +55,10 @@ def _posteriors(rows: pd.DataFrame) -> list[str]:
     parts = [
         f"A value is the test NLL less that of {REFERENCE} on the same simulations, in "
         "nats: below zero is better. In the first table it is a mean over tasks and "
-        "budgets. In brackets are the numbers of tasks and budgets where it is better / "
-        "worse by more than two standard errors over seeds. An energy that is not "
-        "trained has no value. Seconds are CPU seconds of the training, as a ratio to "
-        f"{REFERENCE}.",
+        "budgets. With several seeds, brackets have the numbers of tasks and budgets "
+        "where it is better / worse by more than two standard errors. An energy that is "
+        "not trained has no value. Seconds are CPU seconds of the training, as a ratio "
+        f"to {REFERENCE}.",
         _summary(differences),
     ]
     for (task, num), some in differences.groupby(["task", "num_simulations"], sort=False):
@@ -97,13 +97,17 @@ def _summary(differences: pd.DataFrame) -> str:
         for column in JUDGED:
             groups = some.groupby(["task", "num_simulations"])[column]
             mean, error = groups.mean(), groups.std() / groups.count().pow(0.5)
-            better = int((mean < -2 * error).sum())
-            worse = int((mean > 2 * error).sum())
-            cells.append(
-                "" if mean.isna().all() else f"{mean.mean():+.3f} ({better} / {worse})"
-            )
+            cell = "" if mean.isna().all() else f"{mean.mean():+.3f}"
+            if cell and error.notna().all():
+                better, worse = (mean < -2 * error).sum(), (mean > 2 * error).sum()
+                cell += f" ({better} / {worse})"
+            cells.append(cell)
         lines.append((name, *cells, f"{some.seconds.median():.1f}"))
     return table(("problem", *JUDGED.values(), "seconds"), lines)
+
+
+def _number(value: float) -> str:
+    return "" if isnan(value) else f"{value:.3f}"
 
 
 def _with_error(values: pd.Series) -> str:
@@ -134,7 +138,7 @@ def _mixture(rows: pd.DataFrame) -> list[str]:
             (
                 some.flow_last.mean(),
                 name,
-                *(f"{some[column].mean() - entropy:.3f}" for column in JUDGED),
+                *(_number(some[column].mean() - float(entropy)) for column in JUDGED),
                 " ".join(map(str, beaten)),
                 f"{low:.2f} to {high:.2f}" + ("" if is_inside else ", outside"),
                 _multipliers(some),
