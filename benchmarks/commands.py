@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import product
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -319,29 +321,28 @@ def measure_rounds(arguments: argparse.Namespace) -> None:
 
 def compare_formulations(arguments: argparse.Namespace) -> None:
     """Train on the problems that are missing, and write the page."""
-    finished = rows.finish(
-        formulations.measure,
-        formulations.keys(arguments.tasks, arguments.budgets, arguments.seeds),
-        arguments.output / "formulations.csv",
-        arguments.jobs,
-        formulations.Row._fields,
-    )
-    text = formulations_page.report(finished)
-    write(arguments.output / "formulations.md", text)
-    print(text)
+    keys = formulations.keys(arguments.tasks, arguments.budgets, arguments.seeds)
+    _write_page("formulations", formulations, formulations_page, keys, arguments)
 
 
 def train_many(arguments: argparse.Namespace) -> None:
     """Run the short trainings that are missing, and write the page."""
-    finished = rows.finish(
-        stress.measure,
-        [(seed,) for seed in range(arguments.num)],
-        arguments.output / "stress.csv",
-        arguments.jobs,
-        stress.Row._fields,
-    )
-    text = stress_page.report(finished)
-    write(arguments.output / "stress.md", text)
+    keys = [(seed,) for seed in range(arguments.num)]
+    _write_page("stress", stress, stress_page, keys, arguments)
+
+
+def _write_page(
+    name: str,
+    rows_of: ModuleType,
+    page_of: ModuleType,
+    keys: Iterable[tuple[Any, ...]],
+    arguments: argparse.Namespace,
+) -> None:
+    """Compute the rows of a command that are missing, and write its page."""
+    path, columns = arguments.output / f"{name}.csv", rows_of.Row._fields
+    finished = rows.finish(rows_of.measure, keys, path, arguments.jobs, columns)
+    text = page_of.report(finished)
+    write(arguments.output / f"{name}.md", text)
     print(text)
 
 

@@ -241,7 +241,8 @@ class Fit:
         with training.call(file):
             one_cycle = pools and not stages.embedding_learns
             end = training.end_of_cycle() if one_cycle else None
-            has_converged = stages.train(end, pools * stages.work_after_networks)
+            work = stages.work_after_networks if pools else 0.0
+            has_converged = stages.train(end, work)
             energy = training.pair.energy
             if pools:
                 try:

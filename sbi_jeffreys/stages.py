@@ -183,11 +183,8 @@ class Stages:
             pool.choose(pair.energy.net)
         most = self.config.max_num_epochs
         while state.goes_on and not state.has_converged and state.epoch < most:
-            end, work = (
-                self.training.cycles.end(state.epoch),
-                self._work(EPOCHS_TO_FOLLOW),
-            )
-            has_converged = self.train(end, work)
+            end = self.training.cycles.end(state.epoch)
+            has_converged = self.train(end, self._work(EPOCHS_TO_FOLLOW))
             pool.choose(pair.energy.net)
             goes_on = pool.share_of_networks >= MIN_SHARE
             goes_on &= pool.loss < state.loss - MIN_GAIN

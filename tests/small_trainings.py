@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from sbi.utils import BoxUniform
+from torch import nn
 
 from sbi_jeffreys import JNPE, LogRatioNet, build_spline_flow
 
@@ -14,6 +15,17 @@ ENERGY = partial(LogRatioNet, hidden_features=16)
 
 FROZEN = {"clip_max_norm": 1e-30}
 """Options of a training that changes no weight: its held-out loss stalls at once."""
+
+
+class Apply(nn.Module):
+    """A network without parameters."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
 
 
 def simulate(theta):

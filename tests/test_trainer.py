@@ -26,6 +26,7 @@ from sbi_jeffreys.training.loop import JeffreysTraining
 from tests.small_trainings import (
     BOX,
     FROZEN,
+    Apply,
     make_trainer,
     new_trainer,
     quick,
@@ -410,17 +411,6 @@ def test_weights_that_do_not_fit_are_refused_before_training(kernel, message):
         trainer.train(calibration_kernel=kernel)
     assert trainer.flow is None
     quick(trainer, max_num_epochs=1)
-
-
-class Apply(nn.Module):
-    """A network without parameters."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
 
 
 @pytest.mark.parametrize("argument", ["embedding_net", "energy_embedding_net"])

@@ -6,6 +6,7 @@ from sbi_jeffreys.preprocessing.embedding import (
     check_features,
     standardizing_embedding,
 )
+from tests.small_trainings import Apply
 
 
 @pytest.mark.parametrize("unit", [1e-30, 1e-12, 1.0, 1e12])
@@ -35,17 +36,6 @@ def test_x_far_outside_of_the_simulations_is_taken_for_the_most_extreme(net):
     x[0] = 1e6  # an outlier, at 14 standard deviations, of which there may be more
     embed = standardizing_embedding(theta, x, nn.Identity())
     assert 14 < embed(torch.full((1, 3), 1e9)).max() < 16
-
-
-class Apply(nn.Module):
-    """A network without parameters."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
 
 
 @pytest.mark.parametrize(
