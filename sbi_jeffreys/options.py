@@ -113,11 +113,14 @@ class JeffreysOptions:
 
     def multipliers(self, device: torch.device | str) -> Multipliers:
         """Return new weights of the three divergences, on a device."""
+        weights = self.weights
         if self.weighting == "fixed":
-            return FixedMultipliers(self.weights or (1.0, 1.0, 1.0), device)
+            return FixedMultipliers(
+                (1.0, 1.0, 1.0) if weights is None else weights, device
+            )
         if self.weighting == "constrained":
-            weights = self.weights or (0.1, 1.0, 0.1)
-            return ConstrainedMultipliers(weights, self.multiplier_step_size, device)
+            least = (0.1, 1.0, 0.1) if weights is None else weights
+            return ConstrainedMultipliers(least, self.multiplier_step_size, device)
         return ResilientMultipliers(
             slack=self.slack,
             relaxation_cost=self.relaxation_cost,

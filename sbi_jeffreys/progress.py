@@ -2,8 +2,8 @@
 
 Work is counted in steps of the networks. With 1,000 simulations of eleven tasks, fitting
 the pool took as long as 120 to 310 of them, and a step of the following as long as 0.35
-to 0.50 of one (benchmarks/results/ablations.md). So the whole is known to about a fourth,
-unless the networks go on beside the pool.
+to 0.50 of one (benchmarks/results/ablations.md). Where the networks go on beside the
+pool, the training takes longer than was said.
 """
 
 from collections.abc import Iterator

@@ -1,5 +1,6 @@
 """The options of JNPE: what they do, and which values they can't have."""
 
+import numpy as np
 import pytest
 import torch
 from sbi.neural_nets import posterior_nn
@@ -7,6 +8,7 @@ from torch import nn
 from torch.distributions import Beta, Independent
 
 from sbi_jeffreys import JNPE
+from sbi_jeffreys.options import JeffreysOptions
 from sbi_jeffreys.pool import opinion_pool
 from sbi_jeffreys.pool.registry import POOL_MODELS, pool_models
 from tests.small_trainings import BOX, SMALL, make_trainer, quick
@@ -81,6 +83,12 @@ def test_construction_without_arguments():
 def test_options_out_of_range_are_named(option, value):
     with pytest.raises(ValueError, match=f"`{option}`"):
         JNPE(BOX, **{option: value})
+
+
+@pytest.mark.parametrize("weighting", ["fixed", "constrained"])
+def test_weights_may_be_an_array(weighting):
+    options = JeffreysOptions(weighting=weighting, weights=np.array([2.0, 3.0, 4.0]))
+    assert options.multipliers("cpu").values.tolist() == [2.0, 3.0, 4.0]
 
 
 def test_an_option_that_does_not_exist_is_named():
