@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -148,7 +147,7 @@ def _flow(training: JeffreysTraining, batch: Batch, with_draws: bool) -> None:
     if with_draws:
         draws, log_p = flow.rsample_and_log_prob(options.num_particles)
         value = value + draws.mean() + log_p.mean()
-    training.step.optimizer.zero_grad()
+    training.step.zero_grad()
     value.backward()
 
 
@@ -166,7 +165,7 @@ def _energy(training: JeffreysTraining, batch: Batch) -> Callable[[], None]:
         divergences = jeffreys_divergences(
             drawn, energy, batch.theta, options.num_particles, options.normalizer
         ).mean(batch.weights)
-        training.step.optimizer.zero_grad()
+        training.step.zero_grad()
         (training.step.multipliers.values * divergences).sum().backward()
 
     return descend
@@ -190,18 +189,13 @@ def _optimizer(training: JeffreysTraining) -> Callable[[], None]:
     """Return a function that does what follows a backward pass, with small gradients."""
     step = training.step
     divergences = torch.ones(3, device=training.device)
-    gradients = [torch.full_like(p, 1e-6) for p in training.pair.parameters()]
+    step.gather()
+    step.zero_grad()
+    for weights in step.weights:
+        weights.vector.grad = torch.full_like(weights.vector, 1e-6)
 
     def update() -> None:
-        for parameter, gradient in zip(
-            training.pair.parameters(), gradients, strict=True
-        ):
-            parameter.grad = gradient
-        if step.clip_max_norm is not None:
-            for parameters in step.groups:
-                clip_grad_norm_(parameters, step.clip_max_norm)
-        step.optimizer.step()
-        step.average.update()
+        step.descend()
         step.multipliers.update(step.reference.subtract(divergences))
 
     return update

@@ -161,7 +161,7 @@ class EpochLoop:
                     stacklevel=2,
                 )
             finally:
-                self.pair.zero_grad(set_to_none=True)
+                self.step.release()
                 self.pair.eval()
         self.load_best()
         return self.stopping.stalled or self.epoch < max_num_epochs

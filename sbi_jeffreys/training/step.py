@@ -22,7 +22,7 @@ from sbi_jeffreys.models.pair import ModelPair
 from sbi_jeffreys.objective.divergences import jeffreys_divergences
 from sbi_jeffreys.objective.multipliers import EntropyReference, Multipliers
 from sbi_jeffreys.objective.normalizers import Normalizer
-from sbi_jeffreys.training.averaging import MovingAverage
+from sbi_jeffreys.training.averaging import FlatParameters, MovingAverage
 
 
 @dataclass(frozen=True)
@@ -114,15 +114,17 @@ class PrimalDualStep:
         self.multipliers = multipliers
         self.trains_energy = energy_learning_rate is not None
         flow_parameters, energy_parameters = pair.parameter_groups()
-        self.groups = [flow_parameters]
-        settings: list[dict[str, Any]] = [
-            {"params": flow_parameters, "lr": learning_rate}
-        ]
+        self.groups = [FlatParameters.of(flow_parameters)]
+        self.rates = [learning_rate]
         if energy_learning_rate is not None:
-            self.groups.append(energy_parameters)
-            settings.append({"params": energy_parameters, "lr": energy_learning_rate})
+            self.groups.append(FlatParameters.of(energy_parameters))
+            self.rates.append(energy_learning_rate)
+        self.weights = [weights for group in self.groups for weights in group]
+        settings: list[dict[str, Any]] = [
+            {"params": [weights.vector for weights in group], "lr": rate}
+            for group, rate in zip(self.groups, self.rates, strict=True)
+        ]
         device = multipliers.values.device
-        self.rates = [float(group["lr"]) for group in settings]
         is_captured = device.type == "cuda" and num_processes() == 1
         if is_captured:  # a captured step reads its learning rates from the device
             for group in settings:
@@ -132,7 +134,7 @@ class PrimalDualStep:
             fused=all(p.is_floating_point() for p in pair.parameters()),
             capturable=is_captured,
         )
-        self.average = MovingAverage(pair, pair.options.averaging)
+        self.average = MovingAverage(pair, pair.options.averaging, self.weights)
         self.reference = EntropyReference(device)
         self.clip_max_norm: float | None = None
         self.total = torch.zeros(3, device=device)
@@ -144,6 +146,16 @@ class PrimalDualStep:
         """Put the models into training mode, except an energy that is not trained."""
         self.pair.flow.train()
         self.pair.energy.train(self.trains_energy)
+
+    def gather(self) -> None:
+        """Move weights and averages into vectors, unless they are there already."""
+        for weights in (*self.weights, *self.average.averages):
+            weights.gather()
+
+    def release(self) -> None:
+        """Give each weight and average memory of its own again."""
+        for weights in (*self.weights, *self.average.averages):
+            weights.release()
 
     def scale_rates(self, factor: float) -> None:
         """Set the learning rates to `factor` times those of the constructor."""
@@ -167,14 +179,11 @@ class PrimalDualStep:
             x: The simulations of these parameters, shape `(batch, ...)`.
             weights: Weights of the pairs, shape `(batch,)`.
         """
+        self.gather()
         divergences = self.model(theta, x, weights)
-        self.optimizer.zero_grad()
+        self.zero_grad()
         (self.multipliers.values * divergences).sum().backward()
-        if self.clip_max_norm is not None:
-            for parameters in self.groups:
-                clip_grad_norm_(parameters, self.clip_max_norm)
-        self.optimizer.step()
-        self.average.update()
+        self.descend()
 
         divergences = mean_over_processes(divergences.detach())
         self.multipliers.update(self.reference.subtract(divergences))
@@ -182,6 +191,20 @@ class PrimalDualStep:
         self.total += divergences
         bad = torch.where(divergences.isfinite(), torch.inf, self.count)
         torch.minimum(self.first_bad_step, bad, out=self.first_bad_step)
+
+    def zero_grad(self) -> None:
+        """Set the gradients of the weights, which are gathered, to zero."""
+        for weights in self.weights:
+            weights.zero_grad()
+
+    def descend(self) -> None:
+        """Clip the gradients, and update the weights and their averages."""
+        if self.clip_max_norm is not None:
+            for group in self.groups:
+                vectors = [weights.vector for weights in group]
+                clip_grad_norm_(vectors, self.clip_max_norm)
+        self.optimizer.step()
+        self.average.update()
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that the next step depends on, not copied."""

@@ -52,6 +52,7 @@ def trained_step(name):
     training, batch = training_and_batch(name)
     step = copy.deepcopy(training.step)
     step.pair.train()
+    step.gather()
     return step, batch
 
 
@@ -65,6 +66,7 @@ def trained_step_on_gpu(num=100):
         trainer.append_simulations(theta, x).train(max_num_epochs=2)
     step = trainer._fit.training.step
     step.pair.train()
+    step.gather()
     return step, [t.to("cuda") for t in (theta, x, torch.ones(num))]
 
 
