@@ -29,6 +29,9 @@ from benchmarks.stress import trainings as stress
 from benchmarks.tasks.references import NUM_OBSERVATIONS
 from benchmarks.tasks.sbibm import TASKS
 from benchmarks.tasks.unseen import UNSEEN
+from benchmarks.trust import page as trust_page
+from benchmarks.trust import trainings as trust
+from benchmarks.trust.exact import EXACT
 
 HELP = ("-h", "--help")
 CELLS = Path("results/accuracy/cells.csv")
@@ -144,6 +147,16 @@ def main(arguments: list[str] | None = None) -> None:
     problems.add_argument("--jobs", type=int, default=1, help="processes of one thread")
     problems.add_argument("--output", type=Path, default=Path("results/formulations"))
     problems.set_defaults(command=compare_formulations)
+
+    errors = commands.add_parser(
+        "trust", help="what predicts errors, on tasks whose posterior is known"
+    )
+    errors.add_argument("--tasks", nargs="+", choices=EXACT, default=list(EXACT))
+    errors.add_argument("--budgets", nargs="+", type=int, default=[250, 1000])
+    errors.add_argument("--seeds", nargs="+", type=int, default=[220, 221])
+    errors.add_argument("--jobs", type=int, default=1, help="processes of one thread")
+    errors.add_argument("--output", type=Path, default=Path("results/trust"))
+    errors.set_defaults(command=predict_errors)
 
     many = commands.add_parser(
         "stress", help="short trainings on data of many kinds: none may fail silently"
@@ -323,6 +336,12 @@ def compare_formulations(arguments: argparse.Namespace) -> None:
     """Train on the problems that are missing, and write the page."""
     keys = formulations.keys(arguments.tasks, arguments.budgets, arguments.seeds)
     _write_page("formulations", formulations, formulations_page, keys, arguments)
+
+
+def predict_errors(arguments: argparse.Namespace) -> None:
+    """Measure what predicts errors where rows are missing, and write the page."""
+    keys = product(arguments.tasks, arguments.budgets, arguments.seeds)
+    _write_page("trust", trust, trust_page, keys, arguments)
 
 
 def train_many(arguments: argparse.Namespace) -> None:
