@@ -13,6 +13,8 @@ import torch
 
 from benchmarks import rows
 from benchmarks.accuracy import cells, held_out, standings
+from benchmarks.controls import page as controls_page
+from benchmarks.controls import trainings as controls
 from benchmarks.cost import page, trainings
 from benchmarks.formulations import page as formulations_page
 from benchmarks.formulations import trainings as formulations
@@ -101,70 +103,66 @@ def main(arguments: list[str] | None = None) -> None:
     nll.add_argument("--output", type=Path, default=Path("results/nll.md"))
     nll.set_defaults(command=measure_nll)
 
-    cost = commands.add_parser(
-        "cost", help="accuracy against CPU seconds of training, beside sbi's NPE"
+    cost = _add_table(
+        commands.add_parser(
+            "cost", help="accuracy against CPU seconds of training, beside sbi's NPE"
+        ),
+        measure_cost,
+        trainings.ALL_TASKS,
+        [100, 250, 1000, 10_000],
+        [200, 201, 202],
+        trainings.METHODS,
     )
-    cost.add_argument(
-        "--tasks", nargs="+", choices=trainings.ALL_TASKS, default=trainings.ALL_TASKS
-    )
-    cost.add_argument(
-        "--methods", nargs="+", choices=trainings.METHODS, default=trainings.METHODS
-    )
-    cost.add_argument("--budgets", nargs="+", type=int, default=[100, 250, 1000, 10_000])
-    cost.add_argument("--seeds", nargs="+", type=int, default=[200, 201, 202])
-    cost.add_argument("--jobs", type=int, default=1, help="processes of one thread")
     cost.add_argument("--device", default="cpu", help="device that JNPE trains on")
-    cost.add_argument("--output", type=Path, default=Path("results/cost"))
-    cost.set_defaults(command=measure_cost)
 
-    sequential = commands.add_parser(
-        "rounds", help="one observation and a fixed number of simulations, in rounds"
+    sequential = _add_table(
+        commands.add_parser(
+            "rounds", help="one observation and a fixed number of simulations, in rounds"
+        ),
+        measure_rounds,
+        [name for name in TASKS if name != "folded_gaussian"],
+        [100, 300, 1000, 3000],
+        [200, 201],
+        runs.METHODS,
     )
-    names = [name for name in TASKS if name != "folded_gaussian"]
-    sequential.add_argument("--tasks", nargs="+", choices=names, default=names)
-    sequential.add_argument(
-        "--methods", nargs="+", choices=runs.METHODS, default=list(runs.METHODS)
-    )
-    sequential.add_argument(
-        "--budgets", nargs="+", type=int, default=[100, 300, 1000, 3000]
-    )
-    sequential.add_argument("--seeds", nargs="+", type=int, default=[200, 201])
     sequential.add_argument(
         "--observations", nargs="+", type=int, default=list(range(1, 11))
     )
-    sequential.add_argument("--jobs", type=int, default=1, help="processes of one thread")
-    sequential.add_argument("--output", type=Path, default=Path("results/rounds"))
-    sequential.set_defaults(command=measure_rounds)
 
-    problems = commands.add_parser(
-        "formulations", help="which problem flow and energy are trained to solve"
+    _add_table(
+        commands.add_parser(
+            "formulations", help="which problem flow and energy are trained to solve"
+        ),
+        compare_formulations,
+        formulations.TASKS,
+        [250, 1000],
+        range(210, 215),
     )
-    problems.add_argument(
-        "--tasks", nargs="+", choices=formulations.TASKS, default=formulations.TASKS
+    _add_table(
+        commands.add_parser(
+            "controls", help="what each part of JNPE gives, beside sbi's NPE"
+        ),
+        measure_parts,
+        trainings.ALL_TASKS,
+        [1000],
+        range(300, 305),
+        controls.METHODS,
     )
-    problems.add_argument("--budgets", nargs="+", type=int, default=[250, 1000])
-    problems.add_argument("--seeds", nargs="+", type=int, default=list(range(210, 215)))
-    problems.add_argument("--jobs", type=int, default=1, help="processes of one thread")
-    problems.add_argument("--output", type=Path, default=Path("results/formulations"))
-    problems.set_defaults(command=compare_formulations)
-
-    errors = commands.add_parser(
-        "trust", help="what predicts errors, on tasks whose posterior is known"
+    _add_table(
+        commands.add_parser(
+            "trust", help="what predicts errors, on tasks whose posterior is known"
+        ),
+        predict_errors,
+        EXACT,
+        [250, 1000],
+        [220, 221],
     )
-    errors.add_argument("--tasks", nargs="+", choices=EXACT, default=list(EXACT))
-    errors.add_argument("--budgets", nargs="+", type=int, default=[250, 1000])
-    errors.add_argument("--seeds", nargs="+", type=int, default=[220, 221])
-    errors.add_argument("--jobs", type=int, default=1, help="processes of one thread")
-    errors.add_argument("--output", type=Path, default=Path("results/trust"))
-    errors.set_defaults(command=predict_errors)
 
     many = commands.add_parser(
         "stress", help="short trainings on data of many kinds: none may fail silently"
     )
     many.add_argument("--num", type=int, default=500, help="number of trainings")
-    many.add_argument("--jobs", type=int, default=1, help="processes of one thread")
-    many.add_argument("--output", type=Path, default=Path("results/stress"))
-    many.set_defaults(command=train_many)
+    _add_output(many, train_many)
 
     speed_parser = commands.add_parser(
         "speed",
@@ -187,6 +185,45 @@ def main(arguments: list[str] | None = None) -> None:
 
     parsed = parser.parse_args(arguments)
     parsed.command(parsed)
+
+
+def _add_table(
+    parser: argparse.ArgumentParser,
+    command: Callable[[argparse.Namespace], None],
+    tasks: Iterable[str],
+    budgets: list[int],
+    seeds: Iterable[int],
+    methods: Iterable[str] | None = None,
+) -> argparse.ArgumentParser:
+    """Add the arguments of a command that makes rows of a table, one for each training.
+
+    Args:
+        parser: Parser of the command.
+        command: What runs the command.
+        tasks: Names of the tasks that there are, by default all.
+        budgets: Default numbers of simulations.
+        seeds: Default seeds.
+        methods: Names of the methods that there are, by default all; None if there is no
+            choice.
+    """
+    parser.add_argument("--tasks", nargs="+", choices=tasks, default=list(tasks))
+    if methods is not None:
+        parser.add_argument(
+            "--methods", nargs="+", choices=methods, default=list(methods)
+        )
+    parser.add_argument("--budgets", nargs="+", type=int, default=budgets)
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(seeds))
+    _add_output(parser, command)
+    return parser
+
+
+def _add_output(
+    parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], None]
+) -> None:
+    name = parser.prog.split()[-1]
+    parser.add_argument("--jobs", type=int, default=1, help="processes of one thread")
+    parser.add_argument("--output", type=Path, default=Path("results") / name)
+    parser.set_defaults(command=command)
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -336,6 +373,17 @@ def compare_formulations(arguments: argparse.Namespace) -> None:
     """Train on the problems that are missing, and write the page."""
     keys = formulations.keys(arguments.tasks, arguments.budgets, arguments.seeds)
     _write_page("formulations", formulations, formulations_page, keys, arguments)
+
+
+def measure_parts(arguments: argparse.Namespace) -> None:
+    """Train the controls that are missing, and write the page."""
+    keys = [
+        (task, method, num, seed)
+        for seed, num, task, method in product(
+            arguments.seeds, arguments.budgets, arguments.tasks, arguments.methods
+        )
+    ]
+    _write_page("controls", controls, controls_page, keys, arguments)
 
 
 def predict_errors(arguments: argparse.Namespace) -> None:

@@ -32,7 +32,7 @@ from benchmarks.accuracy.c2st import (
 )
 from benchmarks.accuracy.held_out import NUM_TEST_PAIRS, TEST_SEED
 from benchmarks.methods.registry import METHODS, TRAININGS
-from benchmarks.methods.training import NO_VALUE, Fit
+from benchmarks.methods.training import NO_VALUE, Fit, Unrejected
 from benchmarks.report import measured_with
 from benchmarks.tasks.references import NUM_SAMPLES, reference
 from benchmarks.tasks.sbibm import TASKS
@@ -239,19 +239,6 @@ def _trained(unit: Unit, folder: Path, device: str) -> dict[str, TrainedFit]:
     return trained
 
 
-class _Unrejected:
-    """A posterior that is sampled without rejecting samples outside of the prior.
-
-    Where a flow leaks much, sbi's rejection may not end.
-    """
-
-    def __init__(self, posterior: Any, options: dict[str, Any]) -> None:
-        self.posterior, self.options = posterior, options
-
-    def sample_batched(self, *args: Any, **kwargs: Any) -> Tensor:
-        return self.posterior.sample_batched(*args, **kwargs, **self.options)
-
-
 def _calibration_errors(
     posterior: Any, theta: Tensor, x: Tensor, training: Any
 ) -> tuple[float, float]:
@@ -259,7 +246,7 @@ def _calibration_errors(
     if training.batched_options is None:
         return NO_VALUE, NO_VALUE
     calibration = calibrate(
-        _Unrejected(posterior, training.batched_options),
+        Unrejected(posterior, training.batched_options),
         theta,
         x,
         num_posterior_samples=NUM_CALIBRATION_SAMPLES,

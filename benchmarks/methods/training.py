@@ -68,3 +68,22 @@ class Training(ABC):
         Its posteriors are on the CPU.
         """
         return self
+
+
+class Unrejected:
+    """A posterior that is sampled without rejecting samples outside of the prior.
+
+    Where a flow leaks much, sbi's rejection may not end.
+    """
+
+    def __init__(self, posterior: Any, options: dict[str, Any]) -> None:
+        """
+        Args:
+            posterior: A posterior of a training.
+            options: `Training.batched_options`.
+        """
+        self.posterior, self.options = posterior, options
+
+    def sample_batched(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return samples, as the posterior's method of this name does."""
+        return self.posterior.sample_batched(*args, **kwargs, **self.options)

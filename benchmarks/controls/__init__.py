@@ -1,0 +1,1 @@
+"""The command `controls`: what each part of JNPE gives, beside sbi's NPE."""
