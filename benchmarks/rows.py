@@ -47,11 +47,8 @@ def finish(
         )
     done = set(_keys(rows, len(keys[0])))
     todo = [key for key in keys if key not in done]
-    if todo and "commit" in rows and (others := set(rows.commit) - {commit()}):
-        raise ValueError(
-            f"Expected rows of commit {commit()}, which this code is, got those of "
-            f"{words(others)} in {path}. Give another `--output`, or check that one out."
-        )
+    if todo and "commit" in rows:
+        check_commit(rows, path)
     work = Parallel(jobs, return_as="generator_unordered")(
         delayed(_compute)(compute, key) for key in todo
     )
@@ -60,6 +57,15 @@ def finish(
     rows = read(path)
     wanted = set(keys)
     return rows[[key in wanted for key in _keys(rows, len(keys[0]))]]
+
+
+def check_commit(rows: pd.DataFrame, path: Path) -> None:
+    """Raise a ValueError if rows of a file are of another commit than this code."""
+    if others := set(rows.commit) - {commit()}:
+        raise ValueError(
+            f"Expected rows of commit {commit()}, which this code is, got those of "
+            f"{words(others)} in {path}. Give another `--output`, or check that one out."
+        )
 
 
 def curve(values: Iterable[float]) -> str:

@@ -1,8 +1,8 @@
 """A benchmark in cells, one for each task, method, budget, seed and observation.
 
 Each finished cell is a line of a CSV file, and each training is a file beside it. A run
-that was interrupted continues, and nothing finished is computed again. Use a folder for
-one version of the code: cells that another version finished there count as finished.
+that was interrupted continues, and nothing finished is computed again. Cells carry the
+commit of their training, and those of several commits are not mixed.
 """
 
 import sys
@@ -33,10 +33,10 @@ from benchmarks.accuracy.c2st import (
 from benchmarks.accuracy.held_out import NUM_TEST_PAIRS, TEST_SEED
 from benchmarks.methods.registry import METHODS, TRAININGS
 from benchmarks.methods.training import NO_VALUE, Fit, Unrejected
-from benchmarks.report import measured_with
+from benchmarks.report import commit, measured_with
+from benchmarks.rows import check_commit
 from benchmarks.tasks.references import NUM_SAMPLES, reference
 from benchmarks.tasks.sbibm import TASKS
-from sbi_jeffreys import __version__
 from sbi_jeffreys.data.files import read_sealed, write_sealed
 from sbi_jeffreys.diagnostics import calibrate
 
@@ -78,16 +78,18 @@ class TrainedFit(NamedTuple):
         sbc_error: Mean distance of parameters' ranks from a uniform distribution
             (Wasserstein-1, ranks scaled to [0, 1]), over fresh simulations.
         tarp_error: Mean distance of TARP's coverage from its level.
+        commit: Of the code that trained.
         measured_with: Versions, machine and device of the training.
     """
 
     fit: Fit
     sbc_error: float
     tarp_error: float
+    commit: str
     measured_with: str
 
 
-TITLE = "fit of a benchmark 1"
+TITLE = "fit of a benchmark 2"
 """How files of trained posteriors begin; the number is that of their format."""
 
 FIT_COLUMNS = ("nll", "nll_last", "epochs", "training_seconds")
@@ -98,7 +100,7 @@ COLUMNS = (
     "sbc_error",
     "tarp_error",
     "sampling_seconds",
-    "sbi_jeffreys",
+    "commit",
     "measured_with",
 )
 
@@ -118,13 +120,16 @@ def cells(
 def read(paths: Iterable[Path]) -> pd.DataFrame:
     """Return finished cells, one a row. Of a value measured twice, the last is kept.
 
+    The commit of cells that were finished before files had one is "unknown".
+
     Args:
         paths: Paths of CSV files, which need not exist.
     """
-    files = [file for path in paths if len(file := lines.read(path))]
+    files = [file for p in paths if len(file := lines.read(p, dtype={"commit": str}))]
     if not files:
         return pd.DataFrame(columns=list(COLUMNS))
     found = pd.concat(files).reindex(columns=list(COLUMNS))
+    found["commit"] = found.commit.astype(object).fillna("unknown")
     return found.groupby(list(Cell._fields), as_index=False, sort=False).last()
 
 
@@ -163,13 +168,18 @@ def run(
 
     Raises:
         ModuleNotFoundError: If a task needs sbibm, before any work is done.
+        ValueError: If the folder has cells of another commit, and some are missing. This
+            is found before any work is done.
     """
     for task, observation in {(cell.task, cell.observation) for cell in wanted}:
         reference(TASKS[task], observation)
         TASKS[task].simulate(1, 0)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "cells.csv"
-    todo = missing(wanted, read([path]), classifiers)
+    finished = read([path])
+    todo = missing(wanted, finished, classifiers)
+    if todo:
+        check_commit(finished, path)
     units: dict[Unit, dict[Cell, list[str]]] = {}
     for cell, names in todo.items():
         unit = Unit(cell.task, METHODS[cell.method], cell.num_simulations, cell.seed)
@@ -216,7 +226,10 @@ def _trained(unit: Unit, folder: Path, device: str) -> dict[str, TrainedFit]:
     if path.exists():
         try:
             content = read_sealed(path, TITLE)
-            return torch.load(BytesIO(content), weights_only=False)
+            kept = torch.load(BytesIO(content), weights_only=False)
+            if all(fit.commit == commit() for fit in kept.values()):
+                return kept
+            print(f"{path} is of another commit. It is trained again.", file=sys.stderr)
         except ValueError as error:
             print(f"{error} It is trained again.", file=sys.stderr)
     task, training = TASKS[unit.task], TRAININGS[unit.training].on(device)
@@ -228,6 +241,7 @@ def _trained(unit: Unit, folder: Path, device: str) -> dict[str, TrainedFit]:
         method: TrainedFit(
             fit,
             *_calibration_errors(fit.posterior, *pairs, training),
+            commit(),
             measured_with(training.device),
         )
         for method, fit in zip(training.methods, fits, strict=True)
@@ -273,6 +287,6 @@ def _measure(trained: TrainedFit, cell: Cell, classifiers: list[str]) -> dict[st
         "sbc_error": trained.sbc_error,
         "tarp_error": trained.tarp_error,
         "sampling_seconds": seconds,
-        "sbi_jeffreys": __version__,
+        "commit": trained.commit,
         "measured_with": trained.measured_with,
     }

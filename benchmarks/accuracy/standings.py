@@ -19,7 +19,7 @@ from benchmarks.accuracy.published import (
     published,
 )
 from benchmarks.methods.registry import METHODS
-from benchmarks.report import spread, table
+from benchmarks.report import made_by, spread, table
 from benchmarks.tasks.sbibm import TASKS
 from sbi_jeffreys.plots.style import GREY, PALETTE, panels
 
@@ -67,10 +67,12 @@ def report(cells: pd.DataFrame) -> str:
 
     Args:
         cells: Finished cells, as `cells.read` returns them.
+
+    Raises:
+        ValueError: If they are of several commits.
     """
     cells = with_any_folds(cells)
-    versions = "; ".join(sorted(set(cells.measured_with)))
-    sections = ["# Accuracy beside sbi's methods", NOTE, f"Measured with {versions}."]
+    sections = ["# Accuracy beside sbi's methods", NOTE, made_by(cells)]
     for num in sorted(set(cells.num_simulations)):
         of_budget = cells[cells.num_simulations == num]
         sections.append(f"## {num:,} simulations")

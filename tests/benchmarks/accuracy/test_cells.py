@@ -1,11 +1,14 @@
 """Cells of the benchmark: what is finished is not computed again."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.accuracy import cells
+import benchmarks
+from benchmarks import rows
+from benchmarks.accuracy import cells, standings
 from benchmarks.accuracy.cells import Cell, missing, read, run
 from benchmarks.commands import main
 from benchmarks.methods.registry import METHODS, TRAININGS
@@ -13,6 +16,7 @@ from benchmarks.methods.training import Fit, Training
 from benchmarks.tasks.sbibm import TASKS
 
 TASK = "folded_gaussian"
+RESULTS = Path(benchmarks.__file__).parent / "results"
 
 
 class ExactPosterior:
@@ -154,6 +158,27 @@ def test_a_training_whose_file_is_damaged_is_made_again(damage, stub, tmp_path, 
     assert f"{path.name}" in capsys.readouterr().err
     assert run(grid(observations=[4]), ["rf"], tmp_path, jobs=1) == 0
     assert stub.count == 2
+
+
+def test_cells_of_several_commits_are_not_mixed(stub, tmp_path, monkeypatch):
+    """Nor are trainings, of which no cell may be finished yet."""
+    run(grid(), ["rf"], tmp_path, jobs=1)
+    assert set(read([tmp_path / "cells.csv"]).commit) == {cells.commit()}
+    for module in (cells, rows):
+        monkeypatch.setattr(module, "commit", lambda: "def5678")
+    assert run(grid(), ["rf"], tmp_path, jobs=1) == 0  # nothing is missing
+    with pytest.raises(ValueError, match="of commit def5678, which this code is, got"):
+        run(grid(observations=[3]), ["rf"], tmp_path, jobs=1)
+    (tmp_path / "cells.csv").unlink()
+    assert run(grid(), ["rf"], tmp_path, jobs=1) == 0
+    assert stub.count == 2
+    assert set(read([tmp_path / "cells.csv"]).commit) == {"def5678"}
+
+
+def test_the_commit_of_older_files_is_unknown():
+    finished = read([RESULTS / "accuracy.csv"])
+    assert set(finished.commit) == {"unknown"}
+    assert "Commit unknown; sbi 0.27.0" in standings.report(finished)
 
 
 def test_what_fails_is_told_and_the_rest_is_done(stub, tmp_path, capsys):

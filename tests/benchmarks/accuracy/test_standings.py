@@ -30,6 +30,7 @@ def finished_cells():
             **Cell(task, method, 1000, seed, observation)._asdict(),
             "c2st_rf": 0.6 + 0.1 * seed + (0.02 if observation == 2 else 0),
             "nll": -1.0 - seed,
+            "commit": "abc",
             "measured_with": "a machine",
         }
         for task in ("two_moons", TASK)
