@@ -3,37 +3,21 @@
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
-from itertools import product
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import torch
 
-from benchmarks import rows
 from benchmarks.accuracy import cells, held_out, standings
-from benchmarks.controls import page as controls_page
-from benchmarks.controls import trainings as controls
-from benchmarks.cost import page, trainings
-from benchmarks.formulations import page as formulations_page
-from benchmarks.formulations import trainings as formulations
 from benchmarks.methods.registry import METHODS
 from benchmarks.paper.pages import EXPERIMENTS, faces
-from benchmarks.report import measured_with, write, write_with_figure
-from benchmarks.rounds import page as rounds_page
-from benchmarks.rounds import runs
+from benchmarks.report import measured_with, write
 from benchmarks.speed import breakdown, growth, memory, race, sampling, steps
 from benchmarks.speed.contenders import Case
 from benchmarks.speed.effort import Effort
-from benchmarks.stress import page as stress_page
-from benchmarks.stress import trainings as stress
+from benchmarks.tables import add_tables
 from benchmarks.tasks.references import NUM_OBSERVATIONS
 from benchmarks.tasks.sbibm import TASKS
 from benchmarks.tasks.unseen import UNSEEN
-from benchmarks.trust import page as trust_page
-from benchmarks.trust import trainings as trust
-from benchmarks.trust.exact import EXACT
 
 HELP = ("-h", "--help")
 CELLS = Path("results/accuracy/cells.csv")
@@ -103,66 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
     nll.add_argument("--output", type=Path, default=Path("results/nll.md"))
     nll.set_defaults(command=measure_nll)
 
-    cost = _add_table(
-        commands.add_parser(
-            "cost", help="accuracy against CPU seconds of training, beside sbi's NPE"
-        ),
-        measure_cost,
-        trainings.ALL_TASKS,
-        [100, 250, 1000, 10_000],
-        [200, 201, 202],
-        trainings.METHODS,
-    )
-    cost.add_argument("--device", default="cpu", help="device that JNPE trains on")
-
-    sequential = _add_table(
-        commands.add_parser(
-            "rounds", help="one observation and a fixed number of simulations, in rounds"
-        ),
-        measure_rounds,
-        [name for name in TASKS if name != "folded_gaussian"],
-        [100, 300, 1000, 3000],
-        [200, 201],
-        runs.METHODS,
-    )
-    sequential.add_argument(
-        "--observations", nargs="+", type=int, default=list(range(1, 11))
-    )
-
-    _add_table(
-        commands.add_parser(
-            "formulations", help="which problem flow and energy are trained to solve"
-        ),
-        compare_formulations,
-        formulations.TASKS,
-        [250, 1000],
-        range(210, 215),
-    )
-    _add_table(
-        commands.add_parser(
-            "controls", help="what each part of JNPE gives, beside sbi's NPE"
-        ),
-        measure_parts,
-        trainings.ALL_TASKS,
-        [1000],
-        range(300, 305),
-        controls.METHODS,
-    )
-    _add_table(
-        commands.add_parser(
-            "trust", help="what predicts errors, on tasks whose posterior is known"
-        ),
-        predict_errors,
-        EXACT,
-        [250, 1000],
-        [220, 221],
-    )
-
-    many = commands.add_parser(
-        "stress", help="short trainings on data of many kinds: none may fail silently"
-    )
-    many.add_argument("--num", type=int, default=500, help="number of trainings")
-    _add_output(many, train_many)
+    add_tables(commands)
 
     speed_parser = commands.add_parser(
         "speed",
@@ -185,45 +110,6 @@ def main(arguments: list[str] | None = None) -> None:
 
     parsed = parser.parse_args(arguments)
     parsed.command(parsed)
-
-
-def _add_table(
-    parser: argparse.ArgumentParser,
-    command: Callable[[argparse.Namespace], None],
-    tasks: Iterable[str],
-    budgets: list[int],
-    seeds: Iterable[int],
-    methods: Iterable[str] | None = None,
-) -> argparse.ArgumentParser:
-    """Add the arguments of a command that makes rows of a table, one for each training.
-
-    Args:
-        parser: Parser of the command.
-        command: What runs the command.
-        tasks: Names of the tasks that there are, by default all.
-        budgets: Default numbers of simulations.
-        seeds: Default seeds.
-        methods: Names of the methods that there are, by default all; None if there is no
-            choice.
-    """
-    parser.add_argument("--tasks", nargs="+", choices=tasks, default=list(tasks))
-    if methods is not None:
-        parser.add_argument(
-            "--methods", nargs="+", choices=methods, default=list(methods)
-        )
-    parser.add_argument("--budgets", nargs="+", type=int, default=budgets)
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(seeds))
-    _add_output(parser, command)
-    return parser
-
-
-def _add_output(
-    parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], None]
-) -> None:
-    name = parser.prog.split()[-1]
-    parser.add_argument("--jobs", type=int, default=1, help="processes of one thread")
-    parser.add_argument("--output", type=Path, default=Path("results") / name)
-    parser.set_defaults(command=command)
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -337,80 +223,6 @@ def measure_nll(arguments: argparse.Namespace) -> None:
         print(row, flush=True)
         write(arguments.output, held_out.report(measured))
     print(held_out.report(measured))
-
-
-def measure_cost(arguments: argparse.Namespace) -> None:
-    """Train what is missing, and write the page on costs."""
-    keys = product(arguments.seeds, arguments.budgets, arguments.tasks, arguments.methods)
-    finished = rows.finish(
-        partial(trainings.measure, device=arguments.device),
-        [(task, method, num, seed) for seed, num, task, method in keys],
-        arguments.output / "cost.csv",
-        arguments.jobs,
-        trainings.Row._fields,
-    )
-    text, figure = page.report(finished), page.figure(finished)
-    print(write_with_figure(arguments.output, "cost", text, figure))
-
-
-def measure_rounds(arguments: argparse.Namespace) -> None:
-    """Run the methods that are missing, and write the page."""
-    keys = product(
-        arguments.tasks,
-        arguments.methods,
-        arguments.budgets,
-        arguments.seeds,
-        arguments.observations,
-    )
-    path, jobs = arguments.output / "rounds.csv", arguments.jobs
-    rows.finish(runs.measure, keys, path, jobs, runs.Row._fields)
-    finished = rows.read(path)
-    text, figure = rounds_page.report(finished), rounds_page.figure(finished)
-    print(write_with_figure(arguments.output, "rounds", text, figure))
-
-
-def compare_formulations(arguments: argparse.Namespace) -> None:
-    """Train on the problems that are missing, and write the page."""
-    keys = formulations.keys(arguments.tasks, arguments.budgets, arguments.seeds)
-    _write_page("formulations", formulations, formulations_page, keys, arguments)
-
-
-def measure_parts(arguments: argparse.Namespace) -> None:
-    """Train the controls that are missing, and write the page."""
-    keys = [
-        (task, method, num, seed)
-        for seed, num, task, method in product(
-            arguments.seeds, arguments.budgets, arguments.tasks, arguments.methods
-        )
-    ]
-    _write_page("controls", controls, controls_page, keys, arguments)
-
-
-def predict_errors(arguments: argparse.Namespace) -> None:
-    """Measure what predicts errors where rows are missing, and write the page."""
-    keys = product(arguments.tasks, arguments.budgets, arguments.seeds)
-    _write_page("trust", trust, trust_page, keys, arguments)
-
-
-def train_many(arguments: argparse.Namespace) -> None:
-    """Run the short trainings that are missing, and write the page."""
-    keys = [(seed,) for seed in range(arguments.num)]
-    _write_page("stress", stress, stress_page, keys, arguments)
-
-
-def _write_page(
-    name: str,
-    rows_of: ModuleType,
-    page_of: ModuleType,
-    keys: Iterable[tuple[Any, ...]],
-    arguments: argparse.Namespace,
-) -> None:
-    """Compute the rows of a command that are missing, and write its page."""
-    path, columns = arguments.output / f"{name}.csv", rows_of.Row._fields
-    finished = rows.finish(rows_of.measure, keys, path, arguments.jobs, columns)
-    text = page_of.report(finished)
-    write(arguments.output / f"{name}.md", text)
-    print(text)
 
 
 def measure_speed(arguments: argparse.Namespace) -> None:
