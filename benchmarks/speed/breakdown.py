@@ -191,8 +191,8 @@ def _optimizer(training: JeffreysTraining) -> Callable[[], None]:
     divergences = torch.ones(3, device=training.device)
     step.gather()
     step.zero_grad()
-    for weights in step.weights:
-        weights.vector.grad = torch.full_like(weights.vector, 1e-6)
+    for weights in (weights for group in step.groups for weights in group):
+        weights.grad = torch.full_like(weights, 1e-6)
 
     def update() -> None:
         step.descend()

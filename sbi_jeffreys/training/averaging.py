@@ -6,9 +6,8 @@ the newest value has the share
     s_n = max(1 − ρ, 9 / (9 + n)) ,     average ← average + s_n (newest − average) .
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from itertools import groupby
 from typing import TypeVar
 
 import torch
@@ -31,13 +30,13 @@ def newest_share(num_updates: Number, past: float) -> Number:
 
 
 class FlatParameters:
-    """Parameters of one type in one block of memory, as a single vector.
+    """Parameters in one block of memory, as a single vector.
 
     An optimiser, the norm of a gradient and a moving average then take one operation for
     all layers. Layers take part of a step's time that does not depend on their sizes.
 
     Attributes:
-        parameters: The parameters.
+        parameters: The parameters. Nothing else may move them while they are gathered.
         vector: All their values, and their gradient after `zero_grad`.
     """
 
@@ -47,21 +46,13 @@ class FlatParameters:
             parameters: One or more parameters of the same type, on the same device.
         """
         self.parameters = parameters
-        self.vector = nn.Parameter(torch.cat([p.detach().flatten() for p in parameters]))
-
-    @classmethod
-    def of(cls, parameters: Iterable[nn.Parameter]) -> list["FlatParameters"]:
-        """Return one vector for each type among the parameters that need gradients."""
-        trained = (p for p in parameters if p.requires_grad and p.numel())
-        groups = groupby(sorted(trained, key=_type), _type)
-        return [cls(list(group)) for _, group in groups]
+        self.vector = nn.Parameter(self._values())
 
     def gather(self) -> None:
         """Move the parameters into the vector, unless they are there already."""
         if self.parameters[0].data_ptr() == self.vector.data_ptr():
             return
-        values = [parameter.data.flatten() for parameter in self.parameters]
-        torch.cat(values, out=self.vector.data)
+        self.vector.data.copy_(self._values())
         for parameter, part in self._parts(self.vector.data):
             parameter.data = part
 
@@ -82,15 +73,14 @@ class FlatParameters:
             parameter.data, parameter.grad = parameter.data.clone(), None
         self.vector.grad = None
 
+    def _values(self) -> Tensor:
+        return torch.cat([parameter.detach().flatten() for parameter in self.parameters])
+
     def _parts(self, vector: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
         """Yield each parameter with its part of a vector, in its own shape."""
         parts = vector.split([parameter.numel() for parameter in self.parameters])
         for parameter, part in zip(self.parameters, parts, strict=True):
             yield parameter, part.view_as(parameter)
-
-
-def _type(parameter: nn.Parameter) -> str:
-    return str(parameter.dtype)
 
 
 class MovingAverage:
@@ -101,37 +91,57 @@ class MovingAverage:
 
     Attributes:
         module: A copy of the module that has the averages as its parameters.
+        vectors: Vectors of averages.
         num_updates: Number of updates so far, shape `()`.
     """
 
     def __init__(
-        self, module: nn.Module, past: float, weights: Sequence[FlatParameters]
+        self,
+        module: nn.Module,
+        past: float,
+        vectors: Sequence[FlatParameters],
+        others: Sequence[nn.Parameter],
     ) -> None:
         r"""
         Args:
             module: The module whose parameters are averaged.
             past: $\rho$, weight of the past.
-            weights: Its parameters that change.
+            vectors: Parameters of the module that are vectors.
+            others: Other parameters that are trained.
         """
-        self.source, self.past, self.weights = module, past, weights
+        self.source, self.past = module, past
         self.module = deepcopy(module).eval()
         copies = dict(zip(module.parameters(), self.module.parameters(), strict=True))
-        self.averages = [
-            FlatParameters([copies[p] for p in each.parameters]) for each in weights
+        self.vectors = [
+            FlatParameters([copies[p] for p in v.parameters]) for v in vectors
         ]
         self.module.requires_grad_(False)
         self.num_updates = torch.zeros((), device=next(module.parameters()).device)
+        self._newest: list[Tensor] = [*(v.vector for v in vectors), *others]
+        self._averages: list[Tensor] = [
+            *(v.vector for v in self.vectors),
+            *(copies[p] for p in others),
+        ]
+        averaged = {id(p) for v in self.vectors for p in v.parameters}
+        averaged |= set(map(id, self._averages))
+        self._kept = [
+            (copy, parameter)
+            for parameter, copy in copies.items()
+            if id(copy) not in averaged
+        ]
 
     @torch.no_grad()
     def update(self) -> None:
         """Include the present parameters, which are gathered, in the averages."""
         share = newest_share(self.num_updates, self.past)
         self.num_updates += 1
-        for average, newest in zip(self.averages, self.weights, strict=True):
-            average.vector.add_(share * (newest.vector - average.vector))
+        steps = torch._foreach_sub(self._newest, self._averages)
+        torch._foreach_mul_(steps, share)
+        torch._foreach_add_(self._averages, steps)
 
-    def copy_buffers(self) -> None:
-        """Copy the module's buffers, for example those of batch normalisation."""
+    @torch.no_grad()
+    def copy_others(self) -> None:
+        """Copy buffers, for example of batch normalisation, and what is not trained."""
         buffers = zip(self.module.buffers(), self.source.buffers(), strict=True)
-        for average, buffer in buffers:
-            average.copy_(buffer)
+        for average, value in (*buffers, *self._kept):
+            average.copy_(value)

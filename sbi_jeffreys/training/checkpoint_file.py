@@ -17,7 +17,7 @@ from torch import Tensor
 from sbi_jeffreys.data.files import read_sealed, write_sealed
 from sbi_jeffreys.data.processes import num_processes
 
-TITLE = "checkpoint of sbi_jeffreys 1"
+TITLE = "checkpoint of sbi_jeffreys 2"
 """How the first line begins. The number is that of the format."""
 
 INTERVAL = 30.0

@@ -244,7 +244,7 @@ class EpochLoop:
     def _validate(self, validation: Batches) -> dict[str, float]:
         """Return the held-out means of the averaged models."""
         share_tensors(list(self.pair.buffers()))  # they differ between processes
-        self.step.average.copy_buffers()
+        self.step.average.copy_others()
         num_draws = self.pair.options.num_validation_particles
         means = held_out_means(self.latest, validation, num_draws)
         loss = means["validation_loss"]

@@ -18,7 +18,9 @@ from torch.optim import Adam
 from sbi_jeffreys.data.processes import mean_over_processes, num_processes
 from sbi_jeffreys.models.energy import ConditionalEnergy
 from sbi_jeffreys.models.flow import ConditionalFlow
+from sbi_jeffreys.models.log_ratio import LogRatioNet
 from sbi_jeffreys.models.pair import ModelPair
+from sbi_jeffreys.models.transforms import Layers
 from sbi_jeffreys.objective.divergences import jeffreys_divergences
 from sbi_jeffreys.objective.multipliers import EntropyReference, Multipliers
 from sbi_jeffreys.objective.normalizers import Normalizer
@@ -114,14 +116,17 @@ class PrimalDualStep:
         self.multipliers = multipliers
         self.trains_energy = energy_learning_rate is not None
         flow_parameters, energy_parameters = pair.parameter_groups()
-        self.groups = [FlatParameters.of(flow_parameters)]
+        parameters = [flow_parameters]
         self.rates = [learning_rate]
         if energy_learning_rate is not None:
-            self.groups.append(FlatParameters.of(energy_parameters))
+            parameters.append(energy_parameters)
             self.rates.append(energy_learning_rate)
-        self.weights = [weights for group in self.groups for weights in group]
+        groups = [_gathered(pair, group) for group in parameters]
+        self.vectors = [vector for vectors, _ in groups for vector in vectors]
+        self.others = [parameter for _, others in groups for parameter in others]
+        self.groups = [[*(v.vector for v in vectors), *rest] for vectors, rest in groups]
         settings: list[dict[str, Any]] = [
-            {"params": [weights.vector for weights in group], "lr": rate}
+            {"params": group, "lr": rate}
             for group, rate in zip(self.groups, self.rates, strict=True)
         ]
         device = multipliers.values.device
@@ -134,7 +139,9 @@ class PrimalDualStep:
             fused=all(p.is_floating_point() for p in pair.parameters()),
             capturable=is_captured,
         )
-        self.average = MovingAverage(pair, pair.options.averaging, self.weights)
+        self.average = MovingAverage(
+            pair, pair.options.averaging, self.vectors, self.others
+        )
         self.reference = EntropyReference(device)
         self.clip_max_norm: float | None = None
         self.total = torch.zeros(3, device=device)
@@ -149,13 +156,14 @@ class PrimalDualStep:
 
     def gather(self) -> None:
         """Move weights and averages into vectors, unless they are there already."""
-        for weights in (*self.weights, *self.average.averages):
-            weights.gather()
+        for vector in (*self.vectors, *self.average.vectors):
+            vector.gather()
 
     def release(self) -> None:
-        """Give each weight and average memory of its own again."""
-        for weights in (*self.weights, *self.average.averages):
-            weights.release()
+        """Give each weight and average memory of its own again, and no gradient."""
+        for vector in (*self.vectors, *self.average.vectors):
+            vector.release()
+        self.pair.zero_grad(set_to_none=True)
 
     def scale_rates(self, factor: float) -> None:
         """Set the learning rates to `factor` times those of the constructor."""
@@ -194,15 +202,16 @@ class PrimalDualStep:
 
     def zero_grad(self) -> None:
         """Set the gradients of the weights, which are gathered, to zero."""
-        for weights in self.weights:
-            weights.zero_grad()
+        for vector in self.vectors:
+            vector.zero_grad()
+        for parameter in self.others:
+            parameter.grad = None
 
     def descend(self) -> None:
         """Clip the gradients, and update the weights and their averages."""
         if self.clip_max_norm is not None:
             for group in self.groups:
-                vectors = [weights.vector for weights in group]
-                clip_grad_norm_(vectors, self.clip_max_norm)
+                clip_grad_norm_(group, self.clip_max_norm)
         self.optimizer.step()
         self.average.update()
 
@@ -225,3 +234,17 @@ class PrimalDualStep:
         self.optimizer.load_state_dict(state["optimizer"])
         self.multipliers.values.copy_(state["multipliers"])
         self.reference.value.copy_(state["reference"])
+
+
+def _gathered(
+    pair: TrainedPair, parameters: list[nn.Parameter]
+) -> tuple[list[FlatParameters], list[nn.Parameter]]:
+    """Return the parameters of the package's own networks as a vector, and the others.
+
+    A network of the user's may move its parameters, or freeze some of them.
+    """
+    own = [m for m in pair.modules() if type(m) in (Layers, LogRatioNet)]
+    ids = {id(parameter) for module in own for parameter in module.parameters()}
+    gathered = [p for p in parameters if id(p) in ids]
+    others = [p for p in parameters if id(p) not in ids]
+    return [FlatParameters(gathered)] if gathered else [], others
