@@ -61,7 +61,7 @@ def add_tables(commands: Any) -> None:
     parser = commands.add_parser(
         "controls", help="what each part of JNPE gives, beside sbi's NPE"
     )
-    _add_grid(parser, cost.ALL_TASKS, [1000], range(300, 305))
+    _add_grid(parser, controls.ALL_TASKS, [1000], range(300, 305))
     _add_methods(parser, controls.METHODS)
     _add_run(parser, controls, controls_page)
 

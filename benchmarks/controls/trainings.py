@@ -14,14 +14,17 @@ from benchmarks.accuracy.held_out import (
     flow_nll,
     log_mass_inside,
 )
-from benchmarks.cost.trainings import ALL_TASKS
+from benchmarks.cost import trainings as cost
+from benchmarks.methods.npe import EnsembleTraining, NPETraining
 from benchmarks.methods.registry import TRAININGS
 from benchmarks.methods.training import NO_VALUE, Unrejected
 from benchmarks.report import commit
 from benchmarks.rows import curve
+from benchmarks.tasks.fields import FIELDS
 from benchmarks.tasks.task import Task
 from sbi_jeffreys import JNPE, calibrate
 
+ALL_TASKS = cost.ALL_TASKS | FIELDS
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 SAMPLES_PER_X = 39
 """So many that ranks give each level exactly: 40 has 2, 4, 10 and 20 as divisors."""
@@ -101,6 +104,9 @@ def _npe(
     task: Task, method: str, simulated: Pairs, test: Pairs, seed: int
 ) -> dict[str, Any]:
     training = TRAININGS[method]
+    if task.embedding is not None:
+        assert isinstance(training, NPETraining | EnsembleTraining)
+        training = training.embedding(task.embedding)
     (fit,) = training.fit(task.prior, *simulated, test, seed)
     leaked, options = 0.0, training.batched_options
     if method != "npe_nsf_ensemble":
@@ -119,7 +125,10 @@ def _jnpe(
     task: Task, method: str, simulated: Pairs, test: Pairs, seed: int
 ) -> dict[str, Any]:
     torch.manual_seed(seed)
-    trainer = JNPE(task.prior, show_progress_bars=False, **CONTROLS[method])
+    options = dict(CONTROLS[method])
+    if task.embedding is not None:
+        options["embedding_net"] = task.embedding()
+    trainer = JNPE(task.prior, show_progress_bars=False, **options)
     trainer.append_simulations(*simulated)
     start = time.process_time()
     flow = trainer.train()

@@ -1,7 +1,8 @@
 """sbi's own methods: NPE, plain, regularised or as an ensemble; FMPE and NLE."""
 
 import time
-from copy import deepcopy
+from collections.abc import Callable
+from copy import copy, deepcopy
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ from sbi.inference import FMPE, NLE, NPE
 from sbi.inference.posteriors import EnsemblePosterior
 from sbi.neural_nets import posterior_nn
 from sbi.neural_nets.net_builders import build_nsf
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from benchmarks.accuracy.held_out import flow_nll
@@ -42,6 +43,7 @@ class NPETraining(Training):
     """sbi's NPE with one of its flows, at default options."""
 
     batched_options = {"reject_outside_prior": False}  # noqa: RUF012
+    build_embedding: Callable[[], nn.Module] = nn.Identity
 
     def __init__(
         self, method: str, flow: str, kind: type[LastEpochNPE] = LastEpochNPE, **size: Any
@@ -55,6 +57,16 @@ class NPETraining(Training):
         """
         self.methods = (method,)
         self.flow, self.kind, self.size = flow, kind, size
+
+    def embedding(self, build: Callable[[], nn.Module]) -> "NPETraining":
+        """Return this training on x that a new network embeds.
+
+        Args:
+            build: Returns the network.
+        """
+        training = copy(self)
+        training.build_embedding = build
+        return training
 
     def fit(
         self,
@@ -80,7 +92,7 @@ class NPETraining(Training):
         ]
 
     def _builder(self, theta: Tensor, x: Tensor) -> FlowBuilder:
-        return posterior_nn(self.flow, **self.size)
+        return posterior_nn(self.flow, embedding_net=self.build_embedding(), **self.size)
 
 
 class PreparedNPETraining(NPETraining):
@@ -114,6 +126,11 @@ class EnsembleTraining(Training):
         """
         self.methods = (method,)
         self.member, self.num = member, num
+
+    def embedding(self, build: Callable[[], nn.Module]) -> "EnsembleTraining":
+        """See `NPETraining.embedding`."""
+        (method,) = self.methods
+        return EnsembleTraining(method, self.member.embedding(build), self.num)
 
     def fit(
         self,

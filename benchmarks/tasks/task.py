@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from sbi.utils.user_input_checks_utils import move_distribution_to_device
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 
@@ -20,12 +20,15 @@ class Task:
         simulator: Function from parameters `(N, D)` to simulations `(N, ...)`.
         exact_posterior: Function from one x `(1, ...)` and a number N to N draws of the
             posterior given x, `(N, D)`. None where sbibm has reference samples instead.
+        embedding: Function that returns a new network to embed x with; None where methods
+            are given none.
     """
 
     name: str
     prior: Distribution
     simulator: Callable[[Tensor], Tensor]
     exact_posterior: Callable[[Tensor, int], Tensor] | None = None
+    embedding: Callable[[], nn.Module] | None = None
 
     def simulate(self, num_simulations: int, seed: int) -> tuple[Tensor, Tensor]:
         """Return parameters and simulations, without changing torch's random state."""
