@@ -155,15 +155,16 @@ def test_three_posteriors_are_sampled_in_turn(monkeypatch):
 
 
 def test_the_peak_is_that_of_training(monkeypatch):
-    """64 MiB, held for a moment only, count; a few may have been resident before."""
+    """512 MiB, held for a moment only, count. The process may give back some of what it
+    had before."""
     train = JNPE.train
 
     def train_with_ballast(self, **options):
-        torch.ones(2**24)
+        torch.ones(2**27)
         return train(self, **options)
 
     monkeypatch.setattr(JNPE, "train", train_with_ballast)
-    assert memory.peak_growth("jnpe", asdict(CASE), 1) > 60 * 2**20
+    assert memory.peak_growth("jnpe", asdict(CASE), 1) > 256 * 2**20
 
 
 @pytest.mark.very_slow
