@@ -122,13 +122,8 @@ class MovingAverage:
             *(v.vector for v in self.vectors),
             *(copies[p] for p in others),
         ]
-        averaged = {id(p) for v in self.vectors for p in v.parameters}
-        averaged |= set(map(id, self._averages))
-        self._kept = [
-            (copy, parameter)
-            for parameter, copy in copies.items()
-            if id(copy) not in averaged
-        ]
+        trained = {*others, *(p for v in vectors for p in v.parameters)}
+        self._kept = [(copies[p], p) for p in copies if p not in trained]
 
     @torch.no_grad()
     def update(self) -> None:
