@@ -80,6 +80,7 @@ def test_the_pool_alone_has_networks_that_are_the_prior():
     assert networks(z, features).any()
 
 
+@pytest.mark.filterwarnings("ignore:.*too coarse")
 def test_intervals_of_the_exact_posterior_hold_what_they_say():
     """Five standard errors of 400 independent pairs with ten parameters."""
 
