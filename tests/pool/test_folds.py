@@ -176,7 +176,7 @@ def recorded(monkeypatch):
     return made, order
 
 
-KINDS = [ErrorModel(dropout=share, is_diagonal=True) for share in (0.1, 0.2, 0.3, 0.4)]
+KINDS = [ErrorModel(dropout=share, bandwidth=0) for share in (0.1, 0.2, 0.3, 0.4)]
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 1, 0, 2), (2, 3, 1, 0)])

@@ -12,12 +12,14 @@ from sbi_jeffreys.pool.candidates import Candidates
 from sbi_jeffreys.pool.synthetic_likelihood import SyntheticLikelihood, folds
 from sbi_jeffreys.pool.synthetic_likelihood.ensemble import LikelihoodEnsemble
 from sbi_jeffreys.pool.synthetic_likelihood.errors import (
+    BANDED,
     CORRELATED,
     INDEPENDENT,
     MIXTURE,
     SMALL,
     SMALL_INDEPENDENT,
     UNCORRELATED,
+    ErrorModel,
     StudentMixture,
 )
 from sbi_jeffreys.pool.synthetic_likelihood.summaries import dequantized
@@ -62,7 +64,10 @@ def random_members(num, input_features, output_features, error_model):
     return members
 
 
-@pytest.mark.parametrize("error_model", [CORRELATED, MIXTURE, UNCORRELATED])
+ONE_BEFORE = ErrorModel(bandwidth=1)
+
+
+@pytest.mark.parametrize("error_model", [CORRELATED, ONE_BEFORE, MIXTURE, UNCORRELATED])
 def test_density_by_hand(error_model):
     members = random_members(2, 3, 4, error_model).requires_grad_(False)
     theta, s = torch.randn(6, 3).double(), torch.randn(6, 4).double()
@@ -78,7 +83,9 @@ def test_density_by_hand(error_model):
         outputs = layer(members.last, m, silu(hidden))
         for n in range(6):
             root = torch.diag(outputs[n, 4:8].exp())
-            if not error_model.is_diagonal:
+            if error_model.bandwidth == 1:
+                root[1, 0], root[2, 1], root[3, 2] = outputs[n, 8:]
+            elif error_model.bandwidth is None:
                 root[1, 0], root[2, 0], root[2, 1] = outputs[n, 8:11]
                 root[3, :3] = outputs[n, 11:]
             location = outputs[n, :4] + layer(members.linear, m, theta)[n]
@@ -155,7 +162,7 @@ def test_each_error_is_that_of_its_network():
     assert (members.errors.draw(which)[:, 0] > 500).tolist() == [False, True, True, False]
 
 
-@pytest.mark.parametrize("error_model", [CORRELATED, MIXTURE, UNCORRELATED])
+@pytest.mark.parametrize("error_model", [CORRELATED, ONE_BEFORE, MIXTURE, UNCORRELATED])
 def test_summaries_are_drawn_from_the_density(error_model):
     """With the exact density of all networks together, E[q(s) / p(s)] = 1 for any density
     q. It is estimated with 40,000 draws and a Gaussian q, for three θ. An exact sampler
@@ -175,6 +182,20 @@ def test_summaries_are_drawn_from_the_density(error_model):
             error = ratio.std() / len(ratio) ** 0.5
             assert float(error) < 0.03
             assert abs(float(ratio.mean()) - 1) < 3.5 * float(error)
+
+
+def test_a_path_of_many_entries_has_errors_that_depend_on_the_one_before(monkeypatch):
+    """An autoregressive path of 25 entries, which independent errors do not describe."""
+    monkeypatch.setattr(folds, "MAX_STEPS", 300)
+    torch.manual_seed(0)
+    theta = torch.randn(400, 2)
+    place, path = torch.zeros(400), []
+    for _ in range(25):
+        place = 0.9 * place + 0.3 * theta[:, 0] + 0.5 * torch.randn(400)
+        path.append(place)
+    x = torch.stack(path, -1)
+    model = SyntheticLikelihood.fit(Candidates.without_draws(theta, x))
+    assert model.networks.error_model == BANDED
 
 
 def test_moments_of_summaries_by_hand():
@@ -526,7 +547,8 @@ def test_errors_that_were_chosen_are_not_chosen_again(monkeypatch):
     for features, expected in (
         (torch.cat([x, torch.randn(100, 6)], 1), [CORRELATED, *diagonal]),
         (x[:, :1], [CORRELATED, MIXTURE, SMALL]),
-        (torch.cat([x, torch.randn(100, 30)], 1), diagonal),
+        (torch.cat([x, torch.randn(100, 30)], 1), [BANDED, *diagonal]),
+        (torch.cat([x, torch.randn(100, 70)], 1), diagonal),
     ):
         SyntheticLikelihood.fit(Candidates.unweighted(draws, features, log_weights))
         assert fitted == expected

@@ -31,7 +31,10 @@ class LikelihoodEnsemble(nn.Module):
         self.num = num
         self.output_features = dim = output_features
         self.error_model = error_model
-        num_below = 0 if error_model.is_diagonal else dim * (dim - 1) // 2
+        below = torch.tril_indices(dim, dim, -1)
+        if error_model.bandwidth is not None:
+            below = below[:, below[0] - below[1] <= error_model.bandwidth]
+        num_below = below.shape[1]
         self.linear = EnsembleLinear(num, input_features, dim)
         self.first = EnsembleLinear(num, input_features, HIDDEN_FEATURES)
         self.blocks = nn.ModuleList(
@@ -40,12 +43,12 @@ class LikelihoodEnsemble(nn.Module):
         )
         self.last = EnsembleLinear(num, HIDDEN_FEATURES, 2 * dim + num_below, gain=0.1)
         self.errors = StudentMixture(num, dim, error_model)
-        if not error_model.is_diagonal:
+        self.is_diagonal = error_model.bandwidth == 0
+        if not self.is_diagonal:
             # Position of each entry of U in the list of its diagonal entries, those below
-            # the diagonal, and a zero.
+            # the diagonal that are learned, and a zero.
             entries = torch.full((dim, dim), dim + num_below)
             entries = entries.diagonal_scatter(torch.arange(dim))
-            below = torch.tril_indices(dim, dim, -1)
             entries[below[0], below[1]] = dim + torch.arange(num_below)
             self.register_buffer("entries", entries.flatten())
 
@@ -103,7 +106,7 @@ class LikelihoodEnsemble(nn.Module):
             (dim, 2 * dim), -1
         )
         mean = mean + self.linear(theta)
-        if self.error_model.is_diagonal:
+        if self.is_diagonal:
             return mean, log_diagonal, None
         parts = torch.cat(
             [log_diagonal.exp(), below, torch.zeros_like(mean[..., :1])], -1

@@ -18,8 +18,9 @@ MAX_MIXTURE_ENTRIES = 5
 """Largest number of entries of s with which a mixture is tried."""
 
 
-MAX_CORRELATED_ENTRIES = 20
-"""Largest number of entries of s with which U may have more than a diagonal."""
+MAX_CORRELATED_ENTRIES, MAX_BANDED_ENTRIES = 20, 60
+"""Largest numbers of entries of s with which all of U below its diagonal is learned, and
+a band."""
 
 
 class ErrorModel(NamedTuple):
@@ -27,8 +28,9 @@ class ErrorModel(NamedTuple):
 
     Attributes:
         num_components: Components of the mixture.
-        is_diagonal: Whether U is diagonal whatever the parameters. It then has d
-            functions to learn, instead of d (d + 1) / 2.
+        bandwidth: Entries of U to the left of its diagonal, in each row, that are
+            learned; None for all. With 0 there are d functions to learn, and with None
+            d (d + 1) / 2. In a band, an error depends on the few before it.
         is_independent: Whether entries of z are independent, each with degrees of freedom
             of its own. Otherwise they share the scale that Student's distribution
             leaves open.
@@ -39,7 +41,7 @@ class ErrorModel(NamedTuple):
     """
 
     num_components: int = 1
-    is_diagonal: bool = False
+    bandwidth: int | None = None
     is_independent: bool = False
     dropout: float = 0.2
     weight_decay: float = 1000.0
@@ -52,18 +54,21 @@ MIXTURE = ErrorModel(num_components=16, dropout=0.0, weight_decay=100.0)
 """Errors that lie close to a curve locate it precisely, so this kind needs less
 regularisation."""
 
-UNCORRELATED = ErrorModel(is_diagonal=True)
+BANDED = ErrorModel(bandwidth=3)
+"""Entries in the order of time, as of a path."""
+
+UNCORRELATED = ErrorModel(bandwidth=0)
 INDEPENDENT = UNCORRELATED._replace(is_independent=True)
 """A shared scale tolerates a location that is wrong in all entries. But it leaves a scale
 of the errors that depends on the parameters uncertain, however many entries there are."""
 
-SMALL = ErrorModel(is_diagonal=True, dropout=0.03, weight_decay=10.0, learning_rate=0.02)
+SMALL = ErrorModel(bandwidth=0, dropout=0.03, weight_decay=10.0, learning_rate=0.02)
 SMALL_INDEPENDENT = SMALL._replace(is_independent=True)
 """Small errors locate the curve precisely, too. The networks start far from locations
 that precise, and learn faster."""
 
 ERROR_MODELS = (
-    *(CORRELATED, MIXTURE, UNCORRELATED, INDEPENDENT),
+    *(CORRELATED, BANDED, MIXTURE, UNCORRELATED, INDEPENDENT),
     *(SMALL, SMALL_INDEPENDENT),
 )
 """The kinds that are tried. The one that fits held-out folds best is kept."""
@@ -77,7 +82,8 @@ def error_models_for(num_entries: int) -> list[ErrorModel]:
         if (num_entries <= MAX_MIXTURE_ENTRIES or kind.num_components == 1)
         # With one entry, these are the same as CORRELATED and SMALL.
         and (num_entries > 1 or not (kind == UNCORRELATED or kind.is_independent))
-        and (num_entries <= MAX_CORRELATED_ENTRIES or kind.is_diagonal)
+        and (num_entries <= MAX_CORRELATED_ENTRIES or kind.bandwidth is not None)
+        and (kind != BANDED or MAX_CORRELATED_ENTRIES < num_entries <= MAX_BANDED_ENTRIES)
     ]
 
 
