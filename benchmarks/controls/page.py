@@ -45,9 +45,17 @@ def report(rows: pd.DataFrame) -> str:
         "level of 50 %, and smaller at others.",
     ]
     for num, some in rows.groupby("num_simulations"):
+        some = _complete(some)
         sections += [f"## {num:,} simulations, seeds {words(some.seed)}"]
         sections += [_losses(some), _coverage(some)]
     return "\n\n".join(sections)
+
+
+def _complete(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of tasks and seeds that all methods have finished."""
+    methods = rows.method.nunique()
+    finished = rows.groupby(["task", "seed"]).method.transform("nunique")
+    return rows[finished == methods]
 
 
 def _columns(rows: pd.DataFrame) -> list[tuple[str, str]]:

@@ -41,8 +41,9 @@ def test_the_page_has_means_over_seeds_and_tasks():
         [
             row("two_moons", "npe_nsf", 2.0, np.nan, over=-0.04),
             row("two_moons", "npe_nsf", 4.0, np.nan, seed=1, over=-0.02),
-            row("two_moons", "flow alone", 1.0, 9.0),
-            row("two_moons", "jnpe", 0.5, 0.25),
+            *(row("two_moons", "flow alone", 1.0, 9.0, seed) for seed in (0, 1)),
+            *(row("two_moons", "jnpe", 0.5, 0.25, seed) for seed in (0, 1)),
+            row("sir", "npe_nsf", 8.0, np.nan),  # others are not finished
             row("slcp", "npe_nsf", 7.0, np.nan),
             row("slcp", "flow alone", 5.0, 9.0),
             row("slcp", "jnpe", 1.5, 0.75, over=0.03),
@@ -52,11 +53,12 @@ def test_the_page_has_means_over_seeds_and_tasks():
     titles = ["npe_nsf", "flow alone, flow", "jnpe, flow", "jnpe, corrected"]
     assert line_of(text, "task") == ["task", *titles]
     assert line_of(text, "two_moons") == [
-        *("two_moons", "3.00 ± 1.41", "1.00", "0.50", "0.25"),
+        *("two_moons", "3.00 ± 1.41", "1.00 ± 0.00", "0.50 ± 0.00", "0.25 ± 0.00"),
     ]
     assert line_of(text, "mean") == ["mean", "5.00", "3.00", "1.00", "0.50"]
     assert line_of(text, "npe_nsf")[1:] == ["-2.0 (-4.0)"] * 4
-    assert line_of(text, "jnpe, flow")[1:] == ["+1.5 (+0.0)"] * 4
+    assert line_of(text, "jnpe, flow")[1:] == ["+1.0 (+0.0)"] * 4
+    assert "sir" not in text
 
 
 def trained(control, **options):
