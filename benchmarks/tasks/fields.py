@@ -1,7 +1,9 @@
 """Five simulators from fields that use sbi, written after all choices had been made.
 
-Nothing in the package was changed because of them. They have no reference posteriors, so
-methods are compared by the negative log-likelihood of fresh pairs.
+Nothing in the package was changed because of them. One choice came later, because of
+another simulator: errors that depend on the entries before, `BANDED`. They have no
+reference posteriors, so methods are compared by the negative log-likelihood of fresh
+pairs.
 """
 
 import math

@@ -1,10 +1,11 @@
 """Simulators from the literature that had no part in the choices of this package.
 
 sbibm's tasks were looked at while defaults were chosen, mostly on other seeds. These
-tasks were written after all choices had been made. There is one exception:
-`training_range` was added after they were measured, because of ricker. They have no
-reference posteriors, so methods are compared by the negative log-likelihood of fresh
-pairs. Its mean differs between methods by the difference of their KL from the truth.
+tasks were written after all choices had been made. There are two exceptions, which were
+added after they were measured: `training_range` because of ricker, and errors that depend
+on the entries before, `BANDED`, because of ornstein_uhlenbeck. They have no reference
+posteriors, so methods are compared by the negative log-likelihood of fresh pairs. Its
+mean differs between methods by the difference of their KL from the truth.
 """
 
 import math
