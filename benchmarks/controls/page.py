@@ -29,8 +29,7 @@ def report(rows: pd.DataFrame) -> str:
     Args:
         rows: Trainings, as `trainings.Row` has them.
     """
-    lowest = min(LEVELS, key=lambda level: abs(level - 0.5))
-    errors = [100 * sqrt(lowest * (1 - lowest) / num) for num in NUM_X.values()]
+    errors = [50 / sqrt(num) for num in NUM_X.values()]
     sections = [
         "# What each part gives",
         made_by(rows),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import chain
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -191,7 +192,7 @@ def _optimizer(training: JeffreysTraining) -> Callable[[], None]:
     divergences = torch.ones(3, device=training.device)
     step.gather()
     step.zero_grad()
-    for weights in (weights for group in step.groups for weights in group):
+    for weights in chain(*step.groups):
         weights.grad = torch.full_like(weights, 1e-6)
 
     def update() -> None:

@@ -9,6 +9,7 @@ pairs.
 import math
 
 import torch
+from sbi.neural_nets.embedding_nets import CNNEmbedding
 from sbi.utils import BoxUniform
 from torch import Tensor, nn
 from torch.distributions import Independent, LogNormal
@@ -120,15 +121,7 @@ def _lens(theta: Tensor) -> Tensor:
 
 
 def _image_embedding() -> nn.Module:
-    size = (PIXELS // 2 // 2) ** 2
-    return nn.Sequential(
-        nn.Conv2d(1, 8, 3, stride=2, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(8, 16, 3, stride=2, padding=1),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(16 * size, 16),
-    )
+    return CNNEmbedding((PIXELS, PIXELS), output_dim=16)
 
 
 STEP, NEURON_STEPS, ON, OFF, RECORDED_EVERY = 0.05, 2000, 200, 1800, 40

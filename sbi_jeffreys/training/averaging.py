@@ -6,12 +6,13 @@ the newest value has the share
     s_n = max(1 − ρ, 9 / (9 + n)) ,     average ← average + s_n (newest − average) .
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 Number = TypeVar("Number", float, Tensor)
 
@@ -46,15 +47,14 @@ class FlatParameters:
             parameters: One or more parameters of the same type, on the same device.
         """
         self.parameters = parameters
-        self.vector = nn.Parameter(self._values())
+        self.vector = nn.Parameter(parameters_to_vector(parameters).detach())
 
+    @torch.no_grad()
     def gather(self) -> None:
         """Move the parameters into the vector, unless they are there already."""
-        if self.parameters[0].data_ptr() == self.vector.data_ptr():
-            return
-        self.vector.data.copy_(self._values())
-        for parameter, part in self._parts(self.vector.data):
-            parameter.data = part
+        if self.parameters[0].data_ptr() != self.vector.data_ptr():
+            self.vector.copy_(parameters_to_vector(self.parameters))
+            vector_to_parameters(self.vector, self.parameters)
 
     def zero_grad(self) -> None:
         """Set the gradient to zero. The parameters' gradients are parts of it."""
@@ -64,23 +64,15 @@ class FlatParameters:
             self.vector.grad.zero_()
         first = self.parameters[0].grad
         if first is None or first.data_ptr() != self.vector.grad.data_ptr():
-            for parameter, part in self._parts(self.vector.grad):
-                parameter.grad = part
+            parts = self.vector.grad.split([p.numel() for p in self.parameters])
+            for parameter, part in zip(self.parameters, parts, strict=True):
+                parameter.grad = part.view_as(parameter)
 
     def release(self) -> None:
         """Give each parameter memory of its own again, and no gradient."""
         for parameter in self.parameters:
             parameter.data, parameter.grad = parameter.data.clone(), None
         self.vector.grad = None
-
-    def _values(self) -> Tensor:
-        return torch.cat([parameter.detach().flatten() for parameter in self.parameters])
-
-    def _parts(self, vector: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        """Yield each parameter with its part of a vector, in its own shape."""
-        parts = vector.split([parameter.numel() for parameter in self.parameters])
-        for parameter, part in zip(self.parameters, parts, strict=True):
-            yield parameter, part.view_as(parameter)
 
 
 class MovingAverage:

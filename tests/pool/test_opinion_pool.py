@@ -15,7 +15,7 @@ from sbi_jeffreys.pool.exponential_family import ExponentialFamily
 from sbi_jeffreys.pool.linear_model import LinearModel
 from sbi_jeffreys.pool.opinion_pool import Pool, PoolFit
 from sbi_jeffreys.pool.registry import POOL_MODELS
-from sbi_jeffreys.pool.synthetic_likelihood import errors, folds
+from sbi_jeffreys.pool.synthetic_likelihood import errors, folds, model
 from sbi_jeffreys.preprocessing.support import support_of
 from tests.closed_forms import GaussianFlow
 
@@ -45,7 +45,7 @@ def simulations(num):
 @pytest.fixture(autouse=True)
 def one_error_model(monkeypatch):
     """How the synthetic likelihood chooses its errors has tests of its own."""
-    monkeypatch.setattr(errors, "ERROR_MODELS", (errors.CORRELATED,))
+    monkeypatch.setattr(model, "error_models_for", lambda num: [errors.CORRELATED])
 
 
 torch.manual_seed(0)

@@ -22,6 +22,7 @@ from sbi_jeffreys.pool.synthetic_likelihood import (
     SyntheticLikelihood,
     errors,
     folds,
+    model,
 )
 from sbi_jeffreys.training.following import FollowingPair, Guide
 from sbi_jeffreys.training.loop import JeffreysTraining
@@ -32,7 +33,7 @@ from tests.small_trainings import interrupted_at, same_weights
 @pytest.fixture(autouse=True)
 def one_error_model(monkeypatch):
     """How the synthetic likelihood chooses its errors has tests of its own."""
-    monkeypatch.setattr(errors, "ERROR_MODELS", (errors.CORRELATED,))
+    monkeypatch.setattr(model, "error_models_for", lambda num: [errors.CORRELATED])
 
 
 def make_trainer(dim=2, **options):
@@ -57,7 +58,7 @@ def trainer():
 
 def test_training_goes_on_as_if_there_were_no_pool(trainer):
     quick(trainer, 3)
-    names = [f"{model}_weight" for model in POOL_MODELS]
+    names = [f"{name}_weight" for name in POOL_MODELS]
     assert sum(trainer.summary[name][0] for name in names) > 0
     assert isinstance(trainer.energy.net, Pool)
     assert not isinstance(trainer.latest.energy.net, Pool)
@@ -240,7 +241,7 @@ def test_an_energy_that_is_followed_stays_as_it_is():
 def pickled():
     """A trainer after ten epochs, and a pool that is fitted in a few steps."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(errors, "ERROR_MODELS", (errors.CORRELATED,))
+        patch.setattr(model, "error_models_for", lambda num: [errors.CORRELATED])
         patch.setattr(folds, "MAX_STEPS", 20)
         patch.setattr(exponential_family, "MAX_ITERATIONS", 20)
         trainer = make_trainer()
@@ -482,7 +483,7 @@ def test_an_interrupt_keeps_what_was_there(phase, monkeypatch):
     own = trainer.flow.loss(theta[rows], x[rows]).mean().item()
     assert own == pytest.approx(loss, abs=1e-5)
     assert loss <= training.best_loss
-    weights = [trainer.summary[f"{model}_weight"][0] for model in POOL_MODELS]
+    weights = [trainer.summary[f"{name}_weight"][0] for name in POOL_MODELS]
     assert isinstance(trainer.energy.net, Pool) == any(weights)
     if not pools_later:
         assert not any(weights)
@@ -501,7 +502,7 @@ def test_an_interrupt_keeps_what_was_there(phase, monkeypatch):
     assert torch.equal(*energies)
     for name in (
         "followed_validation_loss",
-        *(f"{model}_weight" for model in POOL_MODELS),
+        *(f"{name}_weight" for name in POOL_MODELS),
     ):
         assert trainer.summary[name][-1:] == whole.summary[name]
 

@@ -27,7 +27,7 @@ from sbi_jeffreys.pool.synthetic_likelihood.summaries import dequantized
 pytestmark = pytest.mark.full_fits
 
 ROOM = "sbi_jeffreys.pool.synthetic_likelihood"
-KINDS = f"{ROOM}.errors.ERROR_MODELS"
+KINDS = f"{ROOM}.model.error_models_for"
 PRIOR = MultivariateNormal(torch.zeros(2), torch.eye(2))
 NOISE = 0.3
 
@@ -225,7 +225,7 @@ def test_moments_of_summaries_by_hand():
 
 def features_fit(monkeypatch, columns=None):
     """A fit to curved means in 300 steps, with more features than summaries if wanted."""
-    monkeypatch.setattr(KINDS, (CORRELATED,))
+    monkeypatch.setattr(KINDS, lambda num: [CORRELATED])
     monkeypatch.setattr(folds, "MAX_STEPS", 300)
     theta, x = curved(500, 0)
     x = x if columns is None else torch.cat([x, columns], 1)
@@ -292,7 +292,7 @@ def test_simulated_features_keep_components_that_are_summaries(monkeypatch):
 
 def test_without_draws_c_is_zero_until_it_is_fitted(monkeypatch):
     """It is that of a fit with draws then, and does not add up if it is fitted twice."""
-    monkeypatch.setattr(KINDS, (CORRELATED,))
+    monkeypatch.setattr(KINDS, lambda num: [CORRELATED])
     monkeypatch.setattr(folds, "MAX_STEPS", 50)
     theta, x = curved(200, 0)
     torch.manual_seed(0)
@@ -339,7 +339,7 @@ def error(num, seed):
 def test_more_simulations_bring_it_nearer_to_the_likelihood(monkeypatch):
     """Four times as many simulations would halve the error at the parametric rate. Part
     of the error is due to dropout, which stays, so it falls to two thirds."""
-    monkeypatch.setattr(KINDS, (CORRELATED,))
+    monkeypatch.setattr(KINDS, lambda num: [CORRELATED])
     few, many = (np.mean([error(num, seed) for seed in (0, 1)]) for num in (250, 1000))
     assert many < 0.75 * few
     assert many < 1.6  # nats, half the standard deviation of exact differences
@@ -347,7 +347,7 @@ def test_more_simulations_bring_it_nearer_to_the_likelihood(monkeypatch):
 
 def test_z_is_about_one(monkeypatch):
     """log Z varies by 3 nats or more here, and is not quadratic in s."""
-    monkeypatch.setattr(KINDS, (CORRELATED,))
+    monkeypatch.setattr(KINDS, lambda num: [CORRELATED])
     model = fit(*curved(500, 0), num_draws=128)
     draws = PRIOR.sample((1000, 1))
     _, fresh = curved(100, 1)
@@ -359,7 +359,7 @@ def test_tails_are_those_of_the_errors(monkeypatch):
     """Errors have three degrees of freedom or, if Gaussian, infinitely many. Networks fit
     the mean of 200 simulations only roughly, so errors with three are fitted with
     somewhat more."""
-    monkeypatch.setattr(KINDS, (CORRELATED,))
+    monkeypatch.setattr(KINDS, lambda num: [CORRELATED])
 
     def freedom(noise):
         members = fit(*curved(200, 0, noise)).networks
@@ -415,7 +415,7 @@ def test_errors_whose_sizes_depend_on_the_parameters_are_told_apart(monkeypatch)
 
     With five other seeds, the rotation lowered the mean test log-likelihood by 0.31 to
     0.48 nats, with a standard error below 0.04. At least 0.15 is wanted."""
-    monkeypatch.setattr(KINDS, (CORRELATED,))
+    monkeypatch.setattr(KINDS, lambda num: [CORRELATED])
 
     def simulations(num, seed):
         torch.manual_seed(seed)
@@ -517,7 +517,7 @@ def test_independent_errors_have_a_diagonal(curve, noise, error_model, most, mon
         return model.networks.error_model, nats_lost(model, *simulations(1000, 1))
 
     chosen, least = lost()
-    monkeypatch.setattr(KINDS, (CORRELATED,))
+    monkeypatch.setattr(KINDS, lambda num: [CORRELATED])
     assert chosen._replace(is_independent=False) == error_model
     assert least < most < lost()[1]
 
@@ -612,7 +612,7 @@ def test_counts_are_no_spikes(monkeypatch):
     """Many counts are zero. With two seeds, the log probability of counts lost 0.1 to
     0.25 nats. Without noise the density at zero is above any probability, and the model
     seems to gain 2.3 nats."""
-    monkeypatch.setattr(KINDS, (MIXTURE,))
+    monkeypatch.setattr(KINDS, lambda num: [MIXTURE])
 
     def simulations(num, seed):
         torch.manual_seed(seed)
@@ -631,7 +631,7 @@ def test_counts_are_no_spikes(monkeypatch):
 @pytest.mark.slow
 def test_errors_on_a_thin_circle_are_a_mixture(monkeypatch):
     """A Gaussian with their covariance is 1.2 nats away from them, and the model 0.12."""
-    monkeypatch.setattr(KINDS, (CORRELATED, MIXTURE))
+    monkeypatch.setattr(KINDS, lambda num: [CORRELATED, MIXTURE])
     thin = NOISE / 10
 
     def circle(theta):

@@ -67,24 +67,21 @@ SMALL_INDEPENDENT = SMALL._replace(is_independent=True)
 """Small errors locate the curve precisely, too. The networks start far from locations
 that precise, and learn faster."""
 
-ERROR_MODELS = (
-    *(CORRELATED, BANDED, MIXTURE, UNCORRELATED, INDEPENDENT),
-    *(SMALL, SMALL_INDEPENDENT),
-)
-"""The kinds that are tried. The one that fits held-out folds best is kept."""
+DIAGONAL = [UNCORRELATED, INDEPENDENT, SMALL, SMALL_INDEPENDENT]
 
 
 def error_models_for(num_entries: int) -> list[ErrorModel]:
-    """Return the kinds to try for summaries with this number of entries."""
-    return [
-        kind
-        for kind in ERROR_MODELS
-        if (num_entries <= MAX_MIXTURE_ENTRIES or kind.num_components == 1)
-        # With one entry, these are the same as CORRELATED and SMALL.
-        and (num_entries > 1 or not (kind == UNCORRELATED or kind.is_independent))
-        and (num_entries <= MAX_CORRELATED_ENTRIES or kind.bandwidth is not None)
-        and (kind != BANDED or MAX_CORRELATED_ENTRIES < num_entries <= MAX_BANDED_ENTRIES)
-    ]
+    """Return the kinds to try for summaries with this number of entries.
+
+    The one that fits held-out folds best is kept.
+    """
+    if num_entries == 1:  # the others are the same as one of these
+        return [CORRELATED, MIXTURE, SMALL]
+    if num_entries <= MAX_MIXTURE_ENTRIES:
+        return [CORRELATED, MIXTURE, *DIAGONAL]
+    if num_entries <= MAX_CORRELATED_ENTRIES:
+        return [CORRELATED, *DIAGONAL]
+    return [BANDED, *DIAGONAL] if num_entries <= MAX_BANDED_ENTRIES else DIAGONAL
 
 
 class StudentMixture(nn.Module):

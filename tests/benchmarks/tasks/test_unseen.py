@@ -8,6 +8,7 @@ import torch
 from scipy.stats import kstest, norm
 
 from benchmarks.accuracy.held_out import log_mass_inside
+from benchmarks.tasks.fields import FIELDS
 from benchmarks.tasks.sbibm import TASKS
 from benchmarks.tasks.unseen import (
     CUSTOMERS,
@@ -26,9 +27,9 @@ def seed():
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("name", UNSEEN)
+@pytest.mark.parametrize("name", UNSEEN | FIELDS)
 def test_simulations_are_finite_reproducible_and_inside_of_the_prior(name):
-    task = UNSEEN[name]
+    task = (UNSEEN | FIELDS)[name]
     theta, x = task.simulate(200, seed=3)
     assert torch.equal(x, task.simulate(200, seed=3)[1])
     assert not torch.equal(x, task.simulate(200, seed=4)[1])
@@ -38,7 +39,7 @@ def test_simulations_are_finite_reproducible_and_inside_of_the_prior(name):
 
 
 def test_no_simulator_has_the_name_of_another():
-    assert not set(UNSEEN) & set(TASKS)
+    assert len(UNSEEN | FIELDS | TASKS) == len(UNSEEN) + len(FIELDS) + len(TASKS)
 
 
 def test_g_and_k_is_gaussian_without_g_and_k():
