@@ -7,21 +7,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.accuracy.held_out import (
-    NUM_TEST_PAIRS,
-    TEST_SEED,
-    energy_nll,
-    flow_nll,
-    log_mass_inside,
-)
+from benchmarks.accuracy.held_out import energy_nll, flow_nll
 from benchmarks.cost import trainings as cost
-from benchmarks.methods.npe import EnsembleTraining, NPETraining
+from benchmarks.methods.problem import Problem, fit_npe, problem_of
 from benchmarks.methods.registry import TRAININGS
 from benchmarks.methods.training import NO_VALUE, Unrejected
 from benchmarks.report import commit
 from benchmarks.rows import curve
 from benchmarks.tasks.fields import FIELDS
-from benchmarks.tasks.task import Task
 from sbi_jeffreys import JNPE, calibrate
 
 ALL_TASKS = cost.ALL_TASKS | FIELDS
@@ -88,48 +81,35 @@ def measure(task: str, method: str, num_simulations: int, seed: int) -> Row:
         num_simulations: Simulations for training and validation together.
         seed: Seed of simulations and training.
     """
-    simulated = ALL_TASKS[task].simulate(num_simulations, seed)
-    test = ALL_TASKS[task].simulate(NUM_TEST_PAIRS, TEST_SEED)
-    fit = _npe if method in NPE else _jnpe
+    problem = problem_of(ALL_TASKS[task], num_simulations, seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        measured = fit(ALL_TASKS[task], method, simulated, test, seed)
+        measured = (_npe if method in NPE else _jnpe)(problem, method)
     return Row(task, method, num_simulations, seed, **measured, commit=commit())
 
 
-Pairs = tuple[Tensor, Tensor]
-
-
-def _npe(
-    task: Task, method: str, simulated: Pairs, test: Pairs, seed: int
-) -> dict[str, Any]:
-    training = TRAININGS[method]
-    if task.embedding is not None:
-        assert isinstance(training, NPETraining | EnsembleTraining)
-        training = training.embedding(task.embedding)
-    (fit,) = training.fit(task.prior, *simulated, test, seed)
-    leaked, options = 0.0, training.batched_options
-    if method != "npe_nsf_ensemble":
-        leaked = log_mass_inside(fit.posterior.posterior_estimator, task.prior, test[1])
+def _npe(problem: Problem, method: str) -> dict[str, Any]:
+    fit = fit_npe(problem, method)
+    options = TRAININGS[method].batched_options
     assert options is not None
+    posterior = Unrejected(fit.posterior, options)
     return {
         "seconds": fit.training_seconds,
-        "nll": fit.nll + leaked,
+        "nll": fit.nll,
         "nll_corrected": NO_VALUE,
-        "covered": _covered(Unrejected(fit.posterior, options), test, NUM_X["flow"]),
+        "covered": _covered(posterior, problem.test, NUM_X["flow"]),
         "covered_corrected": curve([]),
     }
 
 
-def _jnpe(
-    task: Task, method: str, simulated: Pairs, test: Pairs, seed: int
-) -> dict[str, Any]:
+def _jnpe(problem: Problem, method: str) -> dict[str, Any]:
+    task, theta, x, test, seed = problem
     torch.manual_seed(seed)
     options = dict(CONTROLS[method])
     if task.embedding is not None:
         options["embedding_net"] = task.embedding()
     trainer = JNPE(task.prior, show_progress_bars=False, **options)
-    trainer.append_simulations(*simulated)
+    trainer.append_simulations(theta, x)
     start = time.process_time()
     flow = trainer.train()
     seconds = time.process_time() - start
@@ -150,7 +130,7 @@ def _jnpe(
     }
 
 
-def _covered(posterior: Any, test: Pairs, num: int) -> str:
+def _covered(posterior: Any, test: tuple[Tensor, Tensor], num: int) -> str:
     """Return the shares of truths that intervals hold, of the first pairs."""
     calibration = calibrate(
         posterior,

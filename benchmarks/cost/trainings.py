@@ -11,14 +11,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.accuracy.c2st import c2st_random_forest_fold
-from benchmarks.accuracy.held_out import (
-    NUM_TEST_PAIRS,
-    TEST_SEED,
-    energy_nll,
-    flow_nll,
-    log_mass_inside,
-)
-from benchmarks.methods.registry import TRAININGS
+from benchmarks.accuracy.held_out import energy_nll, flow_nll
+from benchmarks.methods.problem import Problem, fit_npe, problem_of
 from benchmarks.methods.training import NO_VALUE
 from benchmarks.report import commit
 from benchmarks.tasks.references import NUM_SAMPLES, reference
@@ -44,24 +38,6 @@ JNPE_METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 """Options of `JNPE` and of its `train`, by the name of the method."""
 
 METHODS = (*NPE, *JNPE_METHODS)
-
-
-class Problem(NamedTuple):
-    """What a method is given.
-
-    Attributes:
-        task: The task.
-        theta: Parameters of simulations, shape `(N, D)`.
-        x: Simulations, shape `(N, ...)`.
-        test: Fresh pairs, of shapes `(M, D)` and `(M, ...)`.
-        seed: Seed of the training.
-    """
-
-    task: Task
-    theta: Tensor
-    x: Tensor
-    test: tuple[Tensor, Tensor]
-    seed: int
 
 
 class Row(NamedTuple):
@@ -116,9 +92,7 @@ def measure(
         seed: Seed of simulations and training.
         device: Device that JNPE trains on. NPE trains on the CPU.
     """
-    simulated = ALL_TASKS[task].simulate(num_simulations, seed)
-    test = ALL_TASKS[task].simulate(NUM_TEST_PAIRS, TEST_SEED)
-    problem = Problem(ALL_TASKS[task], *simulated, test, seed)
+    problem = problem_of(ALL_TASKS[task], num_simulations, seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         parts = _npe(problem, method) if method in NPE else _jnpe(problem, method, device)
@@ -126,22 +100,18 @@ def measure(
 
 
 def _npe(problem: Problem, method: str) -> dict[str, Any]:
-    task, theta, x, test, seed = problem
-    (fit,) = TRAININGS[method].fit(task.prior, theta, x, test, seed)
-    leaked = 0.0
-    if method != "npe_nsf_ensemble":
-        leaked = log_mass_inside(fit.posterior.posterior_estimator, task.prior, test[1])
+    fit = fit_npe(problem, method)
     quick = {"reject_outside_prior": False, "show_progress_bars": False}
-    sampling = _sampling_seconds(fit.posterior, test[1], **quick)
+    sampling = _sampling_seconds(fit.posterior, problem.test[1], **quick)
     return {
         "seconds": fit.training_seconds,
         "networks": 0.0,
         "pool": 0.0,
         "following": 0.0,
         "epochs": fit.epochs,
-        "nll": fit.nll + leaked,
+        "nll": fit.nll,
         "nll_corrected": NO_VALUE,
-        "c2st": _c2st(task, fit.posterior),
+        "c2st": _c2st(problem.task, fit.posterior),
         "c2st_corrected": NO_VALUE,
         **sampling,
         "device": "cpu",

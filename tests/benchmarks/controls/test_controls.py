@@ -7,6 +7,7 @@ import torch
 
 from benchmarks import commands
 from benchmarks.controls import page, trainings
+from benchmarks.methods import problem
 from benchmarks.rows import curve, numbers
 from benchmarks.tasks.sbibm import TASKS
 from sbi_jeffreys import JNPE
@@ -98,7 +99,7 @@ def test_intervals_of_the_exact_posterior_hold_what_they_say():
 
 
 def test_a_run_writes_its_page(tmp_path, monkeypatch):
-    monkeypatch.setattr(trainings, "NUM_TEST_PAIRS", 30)
+    monkeypatch.setattr(problem, "NUM_TEST_PAIRS", 30)
     monkeypatch.setattr(trainings, "NUM_X", {"flow": 30, "corrected": 10})
     original = JNPE.train
     monkeypatch.setattr(JNPE, "train", lambda self: original(self, max_num_epochs=2))

@@ -7,6 +7,7 @@ import torch
 
 from benchmarks import commands
 from benchmarks.cost import page, trainings
+from benchmarks.methods import problem
 from benchmarks.tasks.sbibm import TASKS
 from sbi_jeffreys.training.loop import JeffreysTraining
 
@@ -79,7 +80,7 @@ def test_phases_add_up_to_the_training(monkeypatch):
 
 
 def test_a_run_is_resumed_and_writes_its_page(tmp_path, monkeypatch):
-    monkeypatch.setattr(trainings, "NUM_TEST_PAIRS", 20)
+    monkeypatch.setattr(problem, "NUM_TEST_PAIRS", 20)
     monkeypatch.setattr(trainings, "NUM_SAMPLES", 50)
     monkeypatch.setattr(trainings, "NUM_X", 3)
     monkeypatch.setattr(trainings, "OBSERVATIONS", ())
