@@ -33,6 +33,7 @@ from sbi_jeffreys.pool.emulation import (
     Emulated,
     EmulatedBatches,
     Emulator,
+    HalfSimulatedBatches,
     NearbyBatches,
 )
 from sbi_jeffreys.pool.opinion_pool import PoolFit
@@ -208,7 +209,8 @@ class Stages:
             forward = emulator is not None and pool.is_emulated
             guides: Batches = self.batches
             if emulator is not None:
-                guides = self._emulated(emulator, pool, energy, is_weighted=forward)
+                pairs = self._emulated(emulator, pool, energy, is_weighted=forward)
+                guides = pairs if forward else HalfSimulatedBatches(pairs)
             embedded = emulator is not None
             self._follow(Guide(energy, guides, forward, embedded, EPOCHS_TO_FOLLOW))
         loss = flow_loss - pool.gain if self.mixture is None else nan

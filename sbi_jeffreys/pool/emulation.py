@@ -117,6 +117,29 @@ class EmulatedBatches(FreshBatches):
         return Batch(theta, features, weights)
 
 
+@dataclass(frozen=True)
+class HalfSimulatedBatches(FreshBatches):
+    """Features of x, half of them of simulations and half emulated.
+
+    Emulated x are new in each batch. Those of simulations are right where the emulator is
+    not. The parameters are not those of the x.
+
+    Attributes:
+        emulated: Where the other half comes from.
+    """
+
+    emulated: EmulatedBatches
+
+    @torch.no_grad()
+    def draw(self) -> Batch:
+        """Return a new batch."""
+        theta, features, weights = self.emulated.draw()
+        simulated, half = self.emulated.features, len(features) // 2
+        rows = torch.randint(len(simulated), (half,), device=simulated.device)
+        features = torch.cat([simulated[rows], features[half:]])
+        return Batch(theta, features, weights)
+
+
 NUM_CANDIDATES = 32
 """Draws of a proposal of which one is chosen for each x near an observation."""
 

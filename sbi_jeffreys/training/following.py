@@ -7,9 +7,10 @@ The pairs (θ, x) are emulated: θ is drawn from the prior, and x from a model o
 simulator. There is no end of them, so the flow can't memorise. The weights w are
 q(θ|x) / (the model's posterior). Where the model has most of the pool, they are near one,
 and the forward divergence covers all modes of the posterior. Where it has little, they
-are noisy, and the other divergence does not need them. Without a model to draw from, the
-other one is used on x of the training pairs. The flow's held-out negative log-likelihood
-decides which weights of the flow are kept.
+are noisy, and the other divergence does not need them. Half of its x are then those of
+simulations, because emulated x may be far from them. Without a model to draw from, all
+are. The flow's held-out negative log-likelihood decides which weights of the flow are
+kept.
 """
 
 import warnings

@@ -13,6 +13,7 @@ from sbi_jeffreys.pool.emulation import (
     NUM_BATCHES,
     EmulatedBatches,
     Emulator,
+    HalfSimulatedBatches,
     NearbyBatches,
 )
 from sbi_jeffreys.pool.exponential_family import ExponentialFamily
@@ -162,6 +163,17 @@ def test_weights_correct_a_wrong_model(is_weighted, variance):
 
     assert distances(variance).max() < 3.5
     assert distances(1.3 - variance).sort().values[1] > 10
+
+
+def test_half_of_the_x_are_simulated():
+    """The simulated x are chosen anew for each batch, and the emulated ones are new."""
+    half = HalfSimulatedBatches(batches(is_weighted=False, size=50))
+    rows = {tuple(row) for row in FEATURES.tolist()}
+    torch.manual_seed(0)
+    first, second = ([tuple(row) in rows for row in half.draw().x.tolist()] for _ in "ab")
+    assert first == second == [True] * 25 + [False] * 25
+    x = torch.cat([half.draw().x[:25] for _ in range(200)])
+    assert len(x.unique(dim=0)) == len(rows)
 
 
 @pytest.mark.parametrize("observed", [None, torch.zeros(1, 2)])

@@ -14,7 +14,11 @@ from sbi_jeffreys import JNPE, fit, stages
 from sbi_jeffreys.data.arrays import ConcatenatedRows
 from sbi_jeffreys.data.batches import SlicedBatches
 from sbi_jeffreys.pool import exponential_family
-from sbi_jeffreys.pool.emulation import NUM_BATCHES, EmulatedBatches
+from sbi_jeffreys.pool.emulation import (
+    NUM_BATCHES,
+    EmulatedBatches,
+    HalfSimulatedBatches,
+)
 from sbi_jeffreys.pool.linear_model import LinearModel
 from sbi_jeffreys.pool.opinion_pool import Pool, PoolFit
 from sbi_jeffreys.pool.registry import POOL_MODELS
@@ -375,19 +379,22 @@ def test_beside_the_pool_the_networks_train_for_a_bounded_number_of_cycles(
 @pytest.mark.parametrize("forward", [True, False])
 def test_what_the_flow_follows(forward, guides, monkeypatch):
     """First pairs as the emulator draws them, and then the pooled energy. Its pairs have
-    weights for KL(energy ‖ flow), which is taken if the emulator has most of the pool."""
+    weights for KL(energy ‖ flow), which is taken if the emulator has most of the pool.
+    For KL(flow ‖ energy), half of the x are those of simulations."""
     monkeypatch.setattr(PoolFit, "is_emulated", forward)
     trainer = make_trainer()
     quick(trainer)
     learn, follow = guides
     assert learn.forward
     assert not learn.batches.is_weighted
-    assert follow.forward == follow.batches.is_weighted == forward
+    assert isinstance(follow.batches, HalfSimulatedBatches) != forward
+    pairs = follow.batches if forward else follow.batches.emulated
+    assert follow.forward == pairs.is_weighted == forward
     assert follow.energy is trainer.energy
-    for guide in guides:
+    for guide, emulated in ((learn, learn.batches), (follow, pairs)):
         assert guide.are_embedded
-        assert guide.batches.energy is guide.energy
-        assert isinstance(guide.batches.model, SyntheticLikelihood)
+        assert emulated.energy is guide.energy
+        assert isinstance(emulated.model, SyntheticLikelihood)
 
 
 @pytest.mark.parametrize(
