@@ -1,11 +1,13 @@
-"""The options of the constrained Jeffreys method."""
+"""The options of the constrained Jeffreys method, and the arguments of a training."""
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, fields
+from math import isfinite
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 
+from sbi_jeffreys._sbi import TrainConfig
 from sbi_jeffreys.objective.multipliers import (
     ConstrainedMultipliers,
     FixedMultipliers,
@@ -128,6 +130,28 @@ class JeffreysOptions:
             bounds=self.multiplier_bounds,
             device=device,
         )
+
+
+def train_config(**arguments: Any) -> TrainConfig:
+    """Return those of the arguments of `train` that sbi's trainers share, checked.
+
+    `stop_after_epochs=None` becomes 1, as it stands for a rule without a number.
+
+    Args:
+        arguments: All arguments of `train`, by name.
+
+    Raises:
+        ValueError: If one is out of range. The message names it.
+        TypeError: If one is of another type.
+    """
+    chosen = {field.name: arguments[field.name] for field in fields(TrainConfig)}
+    if chosen["stop_after_epochs"] is None:
+        chosen["stop_after_epochs"] = 1
+    config = TrainConfig(**chosen)
+    for name in ("learning_rate", "clip_max_norm"):
+        if chosen[name] is not None and not isfinite(chosen[name]):
+            raise ValueError(f"Expected a finite `{name}`, got {chosen[name]}.")
+    return config
 
 
 def _is_count(value: object) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from sbi_jeffreys._sbi import SbiTrainer, TrainConfig
+from sbi_jeffreys._sbi import SbiTrainer
 from sbi_jeffreys.data.arrays import evenly_spaced
 from sbi_jeffreys.data.batches import CalibrationKernel
 from sbi_jeffreys.data.processes import first_random_state, process_rank
@@ -31,7 +31,7 @@ from sbi_jeffreys.models.energy import ConditionalEnergy
 from sbi_jeffreys.models.log_ratio import LogRatioNet
 from sbi_jeffreys.models.pair import ModelPair
 from sbi_jeffreys.models.prior_checks import check_can_serve, with_one_axis
-from sbi_jeffreys.options import JeffreysOptions
+from sbi_jeffreys.options import JeffreysOptions, train_config
 from sbi_jeffreys.pool.registry import pool_models
 from sbi_jeffreys.posteriors.builder import PosteriorBuilder
 from sbi_jeffreys.preprocessing.true_support import with_true_support
@@ -289,17 +289,17 @@ class JNPE(SbiTrainer):
 
         Raises:
             RuntimeError: If there are no simulations, or there is no training to resume.
-            ValueError: If there are too few simulations, if JNPE was trained before and
-                the arguments do not say how to go on, or if processes can't share the
-                batches or differ in their simulations.
+            ValueError: If an argument is out of range, if there are too few simulations,
+                if JNPE was trained before and the arguments do not say how to go on, or
+                if processes can't share the batches or differ in their simulations.
             TypeError: If `density_estimator` can't be sampled differentiably.
             FloatingPointError: If the loss is not finite in the very first epoch.
         """
-        config = TrainConfig(
+        config = train_config(
             training_batch_size=training_batch_size,
             learning_rate=learning_rate,
             validation_fraction=validation_fraction,
-            stop_after_epochs=1 if stop_after_epochs is None else stop_after_epochs,
+            stop_after_epochs=stop_after_epochs,
             max_num_epochs=max_num_epochs,
             clip_max_norm=clip_max_norm,
             resume_training=resume_training,

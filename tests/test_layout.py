@@ -16,11 +16,11 @@ ORDER = [
         "trainer",
         "fit",
         "stages",
-        "options",
         "plots",
         "rounds",
         "posteriors",
         "diagnostics",
+        "options",
     ),
     *(
         "proposals",

@@ -1,6 +1,7 @@
 """What sbi's trainer says and does, where that is not true of this one."""
 
 import copy
+import math
 import pickle
 import warnings
 
@@ -108,6 +109,9 @@ def test_kept_simulations_are_not_said_to_spoil_training(caplog):
         ("training_batch_size", 0),
         ("learning_rate", 0.0),
         ("learning_rate", -1e-3),
+        ("learning_rate", math.nan),
+        ("learning_rate", math.inf),
+        ("clip_max_norm", math.nan),
         ("clip_max_norm", -1.0),
         ("clip_max_norm", 0.0),
         ("validation_fraction", 0.0),

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from tqdm.auto import tqdm
 
+from sbi_jeffreys.options import train_config
 from sbi_jeffreys.proposals.fitted import FittedProposal
 from sbi_jeffreys.proposals.source import check_prior
 from sbi_jeffreys.rounds.archive import Archive
@@ -298,11 +299,13 @@ def _checked(
     if timeout is not None and not timeout > 0:
         raise ValueError(f"Expected `timeout` to be positive, got {timeout}.")
     try:
-        signature(trainer.train).bind(**training)
+        given = signature(trainer.train).bind(**training)
     except TypeError as error:
         raise ValueError(
             f"Expected `training` to have arguments of `train`: {error}."
         ) from error
+    given.apply_defaults()
+    train_config(**given.arguments)
     return prior
 
 

@@ -216,6 +216,7 @@ def test_several_observations_of_the_same_parameters():
         ({"num": 100.0}, "`num_simulations` to be a whole number"),
         ({"num_workers": 0}, "`num_workers` to be positive"),
         ({"training": {"max_epochs": 3}}, "`training` to have arguments of `train`"),
+        ({"training": {"learning_rate": -1.0}}, "learning_rate"),
         ({"x_o": torch.tensor([torch.nan, 0.0])}, "finite `x_o`"),
         ({"x_o": torch.zeros(3)}, r"`x_o` of the shape of a simulation, \(2,\)"),
     ],
