@@ -75,11 +75,10 @@ def write(path: Path, text: str) -> None:
     path.write_text(text + "\n")
 
 
-def write_with_figure(folder: Path, name: str, text: str, figure: Figure) -> str:
-    """Write a report and its figure under one name, and return the report."""
+def write_with_figure(folder: Path, name: str, text: str, figure: Figure) -> None:
+    """Write a report and its figure under one name."""
     write(folder / f"{name}.md", text)
     figure.savefig(folder / f"{name}.png", dpi=120)
-    return text
 
 
 def _machine() -> str:

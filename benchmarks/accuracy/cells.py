@@ -19,8 +19,6 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 from joblib import Parallel, delayed
-from scipy.stats import uniform, wasserstein_distance
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from benchmarks import lines
@@ -32,15 +30,13 @@ from benchmarks.accuracy.c2st import (
 )
 from benchmarks.accuracy.held_out import NUM_TEST_PAIRS, TEST_SEED
 from benchmarks.methods.registry import METHODS, TRAININGS
-from benchmarks.methods.training import NO_VALUE, Fit, Unrejected
+from benchmarks.methods.training import Fit
 from benchmarks.report import commit, measured_with
 from benchmarks.rows import check_commit
 from benchmarks.tasks.references import NUM_SAMPLES, reference
 from benchmarks.tasks.sbibm import TASKS
 from sbi_jeffreys.data.files import read_sealed, write_sealed
-from sbi_jeffreys.diagnostics import calibrate
 
-NUM_CALIBRATION_PAIRS, NUM_CALIBRATION_SAMPLES = 300, 500
 CLASSIFIERS = {
     "rf": c2st_random_forest,
     "rf_fold": c2st_random_forest_fold,
@@ -71,34 +67,27 @@ class Unit(NamedTuple):
 
 
 class TrainedFit(NamedTuple):
-    """A fit, and its calibration.
+    """A fit, and what it was made by.
 
     Attributes:
-        fit: Posterior, test NLLs and cost.
-        sbc_error: Mean distance of parameters' ranks from a uniform distribution
-            (Wasserstein-1, ranks scaled to [0, 1]), over fresh simulations.
-        tarp_error: Mean distance of TARP's coverage from its level.
+        fit: Posterior, test NLL and cost.
         commit: Of the code that trained.
         measured_with: Versions, machine and device of the training.
     """
 
     fit: Fit
-    sbc_error: float
-    tarp_error: float
     commit: str
     measured_with: str
 
 
-TITLE = "fit of a benchmark 2"
+TITLE = "fit of a benchmark 3"
 """How files of trained posteriors begin; the number is that of their format."""
 
-FIT_COLUMNS = ("nll", "nll_last", "epochs", "training_seconds")
+FIT_COLUMNS = ("nll", "epochs", "training_seconds")
 COLUMNS = (
     *Cell._fields,
     *(f"c2st_{name}" for name in CLASSIFIERS),
     *FIT_COLUMNS,
-    "sbc_error",
-    "tarp_error",
     "sampling_seconds",
     "commit",
     "measured_with",
@@ -236,14 +225,9 @@ def _trained(unit: Unit, folder: Path, device: str) -> dict[str, TrainedFit]:
     theta, x = task.simulate(unit.num_simulations, unit.seed)
     test = task.simulate(NUM_TEST_PAIRS, TEST_SEED)
     fits = training.fit(task.prior, theta, x, test, unit.seed)
-    pairs = test[0][:NUM_CALIBRATION_PAIRS], test[1][:NUM_CALIBRATION_PAIRS]
+    made_by = commit(), measured_with(training.device)
     trained = {
-        method: TrainedFit(
-            fit,
-            *_calibration_errors(fit.posterior, *pairs, training),
-            commit(),
-            measured_with(training.device),
-        )
+        method: TrainedFit(fit, *made_by)
         for method, fit in zip(training.methods, fits, strict=True)
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -251,26 +235,6 @@ def _trained(unit: Unit, folder: Path, device: str) -> dict[str, TrainedFit]:
     torch.save(trained, saved)
     write_sealed(path, TITLE, saved.getvalue())
     return trained
-
-
-def _calibration_errors(
-    posterior: Any, theta: Tensor, x: Tensor, training: Any
-) -> tuple[float, float]:
-    """Return errors of SBC and TARP, NaN where sampling for many x takes too long."""
-    if training.batched_options is None:
-        return NO_VALUE, NO_VALUE
-    calibration = calibrate(
-        Unrejected(posterior, training.batched_options),
-        theta,
-        x,
-        num_posterior_samples=NUM_CALIBRATION_SAMPLES,
-        seed=0,
-        show_progress_bars=False,
-    )
-    levels = uniform.ppf((torch.arange(len(theta)) + 0.5) / len(theta))
-    distances = [wasserstein_distance(pit, levels) for pit in calibration.pit.values()]
-    coverage_error = (calibration.ecp - calibration.alpha).abs().mean()
-    return sum(distances) / len(distances), float(coverage_error)
 
 
 def _measure(trained: TrainedFit, cell: Cell, classifiers: list[str]) -> dict[str, Any]:
@@ -284,8 +248,6 @@ def _measure(trained: TrainedFit, cell: Cell, classifiers: list[str]) -> dict[st
         **cell._asdict(),
         **{f"c2st_{name}": CLASSIFIERS[name](samples, drawn) for name in classifiers},
         **{name: getattr(trained.fit, name) for name in FIT_COLUMNS},
-        "sbc_error": trained.sbc_error,
-        "tarp_error": trained.tarp_error,
         "sampling_seconds": seconds,
         "commit": trained.commit,
         "measured_with": trained.measured_with,

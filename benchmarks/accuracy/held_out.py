@@ -22,7 +22,7 @@ from sbi_jeffreys.trainer import JNPE
 
 NUM_TEST_PAIRS = 2000
 NUM_PARTICLES = 200
-NUM_LEAKAGE_DRAWS = 500
+NUM_LEAKAGE_DRAWS = 200
 TEST_SEED = 10_000
 COLUMNS = (
     "task",
@@ -95,8 +95,8 @@ def flow_nll(flow: ConditionalDensityEstimator, theta: Tensor, x: Tensor) -> flo
 @torch.no_grad()
 def log_mass_inside(
     flow: ConditionalDensityEstimator, prior: Distribution, x: Tensor
-) -> float:
-    """Return the mean over x of the log of the mass that does not leak from the prior.
+) -> Tensor:
+    """Return the log of the mass that does not leak from the prior, shape `(N,)`.
 
     The mass is estimated from draws. If no draw is inside, one is counted. sbi's
     `leakage_correction` draws until some are inside, which does not end if none are.
@@ -112,7 +112,7 @@ def log_mass_inside(
         draws = flow.sample((NUM_LEAKAGE_DRAWS,), c)
         inside = within_support(prior, draws.flatten(0, 1)).reshape(draws.shape[:2])
         log_mass.append(inside.sum(0).clamp(min=1).div(NUM_LEAKAGE_DRAWS).log())
-    return float(torch.cat(log_mass).mean())
+    return torch.cat(log_mass)
 
 
 @torch.no_grad()
@@ -166,7 +166,7 @@ def measure(
                     seconds = time.perf_counter() - start
                     nan = float("nan")
                     loss = flow_nll(flow, *test)
-                    loss += log_mass_inside(flow, task.prior, test[1])
+                    loss += float(log_mass_inside(flow, task.prior, test[1]).mean())
                     yield Row(
                         task.name, f"NPE {name}", num_simulations, seed,
                         loss, nan, nan, nan, npe.summary["epochs_trained"][-1], seconds,

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from benchmarks.accuracy.held_out import energy_nll, flow_nll
-from benchmarks.methods.training import NO_VALUE, Fit, Training
+from benchmarks.methods.training import Fit, Training
 from benchmarks.tasks.task import on_device
 from sbi_jeffreys.models.pair import ModelPair
 from sbi_jeffreys.pool.candidates import Candidates
@@ -63,7 +63,6 @@ class JNPETraining(Training):
         start = time.process_time()
         flow = trainer.train()
         cost = trainer.epoch, time.process_time() - start
-        latest = trainer.latest.to("cpu")
         posterior = trainer.build_posterior()
         corrected = trainer.build_posterior(sample_with="energy")
         for each in (posterior, corrected):
@@ -75,13 +74,9 @@ class JNPETraining(Training):
         def nll(posterior: EnergyPosterior) -> float:
             return energy_nll(posterior.pair.energy, flow, *test)
 
-        last_flow = flow_nll(latest.flow, *test)
-        last_energy = energy_nll(latest.energy, latest.flow, *test)
         return [
-            Fit(posterior, flow_nll(flow, *test), last_flow, *cost),
-            Fit(corrected, nll(corrected), NO_VALUE, *cost),
-            Fit(networks, nll(networks), last_energy, *cost),
-            Fit(linear, nll(linear), NO_VALUE, *cost),
+            Fit(posterior, flow_nll(flow, *test), *cost),
+            *(Fit(p, nll(p), *cost) for p in (corrected, networks, linear)),
         ]
 
 

@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Callable
-from copy import copy, deepcopy
+from copy import copy
 from functools import partial
+from math import log
 from typing import Any
 
 import torch
@@ -14,21 +15,13 @@ from sbi.neural_nets.net_builders import build_nsf
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from benchmarks.accuracy.held_out import flow_nll
+from benchmarks.accuracy.held_out import flow_nll, log_mass_inside
 from benchmarks.methods.training import NO_VALUE, Fit, Training
 from sbi_jeffreys.models.building import FlowBuilder
 from sbi_jeffreys.preprocessing.embedding import standardizing_embedding
 
 
-class LastEpochNPE(NPE):
-    """NPE that keeps the weights of its last epoch, which sbi discards."""
-
-    def _converged(self, epoch: int, stop_after_epochs: int) -> bool:
-        self.last_weights = deepcopy(self._neural_net.state_dict())
-        return super()._converged(epoch, stop_after_epochs)
-
-
-class RegularizedNPE(LastEpochNPE):
+class RegularizedNPE(NPE):
     """NPE with weight decay."""
 
     weight_decay = 1e-3
@@ -46,7 +39,7 @@ class NPETraining(Training):
     build_embedding: Callable[[], nn.Module] = nn.Identity
 
     def __init__(
-        self, method: str, flow: str, kind: type[LastEpochNPE] = LastEpochNPE, **size: Any
+        self, method: str, flow: str, kind: type[NPE] = NPE, **size: Any
     ) -> None:
         """
         Args:
@@ -81,15 +74,12 @@ class NPETraining(Training):
         trainer = self.kind(prior, self._builder(theta, x), show_progress_bars=False)
         trainer.append_simulations(theta, x)
         start = time.process_time()
-        kept = trainer.train()
+        flow = trainer.train()
         seconds = time.process_time() - start
-        last = deepcopy(kept)
-        last.load_state_dict(trainer.last_weights)
         (epochs,) = trainer.summary["epochs_trained"]
-        posterior = trainer.build_posterior()
-        return [
-            Fit(posterior, flow_nll(kept, *test), flow_nll(last, *test), epochs, seconds)
-        ]
+        inside = log_mass_inside(flow, prior, test[1]).mean()
+        nll = flow_nll(flow, *test) + float(inside)
+        return [Fit(trainer.build_posterior(), nll, epochs, seconds)]
 
     def _builder(self, theta: Tensor, x: Tensor) -> FlowBuilder:
         return posterior_nn(self.flow, embedding_net=self.build_embedding(), **self.size)
@@ -144,19 +134,18 @@ class EnsembleTraining(Training):
         seeds = range(seed * self.num, (seed + 1) * self.num)
         fits = [self.member.fit(prior, theta, x, test, s)[0] for s in seeds]
         posteriors = [fit.posterior for fit in fits]
+        flows = [posterior.posterior_estimator for posterior in posteriors]
         with torch.no_grad():
-            log_probs = torch.stack(
-                [
-                    p.posterior_estimator.log_prob(test[0][None], test[1])[0]
-                    for p in posteriors
-                ]
-            )
-        nll = -(log_probs.logsumexp(0) - torch.tensor(self.num).log()).mean()
+            log_probs = [
+                flow.log_prob(test[0][None], test[1])[0]
+                - log_mass_inside(flow, prior, test[1])
+                for flow in flows
+            ]
+        nll = -(torch.stack(log_probs).logsumexp(0) - log(self.num)).mean()
         return [
             Fit(
                 EnsemblePosterior(posteriors),
                 float(nll),
-                NO_VALUE,
                 sum(fit.epochs for fit in fits),
                 sum(fit.training_seconds for fit in fits),
             )
@@ -195,4 +184,4 @@ class OtherTraining(Training):
         trainer.train()
         seconds = time.process_time() - start
         (epochs,) = trainer.summary["epochs_trained"]
-        return [Fit(trainer.build_posterior(), NO_VALUE, NO_VALUE, epochs, seconds)]
+        return [Fit(trainer.build_posterior(), NO_VALUE, epochs, seconds)]

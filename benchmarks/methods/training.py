@@ -14,17 +14,14 @@ class Fit(NamedTuple):
 
     Attributes:
         posterior: A posterior with the interface of sbi's.
-        nll: Test NLL in nats of the weights kept. NaN where densities are unnormalised,
-            or where each density takes an ODE to be solved.
-        nll_last: Test NLL in nats of the weights after the last epoch. NaN where there
-            are none, as for a linear model or for networks pooled with one.
+        nll: Test NLL in nats, within the prior. NaN where densities are unnormalised, or
+            where each density takes an ODE to be solved.
         epochs: Epochs trained, of all networks together.
         training_seconds: CPU seconds of training, of all networks together.
     """
 
     posterior: Any
     nll: float
-    nll_last: float
     epochs: int
     training_seconds: float
 

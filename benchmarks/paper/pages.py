@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from matplotlib.figure import Figure
 
-from benchmarks.accuracy import cells
+from benchmarks.accuracy import cells, standings
 from benchmarks.paper import (
     duality,
     latent_images,
@@ -180,7 +180,7 @@ class Simulations(Experiment):
 
     def figure(self, rows: pd.DataFrame, folder: Path) -> Figure:
         """See the base class."""
-        return simulations.figure(rows)
+        return standings.overview(rows)
 
 
 EXPERIMENTS: dict[str, Experiment] = {

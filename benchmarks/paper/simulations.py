@@ -1,20 +1,16 @@
 """The comparison of sbibm, between a flow fitted by maximum likelihood and ours."""
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from benchmarks.accuracy.cells import Cell, cells
 from benchmarks.accuracy.published import BARS
-from benchmarks.accuracy.standings import with_any_folds
+from benchmarks.accuracy.standings import LABELS, with_any_folds
 from benchmarks.report import spread, table
 from benchmarks.tasks.references import NUM_OBSERVATIONS
-from sbi_jeffreys.plots.style import color_of, panels
 
 METHODS = {
-    "npe_nsf": "NPE nsf",
-    "jnpe_flow": "JNPE flow",
-    "jnpe_corrected": "JNPE corrected",
-    "jnpe_networks": "JNPE, networks alone",
+    method: LABELS[method]
+    for method in ("npe_nsf", "jnpe_flow", "jnpe_corrected", "jnpe_networks")
 }
 TASKS = tuple(BARS)
 CLASSIFIER = "rf_fold"
@@ -66,19 +62,3 @@ def report(rows: pd.DataFrame) -> str:
             table(("task", *columns), lines),
         ]
     )
-
-
-def figure(rows: pd.DataFrame) -> Figure:
-    """Return C2ST of the methods, task by task; points are seeds."""
-    rows = with_any_folds(rows)
-    tasks = [task for task in TASKS if task in set(rows.task)]
-    with panels(1, 7.5, 3.2, columns=1) as (result, (axis,)):
-        for k, (method, name) in enumerate(METHODS.items()):
-            scores = rows[rows.method == method].groupby(["task", "seed"]).c2st_rf.mean()
-            offset = 0.2 * (k - (len(METHODS) - 1) / 2)
-            places = [tasks.index(task) + offset for task, _ in scores.index]
-            axis.scatter(places, scores, s=16, color=color_of(method), label=name)
-        axis.set_xticks(range(len(tasks)), tasks, rotation=30, ha="right")
-        axis.set(ylabel="C2ST (random forest)", ylim=(0.48, 1.02))
-        axis.legend()
-    return result

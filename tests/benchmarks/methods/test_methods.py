@@ -4,8 +4,10 @@ import math
 from functools import partialmethod
 
 import pytest
+import torch
 from sbi.inference import FMPE, NLE, NPE
 
+from benchmarks.accuracy import held_out
 from benchmarks.methods.registry import METHODS, TRAININGS
 from benchmarks.tasks.sbibm import TASKS
 from sbi_jeffreys import JNPE
@@ -55,8 +57,20 @@ def test_trainings_give_posteriors(name, short_trainings):
             assert drawn.shape == (3, 2, 2)
 
 
-def test_last_epoch_of_npe_differs_from_the_best():
-    task = TASKS["gaussian_mixture"]
-    test = task.simulate(50, seed=1)
-    (fit,) = TRAININGS["npe_maf"].fit(task.prior, *task.simulate(60, 0), test, seed=0)
-    assert fit.nll != fit.nll_last
+@pytest.mark.filterwarnings("ignore:.*max_num_epochs")
+@pytest.mark.parametrize("name", ["npe_maf", "npe_nsf_ensemble"])
+def test_losses_of_npe_are_of_its_posterior_within_the_prior(
+    name, short_trainings, monkeypatch
+):
+    """Sbi's posterior divides by the mass inside, of which 10,000 draws for each x tell.
+    Of the mass 7 % is inside. So the standard error of the difference is .03 over five x,
+    and the tolerance five of them. Without the mass the losses differ by 2.6."""
+    monkeypatch.setattr(held_out, "NUM_LEAKAGE_DRAWS", 5000)
+    task, num = TASKS["gaussian_mixture"], 5
+    test = task.simulate(num, seed=1)
+    (fit,) = TRAININGS[name].fit(task.prior, *task.simulate(200, seed=0), test, seed=0)
+    posterior = fit.posterior
+    log_probs = torch.cat(
+        [posterior.log_prob(t[None], x=x[None]) for t, x in zip(*test, strict=True)]
+    )
+    assert fit.nll == pytest.approx(-float(log_probs.mean()), abs=0.15)
