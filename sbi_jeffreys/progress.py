@@ -8,6 +8,7 @@ pool, the training takes longer than was said.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from tqdm.auto import tqdm
 
@@ -16,8 +17,31 @@ from sbi_jeffreys.data.processes import process_rank
 POOL_WORK = 220.0
 """Steps of the networks that take as long as fitting the pool to 1,000 simulations."""
 
-FOLLOWING_WORK = 0.4
-"""Steps of the networks that take as long as a step of the following."""
+FOLLOWING_WORK = 8.0
+"""Steps of the networks that take as long as an epoch of the following, of 20 steps."""
+
+
+@dataclass(frozen=True)
+class WorkAfterNetworks:
+    """The work of the pool, and of the flow that learns from it and follows it.
+
+    Attributes:
+        growth: Factor of all of it. It is one with 1,000 simulations.
+    """
+
+    growth: float
+
+    def num_epochs(self, num: int) -> int:
+        """Return the epochs in place of this number with 1,000 simulations."""
+        return max(1, round(self.growth * num))
+
+    def steps(self, num_epochs: int) -> float:
+        """Return the work of epochs of the following, in steps of the networks."""
+        return self.growth * FOLLOWING_WORK * num_epochs
+
+    def steps_with_pool(self, num_epochs: int) -> float:
+        """Return the work of fitting the pool and of epochs of the following."""
+        return self.growth * POOL_WORK + self.steps(num_epochs)
 
 
 @contextmanager

@@ -5,7 +5,8 @@
    one of them emulates (`pool`). Held-out pairs then choose the weights of the models.
 3. The networks go on for as long as they have a part in the pool.
 4. The flow follows the pooled energy (`training.following`), if held-out pairs are
-   likelier under it than under the flow.
+   likelier under it than under the flow. If they are by far, the models are fitted again
+   on the way, to draws of the better flow.
 
 Without the pool the networks train until their held-out loss stalls, which is the paper's
 method. They do so before the second stage if x is embedded by a network that learns.
@@ -29,7 +30,6 @@ from sbi_jeffreys.models.pair import ModelPair
 from sbi_jeffreys.models.prior_base import base_density, log_prior_floor
 from sbi_jeffreys.pool.candidates import Focus
 from sbi_jeffreys.pool.emulation import (
-    NUM_BATCHES,
     Emulated,
     EmulatedBatches,
     Emulator,
@@ -38,8 +38,9 @@ from sbi_jeffreys.pool.emulation import (
 )
 from sbi_jeffreys.pool.opinion_pool import PoolFit
 from sbi_jeffreys.preprocessing.true_support import evaluated_anywhere
-from sbi_jeffreys.progress import FOLLOWING_WORK, POOL_WORK, shown
+from sbi_jeffreys.progress import FOLLOWING_WORK, WorkAfterNetworks, shown
 from sbi_jeffreys.proposals.mixture import ProposalMixture
+from sbi_jeffreys.training.checkpoint import Pooling
 from sbi_jeffreys.training.following import Guide
 from sbi_jeffreys.training.loop import JeffreysTraining
 
@@ -54,7 +55,7 @@ MIN_SHARE, MIN_GAIN = 0.05, 0.03
 """What the networks need to go on after later cycles: a weight in the pool, and a gain of
 the pool in the last cycle, in nats."""
 
-MOST_CYCLES = 4
+MOST_CYCLES = 5
 """Cycles after which the networks do not go on beside the pool."""
 
 EPOCHS_TO_LEARN, EPOCHS_TO_FOLLOW = 15, 45
@@ -62,6 +63,8 @@ EPOCHS_TO_LEARN, EPOCHS_TO_FOLLOW = 15, 45
 before the pool's weights are chosen, and to follow the pooled energy. They grow with the
 square root of the number of simulations."""
 
+EPOCHS_TO_REFIT = 15
+"""Those of the following after which models are fitted again, if the flow is far off."""
 
 MAX_BATCH_SIZE = 200
 """Largest number of emulated pairs in a batch."""
@@ -126,7 +129,7 @@ class Stages:
     @property
     def work_after_networks(self) -> float:
         """The work of the pool and of the flow that learns and follows, in steps."""
-        return self._growth * POOL_WORK + self._work(EPOCHS_TO_LEARN + EPOCHS_TO_FOLLOW)
+        return self._work.steps_with_pool(EPOCHS_TO_LEARN + EPOCHS_TO_FOLLOW)
 
     def train(self, until: int | None = None, work: float = 0.0) -> bool:
         """Train the networks; return whether this ended by itself.
@@ -170,26 +173,44 @@ class Stages:
         emulator = pool.emulator if self._emulates else None
         if emulator is not None:
             pairs = self._emulated(emulator, pool, pair.energy, is_weighted=False)
-            work = self._growth * POOL_WORK + self._work(EPOCHS_TO_FOLLOW)
-            later = work / (FOLLOWING_WORK * NUM_BATCHES)
-            guide = Guide(pair.energy, pairs, True, True, EPOCHS_TO_LEARN, later=later)
-            self._follow(replace(guide, description=LEARNING))
+            guide = Guide(pair.energy, pairs, True, True, EPOCHS_TO_LEARN)
+            later = self._work.steps_with_pool(EPOCHS_TO_FOLLOW)
+            self._follow(replace(guide, description=LEARNING), later)
         flow_loss = self.training.recall_followed()
         with shown("JNPE weighs its pool (2/3)", self.show_progress):
             pool.fit(pair)
+        has_converged = self._go_on(pool, pair, state)
+        to_follow = EPOCHS_TO_FOLLOW
+        if self._is_followed(pool) and pool.asks_for_a_better_flow:
+            to_follow -= EPOCHS_TO_REFIT
+            guide = self._guide(pool, emulator, pool.provisional(pair), EPOCHS_TO_REFIT)
+            self._follow(guide, self._work.steps_with_pool(to_follow))
+            flow_loss = self.training.recall_followed()
+            with shown("JNPE fits its pool again (2/3)", self.show_progress):
+                pool.fit(pair)
+        with shown("JNPE fits its pool to all simulations (2/3)", self.show_progress):
+            energy = pool.pooled(pair)
+        emulated = None if emulator is None else Emulated(emulator, pool.known.features)
+        if self._is_followed(pool):
+            self._follow(self._guide(pool, emulator, energy, to_follow))
+        loss = flow_loss - pool.gain if self.mixture is None else nan
+        return Pooled(energy, pool.weights, loss, has_converged, emulated)
+
+    def _go_on(self, pool: PoolFit, pair: ModelPair, state: Pooling) -> bool:
+        """Train the networks while they have a part in the pool; return as `train`."""
         if state.loss == inf:
             state = state._replace(loss=pool.loss, goes_on=pool.lag < MAX_LAG)
         else:  # later cycles were trained before an interrupt
             self.training.load_best()
             pool.choose(pair.energy.net)
-        most = self.config.max_num_epochs
+        cycles, most = self.training.cycles, self.config.max_num_epochs
         while state.goes_on and not state.has_converged and state.epoch < most:
-            end = self.training.cycles.end(state.epoch)
-            has_converged = self.train(end, self._work(EPOCHS_TO_FOLLOW))
+            end = cycles.end(state.epoch)
+            has_converged = self.train(end, self._work.steps(EPOCHS_TO_FOLLOW))
             pool.choose(pair.energy.net)
             goes_on = pool.share_of_networks >= MIN_SHARE
             goes_on &= pool.loss < state.loss - MIN_GAIN
-            goes_on &= self.training.epoch < self.training.cycles.ends(MOST_CYCLES)
+            goes_on &= self.training.epoch < cycles.ends(MOST_CYCLES)
             state = state._replace(
                 has_converged=has_converged,
                 epoch=self.training.epoch,
@@ -197,24 +218,8 @@ class Stages:
                 goes_on=goes_on,
             )
             self.training.keep(state)
-        has_converged, goes_on = state.has_converged, state.goes_on
-        ends_cycle = self.training.cycles.end(self.training.epoch - 1)
-        has_converged |= not goes_on and self.training.epoch == ends_cycle
-        with shown("JNPE fits its pool to all simulations (2/3)", self.show_progress):
-            energy = pool.pooled(pair)
-        emulated = None
-        if emulator is not None:
-            emulated = Emulated(emulator, pool.known.features)
-        if any(pool.weights.values()) and pool.gain > 0 and self.mixture is None:
-            forward = emulator is not None and pool.is_emulated
-            guides: Batches = self.batches
-            if emulator is not None:
-                pairs = self._emulated(emulator, pool, energy, is_weighted=forward)
-                guides = pairs if forward else HalfSimulatedBatches(pairs)
-            embedded = emulator is not None
-            self._follow(Guide(energy, guides, forward, embedded, EPOCHS_TO_FOLLOW))
-        loss = flow_loss - pool.gain if self.mixture is None else nan
-        return Pooled(energy, pool.weights, loss, has_converged, emulated)
+        ends_cycle = self.training.epoch == cycles.end(self.training.epoch - 1)
+        return state.has_converged or (not state.goes_on and ends_cycle)
 
     def return_to_prior(
         self, energy: ConditionalEnergy, emulated: Emulated | None
@@ -282,13 +287,9 @@ class Stages:
         return min(1.0, self.config.max_num_epochs / FULL_EFFORT)
 
     @property
-    def _growth(self) -> float:
-        """Factor of that work, which grows with the number of simulations."""
-        return self._effort * sqrt(sum(map(len, self.rows)) / 1000)
-
-    def _work(self, num_epochs: int) -> float:
-        """Return the work of epochs of emulated batches, in steps of the networks."""
-        return self._growth * FOLLOWING_WORK * NUM_BATCHES * num_epochs
+    def _work(self) -> WorkAfterNetworks:
+        num_simulations = sum(map(len, self.rows))
+        return WorkAfterNetworks(self._effort * sqrt(num_simulations / 1000))
 
     @property
     def _emulates(self) -> bool:
@@ -305,10 +306,23 @@ class Stages:
             and pair.flow.takes_embedded
         )
 
-    @property
-    def _base(self) -> Distribution | None:
-        """The density of all parameters, or None."""
-        return self.mixture or self.prior
+    def _is_followed(self, pool: PoolFit) -> bool:
+        return any(pool.weights.values()) and pool.gain > 0 and self.mixture is None
+
+    def _guide(
+        self,
+        pool: PoolFit,
+        emulator: Emulator | None,
+        energy: ConditionalEnergy,
+        num_epochs: int,
+    ) -> Guide:
+        """Return a pooled energy for the flow to follow, with pairs to follow it on."""
+        if emulator is None:
+            return Guide(energy, self.batches, False, False, num_epochs)
+        forward = pool.is_emulated
+        pairs = self._emulated(emulator, pool, energy, is_weighted=forward)
+        batches = pairs if forward else HalfSimulatedBatches(pairs)
+        return Guide(energy, batches, forward, True, num_epochs)
 
     def _emulated(
         self,
@@ -318,13 +332,18 @@ class Stages:
         is_weighted: bool,
     ) -> EmulatedBatches:
         """Return emulated pairs, with the weights of an energy or with none."""
-        assert self._base is not None
+        base = self.mixture or self.prior
+        assert base is not None
         size = min(self.config.training_batch_size, MAX_BATCH_SIZE)
         features = pool.known.features
-        return EmulatedBatches(emulator, self._base, energy, features, is_weighted, size)
+        return EmulatedBatches(emulator, base, energy, features, is_weighted, size)
 
-    def _follow(self, guide: Guide) -> None:
-        """Let the flow follow an energy; its epochs are those with 1,000 simulations."""
-        num = max(1, round(self._growth * guide.num_epochs))
-        guide, norm = replace(guide, num_epochs=num), self.config.clip_max_norm
-        self.training.follow(guide, self.held_out, norm, self.show_progress)
+    def _follow(self, guide: Guide, later: float = 0.0) -> None:
+        """Let the flow follow an energy, and say how much work comes after, in steps.
+
+        The epochs of the guide are those with 1,000 simulations.
+        """
+        num_epochs = self._work.num_epochs(guide.num_epochs)
+        guide = replace(guide, num_epochs=num_epochs, later=later / FOLLOWING_WORK)
+        norm, shows = self.config.clip_max_norm, self.show_progress
+        self.training.follow(guide, self.held_out, norm, shows)

@@ -37,6 +37,10 @@ LEAST_EMULATED = 0.75
 """Weight of the models that can be drawn from, from which pairs of the pooled energy are
 emulated. With less, the weights of emulated pairs are too noisy."""
 
+MAX_GAIN = 0.5
+"""Gain of the pool over the flow, in nats, from which the flow is too far from the pool's
+posterior for models to be fitted well to its draws."""
+
 
 class Pool(nn.Module):
     """The weighted average of log-ratio networks and models of the simulator."""
@@ -137,6 +141,8 @@ class PoolFit:
     def fit(self, pair: ModelPair) -> None:
         """Fit the other models, and all c to draws of the flow. Choose the weights.
 
+        Again, with draws of a better flow, it replaces what it fitted before.
+
         Args:
             pair: The flow, and the energy.
 
@@ -151,13 +157,15 @@ class PoolFit:
                 )
             )
         _check_finite(self.held_out)
-        for name, kind in self.kinds.items():
-            model = self.models.get(name)
-            if model is not None:
-                model.fit_evidence(self.known)
-            else:
-                self.models[name] = _fit(kind, self.known, None, self.effort)
-        self.models = {name: self.models[name] for name in self.kinds}
+        emulators = {n: m for n, m in self.models.items() if isinstance(m, Emulator)}
+        for model in emulators.values():
+            model.fit_evidence(self.known)
+        self.models = {
+            name: emulators[name]
+            if name in emulators
+            else _fit(kind, self.known, None, self.effort)
+            for name, kind in self.kinds.items()
+        }
         self.choose(pair.energy.net)
 
     @torch.no_grad()
@@ -172,6 +180,11 @@ class PoolFit:
         """Whether models that can be drawn from have most of the pool."""
         names = [name for name, m in self.models.items() if isinstance(m, Emulator)]
         return sum(self.weights[name] for name in names) >= LEAST_EMULATED
+
+    @property
+    def asks_for_a_better_flow(self) -> bool:
+        """Whether models should be fitted again, to draws of a flow that followed."""
+        return self.gain > MAX_GAIN and not self.is_emulated
 
     @property
     def share_of_networks(self) -> float:
@@ -200,16 +213,29 @@ class PoolFit:
         Args:
             pair: The flow, and the energy.
         """
+        everything = self.known.joined_with(self.held_out)
+        models = {
+            name: _fit(self.kinds[name], everything, self.models[name], self.effort)
+            for name, weight in self.weights.items()
+            if weight > 0
+        }
+        return self._pooled(pair, models)
+
+    def provisional(self, pair: ModelPair) -> ConditionalEnergy:
+        """Return the pooled energy, with models that saw no held-out pairs.
+
+        Args:
+            pair: The flow, and the energy.
+        """
+        return self._pooled(pair, self.models)
+
+    def _pooled(self, pair: ModelPair, models: dict[str, Any]) -> ConditionalEnergy:
         kept = {name: weight for name, weight in self.weights.items() if weight > 0}
         if not kept:
             return pair.energy
-        everything = self.known.joined_with(self.held_out)
-        models = [
-            _fit(self.kinds[name], everything, self.models[name], self.effort)
-            for name in kept
-        ]
         pooled = pair.energy_with_own_embedding()
-        pooled.net = Pool(pair.energy.net, models, list(kept.values()))
+        nets = [models[name] for name in kept]
+        pooled.net = Pool(pair.energy.net, nets, list(kept.values()))
         return pooled
 
 
