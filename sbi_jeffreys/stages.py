@@ -184,7 +184,8 @@ class Stages:
         if self._is_followed(pool) and pool.asks_for_a_better_flow:
             to_follow -= EPOCHS_TO_REFIT
             guide = self._guide(pool, emulator, pool.provisional(pair), EPOCHS_TO_REFIT)
-            self._follow(guide, self._work.steps_with_pool(to_follow))
+            later = self._work.steps_with_pool(to_follow)
+            self._follow(replace(guide, description=LEARNING), later)
             flow_loss = self.training.recall_followed()
             with shown("JNPE fits its pool again (2/3)", self.show_progress):
                 pool.fit(pair)
