@@ -1,8 +1,8 @@
 """Progress bars of a training, and when all of it will be done.
 
-Work is counted in steps of the networks. With 1,000 simulations of eleven tasks, fitting
-the pool took as long as 120 to 310 of them, and a step of the following as long as 0.35
-to 0.50 of one (benchmarks/results/ablations.md). Where the networks go on beside the
+Work is counted in steps of the networks. With 1,000 simulations of fifteen tasks, fitting
+the pool took as long as 180 to 810 of them, and a step of the following as long as 0.47
+to 0.88 of one (benchmarks/results/ablations.md). Where the networks go on beside the
 pool, the training takes longer than was said.
 """
 
@@ -14,10 +14,10 @@ from tqdm.auto import tqdm
 
 from sbi_jeffreys.data.processes import process_rank
 
-POOL_WORK = 220.0
+POOL_WORK = 470.0
 """Steps of the networks that take as long as fitting the pool to 1,000 simulations."""
 
-FOLLOWING_WORK = 8.0
+FOLLOWING_WORK = 11.0
 """Steps of the networks that take as long as an epoch of the following, of 20 steps."""
 
 
