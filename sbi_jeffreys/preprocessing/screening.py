@@ -10,9 +10,8 @@ $p \in \{t_d, t_d^2 - 1\}$ and every pair i ≤ j the score
 is about $\chi^2_1$ if $u_i u_j$ is independent of $p$. It detects that a mean (j = 0), a
 variance (i = j) or a correlation depends on θ.
 
-1. An entry is related to θ if one of its scores exceeds
-   $2 \log(\text{number of scores})$. That is about the largest of as many scores by
-   chance (Foster & George 1994).
+1. An entry is related to θ if one of its scores exceeds a threshold. By chance any score
+   does so in at most one of a hundred data sets (Bonferroni's correction).
 2. Then t is replaced by its residual from a linear regression on the related entries.
    This reveals entries that only remove the noise of another. The step is repeated until
    no new entry is found (iterated sure independence screening, Fan & Lv 2008).
@@ -20,10 +19,8 @@ variance (i = j) or a correlation depends on θ.
    little.
 """
 
-from math import log
-
 import torch
-from scipy.stats import rankdata
+from scipy.stats import chi2, rankdata
 from torch import Tensor, nn
 
 from sbi_jeffreys.preprocessing.scaling import varies
@@ -32,11 +29,15 @@ UNRELATED_SCALE = 0.01
 """Factor for entries without a visible dependence. They are not left out: with many
 simulations and long training a network can still learn to use them."""
 
+FALSE_ALARMS = 0.01
+"""Bound on the probability that any score of unrelated entries exceeds the threshold. It
+is small, because a few entries of noise can cost much accuracy."""
+
 NUM_PERMUTATIONS = 99
 """Shuffles of θ in the test of the remaining entries. The remaining entries count as
 related if θ shows more dependence on them than any shuffle does."""
 
-MAX_EXPLAINED = 0.1
+MAX_EXPLAINED = 0.125
 """Largest share of a variance that an unrelated entry may explain. If the threshold of
 the scores corresponds to more, there are too few simulations to screen."""
 
@@ -76,8 +77,8 @@ def related_to(theta: Tensor, x: Tensor) -> Tensor:
     - No entry shows a dependence.
     - The remaining entries show a dependence together. By chance this happens with a
       probability of 0.01.
-    - There are so few simulations that a remaining entry might still explain a tenth of a
-      variance: about 200 simulations for 100 entries.
+    - There are so few simulations that a remaining entry might still explain an eighth of
+      a variance: about 220 simulations for 100 entries.
     - x has too many entries: more than 1,000 with 1,000 simulations, or more than 300
       with 10,000 simulations or more.
 
@@ -92,7 +93,8 @@ def related_to(theta: Tensor, x: Tensor) -> Tensor:
     theta, rows = theta[::step].flatten(1), x[::step].flatten(1)
     num, entries = rows.shape
     everything = torch.ones(entries, dtype=torch.bool, device=x.device)
-    threshold = 2 * log(theta.shape[1] * (entries + 1) * (entries + 2))
+    num_scores = theta.shape[1] * (entries + 1) * (entries + 2)
+    threshold = float(chi2.isf(FALSE_ALARMS / num_scores, 1))
     if num * entries**2 > MAX_WORK or threshold > MAX_EXPLAINED * num:
         return everything
     t, u = _ranks(theta), _ranks(rows)
