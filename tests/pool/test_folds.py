@@ -140,8 +140,8 @@ def test_it_stops_where_no_network_gains(monkeypatch):
 
 def test_steps_grow_with_the_root_of_the_number_of_simulations():
     numbers = (10, 1000, 2000, 10**6)
-    assert [num_steps(num, 1.0) for num in numbers] == [2400, 2400, 3394, 4000]
-    assert [num_steps(num, 0.5) for num in numbers] == [1200, 1200, 1697, 2000]
+    assert [num_steps(num, 1.0) for num in numbers] == [1800, 1800, 2546, 4000]
+    assert [num_steps(num, 0.5) for num in numbers] == [900, 900, 1273, 2000]
     assert num_steps(10, 1e-9) == 1
 
 
@@ -181,26 +181,26 @@ KINDS = [ErrorModel(dropout=share, bandwidth=0) for share in (0.1, 0.2, 0.3, 0.4
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 1, 0, 2), (2, 3, 1, 0)])
 def test_the_worse_half_of_the_kinds_is_dropped_twice(order, recorded, monkeypatch):
-    monkeypatch.setattr(folds, "MAX_STEPS", 120)
+    monkeypatch.setattr(folds, "MAX_STEPS", 90)
     monkeypatch.setattr(model, "error_models_for", lambda num: KINDS)
     made, losses = recorded
     losses += [KINDS[number] for number in order]
     fitted = SyntheticLikelihood.fit(candidates())
     assert fitted.networks.error_model == KINDS[order[0]]
     runs = {KINDS.index(each.networks.error_model): each.runs for each in made}
-    assert runs[order[0]] == [5, 10, 120]
+    assert runs[order[0]] == [5, 10, 90]
     assert runs[order[1]] == [5, 10]
     assert runs[order[2]] == runs[order[3]] == [5]
-    assert fitted.networks is next(t for t in made if t.runs[-1] == 120).networks
+    assert fitted.networks is next(t for t in made if t.runs[-1] == 90).networks
 
 
 def test_of_three_kinds_two_are_left(recorded, monkeypatch):
-    monkeypatch.setattr(folds, "MAX_STEPS", 120)
+    monkeypatch.setattr(folds, "MAX_STEPS", 90)
     monkeypatch.setattr(model, "error_models_for", lambda num: KINDS[:3])
     made, losses = recorded
     losses += KINDS
     SyntheticLikelihood.fit(candidates())
-    assert [each.runs for each in made] == [[5, 10, 120], [5, 10], [5]]
+    assert [each.runs for each in made] == [[5, 10, 90], [5, 10], [5]]
 
 
 def test_after_a_few_steps_there_is_a_loss_to_compare():

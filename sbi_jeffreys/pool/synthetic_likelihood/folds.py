@@ -23,7 +23,7 @@ BATCH_SIZE = 200
 AVERAGING = 0.98
 """Share of the past in the moving average of the weights."""
 
-MAX_STEPS, MOST_STEPS = 2400, 4000
+MAX_STEPS, MOST_STEPS = 1800, 4000
 """Steps with up to 1,000 simulations. With more they grow with the square root of the
 number of simulations, up to the second number."""
 

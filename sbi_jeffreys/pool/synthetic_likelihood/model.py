@@ -20,7 +20,7 @@ from sbi_jeffreys.pool.synthetic_likelihood.summaries import (
 NUM_NETWORKS = 5
 """Networks M. There are at most as many as simulations."""
 
-RUNGS = (1 / 24, 1 / 12)
+RUNGS = (1 / 18, 1 / 9)
 """Shares of the steps after which the worse half of the kinds of errors is dropped
 (successive halving, Jamieson & Talwalkar 2016, arXiv:1502.07943)."""
 
